@@ -1,0 +1,38 @@
+# `make` alone lists what there is. Every target makes the virtual environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' 2>/dev/null
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	@touch $(READY)
+
+demo: $(READY) ## run the example project on the embedded store: jobs, groups, limits, retries, ticks
+	@$(BIN)/python -m asyncjobs demo
+
+test: $(READY) lint ## format check, lint, types, architecture and every test
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
+
+lint: $(READY) ## only the static checks
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## measure throughput on this machine
+	@$(BIN)/python -m benchmarks.throughput
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build

@@ -1,0 +1,63 @@
+"""asyncjobs: durable background jobs, per-tenant groups, exact rate limits and cron tasks on your app's event loop.
+
+queue.py ──► broker/ ══ Redis stream ══► pump.py ──► consumer.py ──► executor.py ──► retry.py ──► broker/ ──► events.py
+ add()                                   turns        one queue       one try         decide      settle       the edges
+    ▲                                      ▲
+    └ scheduler.py  cron ticks             └ groups.py  one consumer a group, reaped when idle
+                                             maintenance.py, liveness.py  the dead, the lost, the old
+"""
+
+from asyncjobs.config import Backoff, JobOptions, Limiter, Retention, WorkerOptions
+from asyncjobs.definition import JobDefinition, TaskDefinition
+from asyncjobs.errors import (
+    AsyncjobsError,
+    AsyncjobsWarning,
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigError,
+    Discard,
+    JobFailedError,
+    JobStalledError,
+    JobTimeoutError,
+    LoadError,
+    NotRunningError,
+    PayloadError,
+    RetryLater,
+    UnknownJobError,
+)
+from asyncjobs.events import Event
+from asyncjobs.job import ActiveJob, Job
+from asyncjobs.queue import Queue
+from asyncjobs.runtime import Runtime
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActiveJob",
+    "AsyncjobsError",
+    "AsyncjobsWarning",
+    "Backoff",
+    "BrokerError",
+    "BrokerUnavailableError",
+    "ConfigError",
+    "Discard",
+    "Event",
+    "Job",
+    "JobDefinition",
+    "JobFailedError",
+    "JobOptions",
+    "JobStalledError",
+    "JobTimeoutError",
+    "Limiter",
+    "LoadError",
+    "NotRunningError",
+    "PayloadError",
+    "Queue",
+    "Retention",
+    "RetryLater",
+    "Runtime",
+    "TaskDefinition",
+    "UnknownJobError",
+    "WorkerOptions",
+    "__version__",
+]

@@ -1,0 +1,25 @@
+"""Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
+
+from asyncjobs.broker.broker import (
+    WORK_LANES,
+    AddCall,
+    Broker,
+    Overflow,
+    Settlement,
+    TakenJob,
+    WorkCall,
+    WorkReply,
+)
+from asyncjobs.broker.keys import Keys
+
+__all__ = [
+    "WORK_LANES",
+    "AddCall",
+    "Broker",
+    "Keys",
+    "Overflow",
+    "Settlement",
+    "TakenJob",
+    "WorkCall",
+    "WorkReply",
+]

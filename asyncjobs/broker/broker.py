@@ -1,0 +1,515 @@
+"""The Broker: one method a transition, one round trip each, every one safe to send again.
+
+Its connections, whatever the number of queues: adds, two for work, one for everything else, the heartbeat and
+the subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from asyncjobs import clock
+from asyncjobs.broker import scripts
+from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply
+from asyncjobs.broker.keys import (
+    Keys,
+    done_channel,
+    groups_key,
+    index_keys,
+    index_member,
+    news_channel,
+    processes_key,
+    running_key,
+    split_member,
+    ticks_key,
+)
+from asyncjobs.broker.link import Address, Command, Lane, is_transient, refusal
+from asyncjobs.broker.subscriber import Subscriber
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
+
+WORK_LANES: Final = 2
+LOG_LINES: Final = 1000
+NO_LIMIT: Final = (-1, -1, -1, -1)
+
+Op = Literal["c", "f", "r", "b"]
+
+
+class Settlement(NamedTuple):
+    """What becomes of one finished try; see ``lua/work.lua`` for the fields by `op`."""
+
+    op: Op
+    job_id: str
+    entry: bytes
+    token: bytes
+    body: bytes = b""
+    number: int = 0
+    keep: str = ""
+
+
+class TakenJob(NamedTuple):
+    """A job as a script hands it out."""
+
+    job_id: str
+    entry: bytes
+    data: bytes
+    attempts_made: int
+    stalled_count: int
+    added_ms: int
+    options: bytes
+    token: bytes
+
+
+class WorkCall(NamedTuple):
+    """One queue's turn: what to settle, and how much to take.
+
+    Attributes:
+        free: slots to fill; 0 settles only.
+        slots: most active jobs over all processes, 0 for no such bound.
+        bucket: tokens, µs until one comes back, µs that a start may lag; (0, 0, 0) for no limit.
+        retention: completed count and age in ms, failed count and age in ms; -1 for no bound.
+    """
+
+    name: str
+    keys: Keys
+    grouped: bool
+    token: bytes
+    free: int
+    slots: int
+    bucket: tuple[int, int, int]
+    retention: tuple[int, int, int, int]
+    settlements: Sequence[Settlement]
+
+
+class WorkReply(NamedTuple):
+    """`statuses`: a character a settlement, see ``lua/work.lua``; `wait`: seconds until more may be had, or None."""
+
+    statuses: bytes
+    wait: float | None
+    jobs: list[TakenJob]
+
+
+class Overflow(NamedTuple):
+    """Finished jobs of groups that their name's retention lets go."""
+
+    name: str
+    before_ms: int
+    members: list[str]
+
+
+class Finish(NamedTuple):
+    """The news that a watched job has finished: 'c' and its result, or 'f' and its last error."""
+
+    op: str
+    body: bytes
+
+
+class Silence(NamedTuple):
+    """What a beat brought: whether we still count as alive, and seconds since each other process's last beat."""
+
+    alive: bool
+    others: dict[str, float]
+
+
+class Broker:
+    """All that is stored in Redis, as verbs."""
+
+    def __init__(
+        self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0
+    ) -> None:
+        self.prefix = prefix
+        self.address = Address(target, connect_timeout)
+        self._timeout = connect_timeout
+        self._adds = AddBatcher(Lane(self.address, connect_timeout), process, connect_timeout, replicas)
+        self._work = [Lane(self.address, connect_timeout) for _ in range(WORK_LANES)]
+        self._misc = Lane(self.address, connect_timeout)
+        self._beats = Lane(self.address, connect_timeout)
+        self._reconnected: list[Callable[[], None]] = []
+        self.subscriber = Subscriber(self.address, self._on_connected)
+        self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
+        self._lines = itertools.count(1)
+        self._process = process
+
+    # Connections ------------------------------------------------------------------------------------------
+    async def check(self) -> None:
+        """Reach the store once.
+
+        Raises:
+            BrokerUnavailableError: not reached within the connection timeout.
+            BrokerError: reached, but it refuses us.
+        """
+        deadline = clock.monotonic() + self._timeout
+        while True:
+            try:
+                async with asyncio.timeout(max(0.05, deadline - clock.monotonic())):
+                    reply = (await self._misc.run([("PING",)]))[0]
+                if isinstance(reply, ResponseError):
+                    if not is_transient(reply):
+                        raise refusal(reply)
+                    raise BrokerUnavailableError(f"{self.address.text} is not ready: {reply}")
+                return
+            except (BrokerUnavailableError, TimeoutError) as error:
+                if clock.monotonic() + 0.1 >= deadline:
+                    text = str(error) or f"{self.address.text} is out of reach"
+                    raise BrokerUnavailableError(f"{text} (tried for {self._timeout:g} s)") from error
+            await asyncio.sleep(0.1)
+
+    def on_reconnected(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the subscriber has a new connection and may have missed something."""
+        self._reconnected.append(callback)
+
+    def _on_connected(self) -> None:
+        for callback in self._reconnected:
+            callback()
+
+    async def listen_for_news(self, name: str, on_news: Callable[[bytes], None]) -> None:
+        """Call `on_news` with ``<ms until due>|<group id>`` whenever an idle queue of `name` got work."""
+        await self.subscriber.listen(news_channel(self.prefix, name), on_news)
+
+    async def close(self) -> None:
+        await self._adds.close()
+        for lane in (*self._work, self._misc, self._beats):
+            await lane.close()
+        for futures in self._watched.values():
+            for future in futures:
+                future.cancel()
+
+    async def _ask(self, command: Command, lane: Lane | None = None) -> Any:
+        """Send one idempotent command until it is answered, for as long as a caller should wait."""
+        deadline, pause = clock.monotonic() + self._timeout, 0.02
+        while True:
+            try:
+                return await (lane or self._misc).call(command)
+            except BrokerUnavailableError:
+                if clock.monotonic() + pause >= deadline:
+                    raise
+            except ResponseError as error:
+                if not is_transient(error):
+                    raise refusal(error) from error
+                if clock.monotonic() + pause >= deadline:
+                    raise BrokerUnavailableError(f"the store is busy: {error}") from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    # Adding and reading -----------------------------------------------------------------------------------
+    def queue_keys(self, name: str, group_id: str | None) -> Keys:
+        return Keys(self.prefix, name, group_id)
+
+    async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
+        """Add jobs, once each however often it is sent.
+
+        Raises:
+            BrokerUnavailableError: no answer; each job is wholly there or not at all, `job_ids` names them.
+            BrokerError: the store refused; nothing was added.
+        """
+        return await self._adds.add(calls)
+
+    def add_call(
+        self,
+        keys: Keys,
+        name: str,
+        job_id: str,
+        due: tuple[str, int],
+        data: bytes,
+        options: bytes,
+        named: bool,
+    ) -> AddCall:
+        registry = groups_key(self.prefix, name) if keys.group else ""
+        news = news_channel(self.prefix, name)
+        return AddCall(keys, news, registry, job_id, due[0], due[1], data, options, named)
+
+    async def read(self, keys: Keys, job_id: str) -> tuple[float | None, dict[str, bytes]]:
+        """When a job is due (ms; None unless delayed), and the fields of its record (none: no such job)."""
+        due, *rest = await self._ask(scripts.READ(keys.job(job_id), keys.delayed, job_id))
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        return (float(due) if due else None), {key.decode(): value for key, value in pairs}
+
+    async def counts(self, keys: Keys) -> list[int]:
+        """How many jobs of a queue are waiting, active, delayed, completed, failed."""
+        counts: list[int] = await self._ask(
+            scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed)
+        )
+        return counts
+
+    async def total_counts(self, name: str) -> list[int]:
+        """The same over all groups of a job name."""
+        totals = [0, 0, 0]
+        async for groups in self.groups(name):
+            queues = (self.queue_keys(name, group_id) for group_id in groups)
+            for counts in await asyncio.gather(*(self.counts(keys) for keys in queues)):
+                totals = [total + one for total, one in zip(totals, counts, strict=False)]
+        completed, failed = index_keys(self.prefix, name)
+        return [*totals, await self._ask(("ZCARD", completed)), await self._ask(("ZCARD", failed))]
+
+    async def groups(self, name: str) -> AsyncIterator[list[str]]:
+        """The groups of a job name that are not reaped, in pieces of a bounded size."""
+        cursor, seen = b"0", set()
+        while True:
+            cursor, rows = await self._ask(("ZSCAN", groups_key(self.prefix, name), cursor, "COUNT", 500))
+            fresh = [row.decode() for row in rows[::2] if row not in seen]
+            seen.update(rows[::2])
+            if fresh:
+                yield fresh
+            if cursor == b"0":
+                return
+
+    async def watch(self, keys: Keys, job_id: str) -> Finish | None:
+        """How a job has finished; None: not yet. Op 'x': there is no such job."""
+        op, body = await self._ask(scripts.WATCH(keys.job(job_id)))
+        return Finish(op.decode(), body) if op else None
+
+    async def finished(self, keys: Keys, job_id: str, look_every: float) -> Finish:
+        """Wait until a job finishes; heard from the subscriber, and looked at every `look_every` seconds."""
+        channel, key = done_channel(self.prefix), keys.job(job_id)
+        future: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
+        self._watched.setdefault(key, []).append(future)
+        try:
+            await self.subscriber.listen(channel, self._on_finish)
+            while True:
+                try:
+                    async with asyncio.timeout(look_every):
+                        await self.subscriber.confirmed(channel)
+                except TimeoutError:
+                    pass
+                known = await self.watch(keys, job_id)
+                if known is not None:
+                    return future.result() if future.done() else known
+                done, _ = await asyncio.wait([future], timeout=look_every)
+                if done:
+                    return future.result()
+        finally:
+            futures = self._watched[key]
+            futures.remove(future)
+            if not futures:
+                del self._watched[key]
+
+    def _on_finish(self, message: bytes) -> None:
+        key, op, body = msgspec.msgpack.decode(message, type=tuple[str, str, str])
+        for future in self._watched.get(key, ()):
+            if not future.done():
+                future.set_result(Finish(op, body.encode()))
+
+    # Working ----------------------------------------------------------------------------------------------
+    async def work(
+        self, lane: int, process: str, calls: Sequence[WorkCall]
+    ) -> tuple[list[WorkReply | BrokerError], list[Overflow]]:
+        """Settle and take on several queues in one pipeline.
+
+        Returns:
+            A reply or an error for each call, and the finished jobs that retention lets go.
+        Raises:
+            BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
+        """
+        names, indexing = self._index_commands(calls)
+        commands = [*indexing, *(self._work_command(process, call) for call in calls)]
+        replies = await self._work[lane].run(commands)
+        overflow: list[Overflow] = []
+        for name, reply in zip(names, replies, strict=False):
+            if isinstance(reply, ResponseError):
+                continue  # its work command meets the same trouble, or retention comes by timer
+            completed, failed, now = reply
+            if completed or failed:
+                overflow.append(Overflow(name, now, [one.decode() for one in (*completed, *failed)]))
+        results: list[WorkReply | BrokerError] = []
+        for call, reply in zip(calls, replies[len(names) :], strict=True):
+            if isinstance(reply, ResponseError):
+                transient = is_transient(reply)
+                results.append(BrokerUnavailableError(str(reply)) if transient else refusal(reply))
+            else:
+                statuses, wait, rows = reply
+                taken = list(_taken(rows, 7, call.token))
+                results.append(WorkReply(statuses, None if wait < 0 else wait / 1000, taken))
+        return results, overflow
+
+    def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
+        """Jobs of groups are listed under their name before they finish: a listed job without record is harmless."""
+        by_name: dict[str, list[str | bytes | int]] = {}
+        for call in calls:
+            if not call.grouped or not call.settlements:
+                continue
+            args = by_name.get(call.name)
+            if args is None:
+                completed, failed = index_keys(self.prefix, call.name)
+                args = [groups_key(self.prefix, call.name), completed, failed, *call.retention]
+                by_name[call.name] = args
+            group = call.keys.group
+            for one in call.settlements:
+                listed = one.op in "cf" and one.keep != "0"
+                args += (group, one.op if listed else "", index_member(group, one.job_id) if listed else "")
+        return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
+
+    def _work_command(self, process: str, call: WorkCall) -> Command:
+        keys = call.keys
+        args: list[str | bytes | int] = [
+            keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed,
+            keys.jobs, news_channel(self.prefix, call.name), done_channel(self.prefix), keys.group, process,
+            call.token, call.free, call.slots, *call.bucket, *(NO_LIMIT if call.grouped else call.retention),
+        ]  # fmt: skip
+        for settlement in call.settlements:
+            args += settlement
+        return scripts.WORK(*args)
+
+    async def own(self, keys: Keys, process: str) -> list[TakenJob]:
+        """Everything of one queue that is pending for `process`: what a lost reply would have brought."""
+        jobs: list[TakenJob] = []
+        after: bytes | str = "-"
+        while True:
+            rows = await self._ask(scripts.OWN(keys.stream, keys.jobs, process, after))
+            page = list(_taken(rows, 8))
+            jobs += page
+            if len(page) < 500:
+                return jobs
+            after = page[-1].entry
+
+    async def retain(self, keys: Keys, process: str, tries: Sequence[tuple[str, bytes, bytes]]) -> list[bool]:
+        """Which running tries (id, entry, token) of one queue are still ours, now under the name `process`."""
+        kept: list[bool] = []
+        for start in range(0, len(tries), 500):
+            flat = itertools.chain.from_iterable(tries[start : start + 500])
+            reply = await self._ask(scripts.RETAIN(keys.stream, keys.jobs, process, *flat))
+            kept += [flag == 0x31 for flag in reply]
+        return kept
+
+    async def spend(self, keys: Keys, bucket: tuple[int, int, int]) -> None:
+        """Take a token again for a start that comes later than its token allows for."""
+        await self._ask(scripts.SPEND(keys.bucket, bucket[1], bucket[2]))
+
+    async def note(self, keys: Keys, job_id: str, token: bytes, kind: str, value: bytes) -> bool:
+        """Write the progress or a log line of a running job; False: it is not ours any more."""
+        line = f"{self._process}.{next(self._lines)}"
+        return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
+
+    # Keeping order ----------------------------------------------------------------------------------------
+    async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
+        """For each queue, the processes that hold jobs of it."""
+        replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream)) for keys in queues))
+        return [[name.decode() for name in names] for names in replies]
+
+    async def sweep(
+        self, name: str, keys: Keys, dead: str, process: str, token: bytes, most: int
+    ) -> tuple[list[str], list[TakenJob]]:
+        """Give back the jobs of a dead process on one queue.
+
+        Returns:
+            The ids given back, and the jobs that stalled more often than `most`, which `process` now owns and
+            must fail.
+        """
+        back: list[str] = []
+        doomed: list[TakenJob] = []
+        news = news_channel(self.prefix, name)
+        while True:
+            ids, more, rows = await self._ask(
+                scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
+            )
+            back += [one.decode() for one in ids]
+            doomed += _taken(rows, 7, token)
+            if not more:
+                return back, doomed
+
+    async def leave(self, queues: Sequence[Keys], process: str) -> None:
+        """Take a stopping process's name off the queues it served, and off the list of processes."""
+        await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in queues))
+        await self._ask(("ZREM", processes_key(self.prefix), process))
+
+    async def beat(self, process: str, joining: bool) -> Silence:
+        """Show a sign of life; see `Silence`."""
+        command = scripts.BEAT(processes_key(self.prefix), process, "1" if joining else "0")
+        reply = (await self._beats.run([command]))[0]
+        if isinstance(reply, ResponseError):
+            raise BrokerUnavailableError(str(reply)) if is_transient(reply) else refusal(reply)
+        alive, *rest = reply
+        others = {rest[i].decode(): rest[i + 1] / 1000 for i in range(0, len(rest), 2)}
+        return Silence(bool(alive), others)
+
+    async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
+        """Seconds since each process's last beat; infinite for one that never beat or is buried."""
+        others = (await self._ask(scripts.BEAT(processes_key(self.prefix), "-", "0")))[1:]
+        known = {others[i].decode(): others[i + 1] / 1000 for i in range(0, len(others), 2)}
+        return {process: known.get(process, float("inf")) for process in processes}
+
+    async def bury(self, process: str, lease: float) -> bool:
+        """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
+        return bool(await self._ask(scripts.BURY(processes_key(self.prefix), process, int(lease * 1000))))
+
+    async def trim(self, keys: Keys, retention: tuple[int, int, int, int]) -> None:
+        """Apply retention to a queue that may be idle."""
+        while await self._ask(scripts.TRIM(keys.completed, keys.failed, keys.jobs, *retention)):
+            pass
+
+    async def overflow(self, name: str, retention: tuple[int, int, int, int]) -> Overflow:
+        """Finished jobs of groups of `name` that retention lets go."""
+        completed, failed = index_keys(self.prefix, name)
+        reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
+        return Overflow(name, reply[2], [one.decode() for one in (*reply[0], *reply[1])])
+
+    async def forget(self, overflow: Overflow) -> None:
+        """Delete the records, and only then the listing: a crash in between leaves nothing unlisted."""
+        by_group: dict[str, list[str]] = {}
+        for member in overflow.members:
+            group_id, job_id = split_member(member)
+            by_group.setdefault(group_id, []).append(job_id)
+        calls = []
+        for group_id, job_ids in by_group.items():
+            keys = self.queue_keys(overflow.name, group_id)
+            calls.append(scripts.FORGET(keys.completed, keys.failed, keys.jobs, overflow.before_ms, *job_ids))
+        await asyncio.gather(*(self._ask(call) for call in calls))
+        for key in index_keys(self.prefix, overflow.name):
+            await self._ask(("ZREM", key, *overflow.members))
+
+    # Groups -----------------------------------------------------------------------------------------------
+    async def idle(self, name: str, group_id: str) -> tuple[bytes, float]:
+        """A group's registration and the seconds since its last sign of life; ``b""``: not registered."""
+        score, age = await self._ask(scripts.IDLE(groups_key(self.prefix, name), group_id))
+        return score, age / 1000
+
+    async def reap(self, name: str, keys: Keys, score: bytes) -> tuple[bool, float]:
+        """Drop what an idle group keeps, if it holds no work.
+
+        Returns:
+            Whether it is gone; if not, the seconds until its next job is due, 0 where one is there.
+        """
+        reaped, wait = await self._ask(scripts.REAP(keys.stream, keys.delayed, keys.bucket, keys.senders))
+        if not reaped:
+            return False, wait / 1000
+        groups = groups_key(self.prefix, name)
+        return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0
+
+    # Ticks ------------------------------------------------------------------------------------------------
+    async def tick(
+        self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float
+    ) -> tuple[str, float]:
+        """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due."""
+        reply = await self._ask(
+            scripts.TICK(
+                ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix),
+                task, scheduled_ms, process, overlap, int(lease * 1000),
+            )
+        )  # fmt: skip
+        return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0
+
+    async def tock(self, task: str, process: str, more: bool) -> int | None:
+        """A run has ended: the scheduled ms of the tick queued behind it, if any."""
+        queued = await self._ask(scripts.TOCK(running_key(self.prefix), task, process, "1" if more else "0"))
+        return int(queued) if queued else None
+
+    async def last_tick(self, task: str, baseline_ms: int) -> int:
+        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`."""
+        key = ticks_key(self.prefix)
+        await self._ask(("HSETNX", key, task, f"{baseline_ms} -"))
+        return int((await self._ask(("HGET", key, task))).partition(b" ")[0])
+
+
+def _taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
+    jobs = []
+    for i in range(0, len(rows), width):
+        job_id, entry, data, attempts, stalled, added, options = rows[i : i + 7]
+        fence = token or rows[i + 7]
+        jobs.append(
+            TakenJob(job_id.decode(), entry, data, int(attempts), int(stalled), int(added), options, fence)
+        )
+    return jobs

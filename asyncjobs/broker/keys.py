@@ -1,0 +1,102 @@
+"""Every key that asyncjobs uses.
+
+    {prefix}                       of the whole installation
+      :processes  zset    process → ms of its last beat
+      :ticks      hash    task → last tick claimed and by whom
+      :running    hash    task → process that runs it, and the tick queued behind it
+
+    {prefix:name}                  of a job name
+      :groups     zset    group id → ms of its last sign of life      only where the job is grouped
+      :c :f       zset    finished jobs; of all groups where the job is grouped
+
+    {prefix:name}  or  {prefix:name:group}     of a queue: a job name, or one of its groups
+      :s          stream  {j: job id}, consumer group `w`; exists only while jobs are waiting or active
+      :d          zset    delayed jobs, id → due ms
+      :b          list    token bucket; expires when its last token is back
+      :n          hash    process → its last add; expires a minute after it
+      :c :f       zset    completed, failed: id → finished ms
+      :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
+                          x state · r fence token · v result · p progress · F finished · w watched · q sender ·
+                          e<n> error of try n · l<n> log line, ln their number
+
+The braces are Redis Cluster's hash tag: what one script touches lies in one slot, and queues and groups
+spread over the shards. A job name holds no ``:``, and a group id is percent-encoded, so no two queues can
+meet whatever their names hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+from urllib.parse import quote
+
+CONSUMER_GROUP: Final = "w"
+HEAD: Final = "head"  # the stream consumer that stands for "back at the head of the queue"
+
+
+def encode_group(group_id: str) -> str:
+    """`group_id` as a key holds it: percent-encoded, or its digest where that is over 128 characters."""
+    quoted = quote(group_id, safe="", errors="surrogatepass").replace("~", "%7E")
+    return quoted if len(quoted) <= 128 else "~" + hashlib.sha256(group_id.encode()).hexdigest()
+
+
+class Keys:
+    """The keys of one queue, made once and kept."""
+
+    __slots__ = ("bucket", "completed", "delayed", "failed", "group", "jobs", "senders", "stream")
+
+    def __init__(self, prefix: str, name: str, group_id: str | None = None) -> None:
+        tag = f"{{{prefix}:{name}}}" if group_id is None else f"{{{prefix}:{name}:{encode_group(group_id)}}}"
+        self.group = group_id or ""
+        self.stream = tag + ":s"
+        self.delayed = tag + ":d"
+        self.bucket = tag + ":b"
+        self.completed = tag + ":c"
+        self.failed = tag + ":f"
+        self.senders = tag + ":n"
+        self.jobs = tag + ":j:"
+
+    def job(self, job_id: str) -> str:
+        return self.jobs + job_id
+
+
+def groups_key(prefix: str, name: str) -> str:
+    return f"{{{prefix}:{name}}}:groups"
+
+
+def index_keys(prefix: str, name: str) -> tuple[str, str]:
+    """Where the finished jobs of all groups of `name` are listed: completed, failed."""
+    return f"{{{prefix}:{name}}}:c", f"{{{prefix}:{name}}}:f"
+
+
+def index_member(group_id: str, job_id: str) -> str:
+    """A job of a group as the index lists it; the length in front makes it unambiguous."""
+    return f"{len(group_id)}:{group_id}{job_id}"
+
+
+def split_member(member: str) -> tuple[str, str]:
+    """The inverse of `index_member`."""
+    length, _, rest = member.partition(":")
+    return rest[: int(length)], rest[int(length) :]
+
+
+def processes_key(prefix: str) -> str:
+    return f"{{{prefix}}}:processes"
+
+
+def ticks_key(prefix: str) -> str:
+    return f"{{{prefix}}}:ticks"
+
+
+def running_key(prefix: str) -> str:
+    return f"{{{prefix}}}:running"
+
+
+def news_channel(prefix: str, name: str) -> str:
+    """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
+    return f"{prefix}:news:{name}"
+
+
+def done_channel(prefix: str) -> str:
+    """Told (job key, 'c' or 'f', result or error) when a watched job has finished."""
+    return f"{prefix}:done"

@@ -1,0 +1,75 @@
+#!lua
+-- add: put jobs on one queue, each in its stream or its delayed set; all of them or none.
+--
+-- KEYS[1] stream     stream {j: job id}; made with its consumer group when it is first needed
+-- KEYS[2] delayed    zset id → due ms
+-- KEYS[3] senders    hash sender → number of its last add applied here; expires a minute after the last
+-- ARGV[1] jobs       prefix of the job hashes
+-- ARGV[2] news       channel told when an idle queue got work
+-- ARGV[3] group      the group id as given, or ''
+-- ARGV[4] sender     the adding process and which of its calls in flight this is
+-- ARGV[5] number     of this add, rising per sender: one that is sent again is recognised by it
+-- ARGV[6…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
+--
+-- Returns {now ms, one character a job: '1' added, '0' exists}
+-- Order: the hash (invisible alone) first, the entry that makes it a job after it, the sender's mark last.
+local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
+local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local mark = sender .. ':' .. ARGV[5]
+local length = redis.call('XLEN', stream)
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+local last = redis.call('HGET', senders, sender)
+local replayed = last and tonumber(last) == number
+local answers, soonest, waiting = {}, nil, false
+
+for i = 6, #ARGV, 6 do
+  local id, kind, at = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local key, named = prefix .. id, ARGV[i + 5] == '1'
+  if replayed then
+    local by = named and redis.call('HMGET', key, 'd', 'q')
+    answers[#answers + 1] = (by and by[1] and by[2] ~= mark) and '0' or '1'
+  elseif named and redis.call('EXISTS', key) == 1 then
+    answers[#answers + 1] = '0'
+  else
+    answers[#answers + 1] = '1'
+    local record = {'d', ARGV[i + 3], 't', now}
+    if ARGV[i + 4] ~= '' then record[5] = 'o'; record[6] = ARGV[i + 4] end
+    if named then record[#record + 1] = 'q'; record[#record + 1] = mark end
+    redis.call('HSET', key, unpack(record))
+    if kind == 'in' and at > 0 then at = now + at end
+    if at > now then
+      redis.call('ZADD', delayed, at, id)
+      if not soonest or at < soonest then soonest = at end
+    else
+      if length == 0 then
+        redis.pcall('XGROUP', 'CREATE', stream, 'w', '0', 'MKSTREAM')
+        length = -1
+      end
+      redis.call('XADD', stream, '*', 'j', id)
+      waiting = true
+    end
+  end
+end
+
+if not replayed and (not last or tonumber(last) < number) then
+  redis.call('HSET', senders, sender, ARGV[5])
+  redis.call('PEXPIRE', senders, 60000)
+end
+if waiting then
+  -- A queue that already had something waiting is being looked at: only the first job is news.
+  local busy = false
+  if length > 0 then
+    local pending = redis.pcall('XPENDING', stream, 'w')
+    if not pending.err then
+      busy = length - pending[1] > 0
+      for _, row in ipairs(pending[4] or {}) do busy = busy or row[1] == 'head' end
+    end
+  end
+  if not busy then redis.call('PUBLISH', ARGV[2], '0|' .. group) end
+end
+if soonest and (not first or soonest < tonumber(first)) then
+  redis.call('PUBLISH', ARGV[2], string.format('%.0f|', soonest - now) .. group)
+end
+return {now, table.concat(answers)}

@@ -1,0 +1,38 @@
+#!lua flags=allow-oom
+-- index: list finishing jobs of groups under their job name, before they finish, and say which are too many.
+--
+-- KEYS[1] groups     zset group id → ms of its last sign of life
+-- KEYS[2] completed  zset 'length of group id:group id, job id' → finished ms
+-- KEYS[3] failed     the same
+-- ARGV[1] ccount     completed jobs kept, -1 for all        ARGV[2] cage  ms they are kept, -1 for ever
+-- ARGV[3] fcount     the same for failed ones               ARGV[4] fage
+-- ARGV[5…] per job: group · 'c', 'f' or '' (alive, nothing to list) · member
+--
+-- Returns {completed members over the limits, failed ones, now ms}; they stay listed until their records are gone
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+for i = 5, #ARGV, 3 do
+  redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i])
+  if ARGV[i + 1] ~= '' then
+    redis.call('ZADD', ARGV[i + 1] == 'c' and KEYS[2] or KEYS[3], now, ARGV[i + 2])
+  end
+end
+local most = #ARGV + 20
+local function over(zset, count, age)
+  local members, seen = {}, {}
+  local function note(list)
+    for _, member in ipairs(list) do
+      if not seen[member] then
+        seen[member] = true
+        members[#members + 1] = member
+      end
+    end
+  end
+  if count >= 0 then
+    local n = redis.call('ZCARD', zset) - count
+    if n > 0 then note(redis.call('ZRANGE', zset, 0, math.min(n, most) - 1)) end
+  end
+  if age >= 0 then note(redis.call('ZRANGEBYSCORE', zset, '-inf', now - age, 'LIMIT', 0, most)) end
+  return members
+end
+return {over(KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])), over(KEYS[3], tonumber(ARGV[3]), tonumber(ARGV[4])), now}

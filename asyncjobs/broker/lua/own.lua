@@ -1,0 +1,27 @@
+#!lua flags=allow-oom
+-- own: what is pending for a process on one queue, in order, as `work` would have returned it.
+--
+-- KEYS[1] stream
+-- ARGV[1] jobs       prefix of the job hashes
+-- ARGV[2] consumer   the asking process
+-- ARGV[3] after      entry to start behind, or '-'
+--
+-- Returns rows: id · entry · data · attempts made · stalled count · added ms · options · token; at most 500 jobs
+-- Reads only, by XPENDING and XRANGE: re-reading history by XREADGROUP would raise delivery counts.
+local rows = {}
+local after = ARGV[3] == '-' and '-' or '(' .. ARGV[3]
+local pending = redis.pcall('XPENDING', KEYS[1], 'w', after, '+', 500, ARGV[2])
+if pending.err then return rows end
+for _, row in ipairs(pending) do
+  local entry = redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
+  if entry then
+    local id = entry[2][2]
+    local job = redis.call('HMGET', ARGV[1] .. id, 'd', 'a', 's', 't', 'o', 'r', 'x')
+    if job[1] and job[7] == 'a' then
+      local n = #rows
+      rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
+      rows[n + 5], rows[n + 6], rows[n + 7], rows[n + 8] = job[3] or '0', job[4] or '0', job[5] or '', job[6] or ''
+    end
+  end
+end
+return rows

@@ -1,0 +1,17 @@
+#!lua flags=allow-oom
+-- reap: drop what an idle group keeps, if nothing of it is waiting, active or delayed.
+--
+-- KEYS[1] stream · KEYS[2] delayed · KEYS[3] bucket · KEYS[4] senders
+--
+-- Returns {1, -1} reaped · {0, ms until its next job is due, or 0}
+-- The check and the deletion are one script: a check from outside loses jobs that are added in between.
+local t = redis.call('TIME')
+local now_us = t[1] * 1000000 + t[2]
+local nearest = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+if nearest[2] then return {0, math.max(0, tonumber(nearest[2]) - math.floor(now_us / 1000))} end
+if redis.call('XLEN', KEYS[1]) > 0 then return {0, 0} end
+local last = redis.call('LINDEX', KEYS[3], -1)
+-- A bucket whose tokens are not all back stays until it expires by itself: the limit outlives the group.
+if last and tonumber(string.match(last, '^%d+')) <= now_us then redis.call('DEL', KEYS[3]) end
+redis.call('DEL', KEYS[1], KEYS[4])
+return {1, -1}

@@ -1,0 +1,45 @@
+#!lua flags=allow-oom
+-- sweep: give back the jobs of a dead process on one queue, each with one more stall on its record.
+--
+-- KEYS[1] stream
+-- ARGV[1] jobs       prefix of the job hashes
+-- ARGV[2] news       channel told that work came back
+-- ARGV[3] group      the group id as given, or ''
+-- ARGV[4] dead       the dead process
+-- ARGV[5] consumer   the sweeping process
+-- ARGV[6] token      of this sweep, the fence of the jobs that it returns as doomed
+-- ARGV[7] most       stalls allowed
+--
+-- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}
+-- A job over the limit is claimed by the sweeper, which fails it by the ordinary way (`work`, op 'f').
+local stream, prefix = KEYS[1], ARGV[1]
+local back, doomed = {}, {}
+local pending = redis.pcall('XPENDING', stream, 'w', '-', '+', 500, ARGV[4])
+if pending.err then return {back, 0, doomed} end
+for _, row in ipairs(pending) do
+  local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
+  local id = entry and entry[2][2]
+  local job = id and redis.call('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o')
+  if not job or not job[1] then
+    redis.call('XACK', stream, 'w', row[1])
+    redis.call('XDEL', stream, row[1])
+  else
+    local stalled = (tonumber(job[3]) or 0) + 1
+    if stalled > tonumber(ARGV[7]) then
+      redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
+      redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')
+      local n = #doomed
+      doomed[n + 1], doomed[n + 2], doomed[n + 3], doomed[n + 4] = id, row[1], job[1], job[2] or '0'
+      doomed[n + 5], doomed[n + 6], doomed[n + 7] = tostring(stalled), job[4] or '0', job[5] or ''
+    else
+      redis.call('HSET', prefix .. id, 's', stalled, 'r', '', 'x', 'w')
+      redis.call('XCLAIM', stream, 'w', 'head', 0, row[1], 'JUSTID')
+      back[#back + 1] = id
+    end
+  end
+end
+-- Only an empty consumer may go: DELCONSUMER destroys what is pending for it.
+if #pending < 500 then redis.call('XGROUP', 'DELCONSUMER', stream, 'w', ARGV[4]) end
+if redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
+if #back > 0 then redis.call('PUBLISH', ARGV[2], '0|' .. ARGV[3]) end
+return {back, #pending < 500 and 0 or 1, doomed}

@@ -1,0 +1,38 @@
+#!lua flags=allow-oom
+-- tick: claim one firing of a task, once over all processes.
+--
+-- KEYS[1] ticks      hash task → 'scheduled ms process' of the last tick claimed
+-- KEYS[2] running    hash task → process that runs it; task .. ' queued' → scheduled ms
+-- KEYS[3] processes  zset process → ms of its last beat
+-- ARGV[1] task
+-- ARGV[2] scheduled  ms, the instant the tick is due
+-- ARGV[3] process
+-- ARGV[4] overlap    'skip', 'queue' or 'allow'
+-- ARGV[5] lease      ms of silence after which a running process counts as dead
+--
+-- Returns {'fire'} · {'early', ms until due} · {'taken'} · {'overlap'} · {'queued'}
+-- Sent again after a lost reply by the same process it answers 'fire' again.
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local task, scheduled, process = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if scheduled > now then return {'early', scheduled - now} end
+local last = redis.call('HGET', KEYS[1], task)
+if last then
+  local at, by = string.match(last, '^(%d+) (.*)$')
+  if tonumber(at) == scheduled and by == process then return {'fire'} end
+  if tonumber(at) >= scheduled then return {'taken'} end
+end
+redis.call('HSET', KEYS[1], task, string.format('%.0f ', scheduled) .. process)
+if ARGV[4] ~= 'allow' then
+  local runner = redis.call('HGET', KEYS[2], task)
+  local beat = runner and redis.call('ZSCORE', KEYS[3], runner)
+  if beat and now - tonumber(beat) < tonumber(ARGV[5]) then
+    -- The mark above is not a claim to run: a repeat must hear 'taken'.
+    redis.call('HSET', KEYS[1], task, string.format('%.0f -', scheduled))
+    if ARGV[4] == 'skip' then return {'overlap'} end
+    redis.call('HSET', KEYS[2], task .. ' queued', ARGV[2])
+    return {'queued'}
+  end
+  redis.call('HSET', KEYS[2], task, process)
+end
+return {'fire'}

@@ -1,0 +1,245 @@
+#!lua flags=allow-oom
+-- work: settle what has finished on one queue, then take as many jobs as there are free slots and tokens.
+--
+-- KEYS[1] stream     stream {j: job id} · waiting = not pending, or pending for 'head'; active = pending for a process
+-- KEYS[2] delayed    zset id → due ms
+-- KEYS[3] bucket     list 'µs of return, tokens, tokens ever taken before'; expires when the last token is back
+-- KEYS[4] completed  zset id → finished ms
+-- KEYS[5] failed     zset id → finished ms
+-- ARGV[1] jobs       prefix of the job hashes
+-- ARGV[2] news       channel told when others should look here
+-- ARGV[3] done       channel told when a watched job has finished
+-- ARGV[4] group      the group id as given, or ''
+-- ARGV[5] consumer   the taking process
+-- ARGV[6] token      of this take, unique: the fence of every job it returns
+-- ARGV[7] free       slots to fill
+-- ARGV[8] slots      most active over all processes, 0 for no such bound
+-- ARGV[9] max        tokens of the bucket, 0 for none
+-- ARGV[10] duration  µs until a token comes back
+-- ARGV[11] margin    µs that a start may lag behind its token
+-- ARGV[12] ccount    completed jobs kept, -1 for all        ARGV[13] cage  ms they are kept, -1 for ever
+-- ARGV[14] fcount    the same for failed ones               ARGV[15] fage
+-- ARGV[16…] per settled job: op · id · entry · token · body · number · keep
+--   'c' completed: body result      number -      keep '' by the defaults, '0' none, 'count:age' these
+--   'f' failed     body error       number -      keep the same
+--   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
+--   'b' back to the head, uncounted; nothing else is read
+--
+-- Returns {statuses, wait ms or -1, rows}
+--   statuses: one character a settled job: '1' done · '2' was done already · '0' stale: another try owns it · '3' gone
+--   wait: until the next job is due or the next token is back
+--   rows: per job taken: id · entry · data · attempts made · stalled count · added ms · options
+-- Fence: a settlement counts only while the job is active under its token. New state first, XACK and XDEL last.
+-- Token bucket: a token returns `duration` after it was taken, so no window of `duration` sees more than `max`.
+local stream, delayed, bucket = KEYS[1], KEYS[2], KEYS[3]
+local prefix, news, group, consumer, token = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
+local free, slots, max = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local now_us = t[1] * 1000000 + t[2]
+
+-- settle ------------------------------------------------------------------------------------------------
+local statuses, acked, settled, released = {}, {}, 0, false
+local first, soonest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2], nil
+local finished = {c = {}, f = {}}
+local zsets = {c = KEYS[4], f = KEYS[5]}
+
+local function forget(zset, ids)
+  local keys = {}
+  for i, id in ipairs(ids) do keys[i] = prefix .. id end
+  redis.call('UNLINK', unpack(keys))
+  redis.call('ZREM', zset, unpack(ids))
+end
+
+local function trim(zset, count, age, most)
+  if count >= 0 then
+    local over = redis.call('ZCARD', zset) - count
+    if over > 0 then forget(zset, redis.call('ZRANGE', zset, 0, math.min(over, most) - 1)) end
+  end
+  if age >= 0 then
+    local old = redis.call('ZRANGEBYSCORE', zset, '-inf', now - age, 'LIMIT', 0, most)
+    if #old > 0 then forget(zset, old) end
+  end
+end
+
+local overrides = {}
+for i = 16, #ARGV, 7 do
+  local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
+  local key = prefix .. id
+  local job = redis.call('HMGET', key, 'r', 'x', 'a', 'w')
+  local status = '1'
+  if job[1] ~= ARGV[i + 3] then
+    status = (job[1] or redis.call('EXISTS', key) == 1) and '0' or '3'
+  elseif job[2] ~= 'a' then
+    status = '2'
+  elseif op == 'b' then
+    redis.call('HSET', key, 'x', 'w')
+    redis.call('XCLAIM', stream, 'w', 'head', 0, entry, 'JUSTID')
+    settled, released = settled + 1, true
+  else
+    settled = settled + 1
+    acked[#acked + 1] = entry
+    local attempts = (tonumber(job[3]) or 0) + ((op == 'r' and keep == '0') and 0 or 1)
+    if op == 'r' then
+      local fields = {'x', 'w', 'a', attempts}
+      if body ~= '' then fields[5] = 'e' .. attempts; fields[6] = body end
+      local delay = tonumber(ARGV[i + 5])
+      redis.call('HSET', key, unpack(fields))
+      if delay > 0 then
+        redis.call('ZADD', delayed, now + delay, id)
+        if not soonest or now + delay < soonest then soonest = now + delay end
+      else
+        redis.call('XADD', stream, '*', 'j', id)
+        released = true
+      end
+    else
+      local kept = keep ~= '0'
+      if kept or job[4] then
+        local fields = {'x', op, 'a', attempts, 'F', now}
+        if body ~= '' then fields[7] = op == 'c' and 'v' or 'e' .. attempts; fields[8] = body end
+        redis.call('HSET', key, unpack(fields))
+      end
+      if kept then
+        local list = finished[op]
+        list[#list + 1] = now
+        list[#list + 1] = id
+        if keep ~= '' then overrides[#overrides + 1] = {op, keep} end
+      elseif job[4] then
+        redis.call('PEXPIRE', key, 60000)
+      else
+        redis.call('UNLINK', key)
+      end
+      if job[4] then redis.call('PUBLISH', ARGV[3], cmsgpack.pack({key, op, body})) end
+    end
+  end
+  statuses[#statuses + 1] = status
+end
+for op, list in pairs(finished) do
+  if #list > 0 then
+    redis.call('ZADD', zsets[op], unpack(list))
+    local at = op == 'c' and 12 or 14
+    trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
+  end
+end
+for _, rule in ipairs(overrides) do
+  local count, age = string.match(rule[2], '^(-?%d+):(-?%d+)$')
+  trim(zsets[rule[1]], tonumber(count), tonumber(age), 1000)
+end
+if #acked > 0 then
+  redis.call('XACK', stream, 'w', unpack(acked))
+  redis.call('XDEL', stream, unpack(acked))
+end
+
+-- promote what is due -------------------------------------------------------------------------------------
+local wait = -1
+if free > 0 then
+  local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
+  if #due > 0 then
+    for _, id in ipairs(due) do redis.call('XADD', stream, '*', 'j', id) end
+    redis.call('ZREM', delayed, unpack(due))
+  end
+  local nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+  if nearest[2] then wait = math.max(tonumber(nearest[2]) - now, #due == 1000 and 0 or 1) end
+end
+
+-- take ----------------------------------------------------------------------------------------------------
+local rows, length = {}, redis.call('XLEN', stream)
+local want, head, waiting = 0, 0, 0
+if length > 0 then
+  local pending = redis.pcall('XPENDING', stream, 'w')
+  if pending.err then
+    redis.pcall('XGROUP', 'CREATE', stream, 'w', '0', 'MKSTREAM')
+    pending = redis.call('XPENDING', stream, 'w')
+  end
+  for _, row in ipairs(pending[4] or {}) do
+    if row[1] == 'head' then head = tonumber(row[2]) end
+  end
+  waiting = length - pending[1] + head
+  want = math.min(free, waiting)
+  if slots > 0 then want = math.min(want, slots - (pending[1] - head)) end
+end
+if want > 0 and max > 0 then
+  local oldest = redis.call('LINDEX', bucket, 0)
+  local function parse(text)
+    local at, n, before = string.match(text, '^(%d+) (%d+) (%d+)$')
+    return tonumber(at), tonumber(n), tonumber(before)
+  end
+  while oldest do
+    local at = parse(oldest)
+    if at > now_us then break end
+    redis.call('LPOP', bucket)
+    oldest = redis.call('LINDEX', bucket, 0)
+  end
+  local used, ever, latest = 0, 0, now_us + tonumber(ARGV[10]) + tonumber(ARGV[11])
+  if oldest then
+    local first_at, _, first_before = parse(oldest)
+    local last_at, n, before = parse(redis.call('LINDEX', bucket, -1))
+    ever = before + n
+    used = ever - first_before
+    latest = math.max(latest, last_at)
+    -- A Redis clock that was set back must not close the bucket for longer than one duration.
+    if first_at > now_us + 2 * (tonumber(ARGV[10]) + tonumber(ARGV[11])) + 1000000 then
+      redis.call('DEL', bucket)
+      used, latest = max, now_us + tonumber(ARGV[10]) + tonumber(ARGV[11])
+      redis.call('RPUSH', bucket, string.format('%.0f %d %.0f', latest, max, 0))
+      redis.call('PEXPIRE', bucket, math.ceil((latest - now_us) / 1000))
+      oldest, first_at = true, latest
+    end
+    if used >= max then
+      local token_wait = math.max(1, math.ceil((first_at - now_us) / 1000))
+      if wait < 0 or token_wait < wait then wait = token_wait end
+    end
+  end
+  want = math.min(want, max - used)
+  if want > 0 then
+    redis.call('RPUSH', bucket, string.format('%.0f %d %.0f', latest, want, ever))
+    redis.call('PEXPIRE', bucket, math.ceil((latest - now_us) / 1000) + 1)
+    if want < math.min(free, waiting) then
+      local token_wait = math.ceil(((oldest and parse(oldest) or latest) - now_us) / 1000)
+      if wait < 0 or token_wait < wait then wait = token_wait end
+    end
+  end
+end
+if want > 0 then
+  local entries = {}
+  if head > 0 then
+    local ids = {}
+    for _, row in ipairs(redis.call('XPENDING', stream, 'w', '-', '+', math.min(want, head), 'head')) do
+      ids[#ids + 1] = row[1]
+    end
+    if #ids > 0 then
+      for _, entry in ipairs(redis.call('XCLAIM', stream, 'w', consumer, 0, unpack(ids))) do
+        if entry then entries[#entries + 1] = entry end
+      end
+    end
+  end
+  if #entries < want and waiting > head then
+    local read = redis.call('XREADGROUP', 'GROUP', 'w', consumer, 'COUNT', want - #entries, 'STREAMS', stream, '>')
+    for _, entry in ipairs(read and read[1][2] or {}) do entries[#entries + 1] = entry end
+  end
+  for _, entry in ipairs(entries) do
+    local id = entry[2][2]
+    local key = prefix .. id
+    local job = redis.call('HMGET', key, 'd', 'a', 's', 't', 'o')
+    if job[1] then
+      redis.call('HSET', key, 'x', 'a', 'r', token, 'u', now)
+      local n = #rows
+      rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
+      rows[n + 5], rows[n + 6], rows[n + 7] = job[3] or '0', job[4] or '0', job[5] or ''
+    else
+      -- An entry whose record an operator deleted: nothing is left to run.
+      redis.call('XACK', stream, 'w', entry[1])
+      redis.call('XDEL', stream, entry[1])
+    end
+  end
+end
+
+if waiting > 0 and #rows == 0 and (released or (settled > 0 and free == 0)) then
+  redis.call('PUBLISH', news, '0|' .. group)
+end
+if soonest and (not first or soonest < tonumber(first)) then
+  redis.call('PUBLISH', news, string.format('%.0f|', soonest - now) .. group)
+end
+-- A stream costs 4 to 5 kB even when it holds nothing.
+if length > 0 and redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
+return {table.concat(statuses), wait, rows}

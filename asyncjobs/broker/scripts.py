@@ -1,0 +1,62 @@
+"""The Lua scripts: read once, called by digest, so that two releases can share one Redis."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path(__file__).parent / "lua"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One file of ``lua/``: its name, how many keys it takes, its text and its SHA-1 digest."""
+
+    name: str
+    keys: int
+    text: str = field(init=False, repr=False)
+    sha: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        text = (FOLDER / f"{self.name}.lua").read_text(encoding="utf-8")
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "sha", hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    def __call__(self, *keys_and_args: str | bytes | int) -> tuple[str | bytes | int, ...]:
+        """The command that runs it."""
+        return ("EVALSHA", self.sha, self.keys, *keys_and_args)
+
+
+ADD: Final = Script("add", 3)
+WORK: Final = Script("work", 5)
+OWN: Final = Script("own", 1)
+RETAIN: Final = Script("retain", 1)
+OWNERS: Final = Script("owners", 1)
+SWEEP: Final = Script("sweep", 1)
+LEAVE: Final = Script("leave", 1)
+NOTE: Final = Script("note", 1)
+READ: Final = Script("read", 2)
+WATCH: Final = Script("watch", 1)
+COUNT: Final = Script("count", 4)
+SPEND: Final = Script("spend", 1)
+REGISTER: Final = Script("register", 1)
+INDEX: Final = Script("index", 3)
+FORGET: Final = Script("forget", 2)
+TRIM: Final = Script("trim", 2)
+IDLE: Final = Script("idle", 1)
+REAP: Final = Script("reap", 4)
+UNREGISTER: Final = Script("unregister", 1)
+BEAT: Final = Script("beat", 1)
+BURY: Final = Script("bury", 1)
+TICK: Final = Script("tick", 3)
+TOCK: Final = Script("tock", 1)
+
+BY_SHA: Final = {
+    script.sha: script
+    for script in (
+        ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, SPEND, REGISTER, INDEX, FORGET,
+        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, TICK, TOCK,
+    )
+}  # fmt: skip

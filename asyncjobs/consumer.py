@@ -1,0 +1,389 @@
+"""The Consumer: one queue in this process. take → execute → decide → settle, with no loop of its own.
+
+It is a record and a handful of callbacks: the Pump gives it turns, each try is one aio_task, and between them
+an idle queue costs its memory alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from typing import Any, Final, Literal, NamedTuple
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker, Keys, TakenJob, WorkCall, WorkReply
+from asyncjobs.definition import JobSpec
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, JobStalledError
+from asyncjobs.events import EventBus
+from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
+from asyncjobs.job import ActiveJob, current
+from asyncjobs.pump import Pump
+from asyncjobs.retry import Decision, decide
+
+logger = logging.getLogger("asyncjobs")
+
+BATCH: Final = 256  # jobs taken in one turn at most
+SETTLED_A_TURN: Final = 500
+STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
+LEAST_MARGIN: Final = 0.002
+STALE, GONE = b"03"
+QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
+
+
+class Shop:
+    """What all consumers of a process share."""
+
+    __slots__ = ("broker", "bus", "environment", "pump", "scope", "threads", "tokens")
+
+    def __init__(
+        self,
+        broker: Broker,
+        bus: EventBus,
+        pump: Pump,
+        environment: Mapping[str, Any],
+        threads: Executor,
+        scope: Callable[[ActiveJob], AbstractContextManager[Any]],
+        boot: str,
+    ) -> None:
+        self.broker, self.bus, self.pump, self.environment, self.threads = (
+            broker,
+            bus,
+            pump,
+            environment,
+            threads,
+        )
+        self.scope = scope  # entered around each try; what it yields travels with the try's events
+        numbers = itertools.count(1)
+        self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)
+
+
+class Finished(NamedTuple):
+    """A decision on its way to the store."""
+
+    job: ActiveJob
+    decision: Decision
+    resent: bool = False
+
+
+class Consumer:
+    """One queue: what of it runs here, what has finished and is not settled, and whether to look for more.
+
+    State:
+        running: id → job whose outcome is not known yet.
+        outbox: decisions not yet acknowledged by the store, in order.
+        hungry: there may be something to take; cleared by a take that came back short.
+        zombies: handlers that go on after their job was settled; they keep their slot.
+        alarm_at: when the pump's alarms wake it, or None.
+        queued, starving, in_flight: in the pump's ring; waiting for a slot of the process; its turn is on the wire.
+        reserved: slots asked for in the turn that is on the wire.
+    """
+
+    __slots__ = (
+        "_shop", "_token", "alarm_at", "group_id", "hungry", "in_flight", "keys", "lost_reply", "margin", "on_rest",
+        "outbox",
+        "queued", "quiet", "reserved", "rested_at", "resting_until", "running", "sending", "spec",
+        "starving", "zombies",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shop: Shop,
+        spec: JobSpec,
+        keys: Keys,
+        group_id: str | None = None,
+        on_rest: Callable[[Consumer], None] | None = None,
+    ) -> None:
+        self._shop = shop
+        self.on_rest = on_rest
+        self.spec = spec
+        self.keys = keys
+        self.group_id = group_id
+        self.running: dict[str, ActiveJob] = {}
+        self.outbox: list[Finished] = []
+        self.sending: list[Finished] = []
+        self.hungry = True
+        self.zombies = 0
+        self.alarm_at: float | None = None
+        self.queued = False
+        self.starving = False
+        self.in_flight = False
+        self.lost_reply = False
+        self.quiet = False
+        self.reserved = 0
+        self.resting_until = 0.0
+        self.rested_at: float | None = None
+        self.margin = self._least_margin()
+        self._token = b""
+
+    def __repr__(self) -> str:
+        name = self.spec.name if self.group_id is None else f"{self.spec.name}:{self.group_id}"
+        return f"<Consumer {name} [{len(self.running)} running]>"
+
+    # Turns ------------------------------------------------------------------------------------------------
+    def look_again(self) -> None:
+        """There may be something to take."""
+        self.hungry = True
+        self._shop.pump.offer(self)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
+        return not (
+            self.running or self.outbox or self.sending or self.hungry or self.in_flight or self.zombies
+        ) and (self.alarm_at is None)
+
+    def free(self) -> int:
+        """Slots of its own that are free."""
+        if self.quiet:
+            return 0
+        used = len(self.running) + self.zombies
+        return BATCH if self.spec.concurrency is None else max(0, self.spec.concurrency - used)
+
+    def prepare(self, process_slots: int) -> bool:
+        """Get ready for a turn with at most `process_slots` new jobs; False: nothing to do now."""
+        if self.in_flight or self.resting_until > clock.monotonic():
+            return False
+        free = min(self.free(), process_slots, BATCH) if self.hungry else 0
+        if not free and not self.outbox:
+            return False
+        self.in_flight = True
+        self.rested_at = None
+        self.reserved = free
+        self.sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
+        self._token = next(self._shop.tokens)
+        return True
+
+    def call(self) -> WorkCall:
+        """The turn, as the broker takes it."""
+        spec = self.spec
+        bucket = (*spec.bucket, round(self.margin * 1e6)) if spec.limiter is not None else (0, 0, 0)
+        settlements = [finished.decision.settlement for finished in self.sending]
+        return WorkCall(
+            spec.name,
+            self.keys,
+            spec.grouped,
+            self._token,
+            self.reserved,
+            spec.slots,
+            bucket,
+            spec.retention,
+            settlements,
+        )
+
+    def absorb(self, reply: WorkReply, sent_at: float) -> None:
+        """The turn was answered: tell what was settled, start what was taken."""
+        asked, self.reserved, self.in_flight = self.reserved, 0, False
+        settled, self.sending = self.sending, []
+        for finished, status in zip(settled, reply.statuses, strict=True):
+            self._settled(finished, status)
+            if finished.decision.settlement.op == "r":
+                self._expect(finished.decision.settlement.number)
+        for taken in reply.jobs:
+            self._start(taken, sent_at)
+        if asked:
+            if len(reply.jobs) < asked:
+                self.hungry = False
+            if reply.wait is not None:
+                self._shop.pump.alarms.set(self, reply.wait)
+            else:
+                self.alarm_at = None
+        if self.outbox or (self.hungry and self.free()):
+            self._shop.pump.offer(self)
+        elif self.on_rest is not None and self.idle:
+            self.rested_at = clock.monotonic()
+            self.on_rest(self)
+
+    def _expect(self, delay_ms: int) -> None:
+        """A retry is due in `delay_ms`; the news of it may be lost, and other processes may be gone by then."""
+        if delay_ms:
+            self._shop.pump.alarms.set_earlier(self, delay_ms / 1000)
+        else:
+            self.hungry = True
+
+    def unanswered(self) -> None:
+        """The reply was lost: settle again with the same tokens, and see what we own before taking more."""
+        self.lost_reply = self.lost_reply or self.reserved > 0
+        self._back_to_outbox()
+        self.hungry = True
+        self._shop.pump.offer(self)
+
+    def refused(self, error: BrokerError) -> None:
+        """The store refused this queue's turn; the others go on."""
+        self._back_to_outbox()
+        self.hungry = True
+        pause = 0.05 if isinstance(error, BrokerUnavailableError) else QUARANTINE
+        if pause == QUARANTINE:
+            logger.error("%r is left alone for %g s: %s", self, pause, error)
+        self.resting_until = clock.monotonic() + pause
+        self._shop.pump.alarms.set(self, pause + 0.001)
+
+    def _back_to_outbox(self) -> None:
+        self.in_flight, self.reserved = False, 0
+        again = [finished._replace(resent=True) for finished in self.sending]
+        self.outbox, self.sending = again + self.outbox, []
+
+    def adopt(self, owned: list[TakenJob]) -> None:
+        """Start what is pending for this process and not known here."""
+        known = {finished.job.id for finished in (*self.outbox, *self.sending)}
+        for taken in owned:
+            if taken.job_id not in self.running and taken.job_id not in known:
+                if taken.stalled_count > self.spec.worker_options.max_stalled_count:
+                    self.fail_stalled(taken)
+                else:
+                    self._start(taken, None)
+
+    # Tries ------------------------------------------------------------------------------------------------
+    def _start(self, taken: TakenJob, sent_at: float | None) -> None:
+        job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
+        if job.id in self.running:
+            return  # a failover forgot the take: this process runs it already
+        self.running[job.id] = job
+        self._shop.pump.running += 1
+        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at))
+
+    async def _try(self, job: ActiveJob, sent_at: float | None) -> None:
+        """The whole of one try, from its token to its place in the outbox."""
+        current.set(job)
+        job.began = True
+        outcome: Outcome
+        try:
+            if job.leaving:
+                raise asyncio.CancelledError
+            if sent_at is not None and self.spec.limiter is not None:
+                await self._in_time(sent_at)
+            limit = job.overrides.timeout(self.spec.job_options)
+            if limit is not None:
+                job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
+            if self._shop.bus.wants("job.active"):
+                self._tell("job.active", job)
+            with self._shop.scope(job) as job.context:
+                outcome = await execute(job, self._shop.environment, self._shop.threads)
+        except asyncio.CancelledError:
+            outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
+        self._ended(job, outcome)
+
+    async def _in_time(self, sent_at: float) -> None:
+        """Never start later than the token's margin: the window it was counted in would be over.
+
+        Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin
+        keeps every window exact; one that lags more takes its token again first.
+        """
+        while clock.monotonic() - sent_at > self.margin:
+            self.margin = min(self.margin * 2, float(self.spec.limiter.duration))  # type: ignore[union-attr, arg-type]
+            sent_at = clock.monotonic()
+            try:
+                await self._shop.broker.spend(self.keys, (*self.spec.bucket, round(self.margin * 1e6)))
+            except BrokerError as error:
+                logger.warning("%r starts a job late: %s", self, error)
+                return
+        self.margin = max(self._least_margin(), self.margin * 0.98)
+
+    def _least_margin(self) -> float:
+        """How much a start may lag behind its token: 1 % of the window, at least 2 ms."""
+        if self.spec.limiter is None:
+            return 0.0
+        return max(LEAST_MARGIN, min(0.01, 0.01 * float(self.spec.limiter.duration)))  # type: ignore[arg-type]
+
+    def _time_out(self, job: ActiveJob) -> None:
+        self._cancel(job, "timeout")
+
+    def _cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
+        """Cancel a try; if its handler swallows that, the job is settled without it."""
+        if job.ended or job.aio_task is None:
+            return
+        if job.timer is not None:
+            job.timer.cancel()
+        job.leaving = why
+        if job.began:  # an aio_task cancelled before its first step would never come to settle anything
+            job.aio_task.cancel()
+        job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
+
+    def _abandon(self, job: ActiveJob) -> None:
+        if job.ended:
+            return
+        logger.warning("%r does not end although it was cancelled; settling it without its handler", job)
+        self.zombies += 1
+        outcomes: dict[str, Outcome | None] = {
+            "timeout": Failed(timed_out(job), job.discarded),
+            "stop": Released(),
+        }
+        self._record(job, outcomes.get(job.leaving))
+
+    def _ended(self, job: ActiveJob, outcome: Outcome) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+        if job.ended:  # abandoned before
+            self.zombies -= 1
+        else:
+            self._record(job, outcome)
+        self._shop.pump.slot_freed()
+
+    def _record(self, job: ActiveJob, outcome: Outcome | None) -> None:
+        job.ended = True
+        self.running.pop(job.id, None)
+        decision = decide(job, outcome) if outcome is not None else None
+        if decision is None:
+            logger.warning("%r was taken over by another process; its outcome does not count", job)
+        else:
+            self.outbox.append(Finished(job, decision))
+        if self.spec.slots:
+            self.hungry = True  # a slot of the group is free
+        self._shop.pump.offer(self)
+
+    def fail_stalled(self, taken: TakenJob) -> None:
+        """Fail a job whose processes died too often."""
+        most = self.spec.worker_options.max_stalled_count
+        error = JobStalledError(
+            f"its process died {taken.stalled_count} times, more than max_stalled_count={most}"
+        )
+        job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
+        decision = decide(job, Failed(error, final=True))
+        assert decision is not None
+        self.outbox.append(Finished(job, decision))
+        self._shop.pump.offer(self)
+
+    # Events -----------------------------------------------------------------------------------------------
+    def _settled(self, finished: Finished, status: int) -> None:
+        """Tell what became of a try, once the store has it. Status: see ``lua/work.lua``."""
+        job, decision, resent = finished
+        # Gone is what a removed job's settlement meets when it is sent again: it was applied the first time.
+        if status == STALE or (status == GONE and not resent):
+            logger.warning("%r had been taken over by another process; its outcome does not count", job)
+        elif decision.event and self._shop.bus.wants(decision.event):
+            # A later RetryLater and a release count no attempt.
+            counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
+            self._shop.bus.emit(
+                decision.event,
+                job.name,
+                job_id=job.id,
+                group_id=job.group_id,
+                attempts_made=job.attempts_made + counted,
+                error=decision.error,
+                data=job.data,
+                context=job.context,
+            )
+
+    def _tell(self, event: str, job: ActiveJob) -> None:
+        self._shop.bus.emit(
+            event, job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
+        )
+
+    # Stopping ---------------------------------------------------------------------------------------------
+    def cancel_all(self) -> None:
+        """Cancel what runs, because the process stops."""
+        for job in tuple(self.running.values()):
+            self._cancel(job, "stop")
+
+    async def keep_owned(self, process: str) -> None:
+        """We were declared dead and live on as `process`: keep the tries that are still ours, cancel the others."""
+        jobs = list(self.running.values())
+        kept = await self._shop.broker.retain(
+            self.keys, process, [(job.id, job.entry, job.token) for job in jobs]
+        )
+        for job, ours in zip(jobs, kept, strict=True):
+            if not ours:
+                self._cancel(job, "lost")

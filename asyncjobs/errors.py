@@ -1,0 +1,124 @@
+"""The exception tree. Every message says what went wrong, with which value, and what to do about it.
+
+AsyncjobsError
+├─ ConfigError               an option, its value, the values allowed
+├─ LoadError                 every bad file of jobs/ and tasks/, each with its reason
+├─ PayloadError              the path of the value that is not JSON or does not fit the handler
+├─ UnknownJobError           the name, and the nearest known ones
+├─ NotRunningError           a call before start() or after stop()
+├─ JobFailedError            what ``await job.wait()`` raises for a job that failed for good
+├─ JobTimeoutError           a try, or a wait, that took longer than allowed
+├─ JobStalledError           recorded on a job whose processes kept dying
+└─ BrokerError
+   └─ BrokerUnavailableError the store did not answer: the outcome is unknown, a repeat is safe
+
+Discard, RetryLater          steering raised by handlers; not errors, never captured
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class AsyncjobsError(Exception):
+    """The root of everything asyncjobs raises on purpose."""
+
+
+class ConfigError(AsyncjobsError):
+    """An option with a value it cannot take."""
+
+
+class Complaint(NamedTuple):
+    """One bad file: where it is, what is wrong with it, and the exception that said so, if any."""
+
+    path: str
+    reason: str
+    cause: BaseException | None = None
+
+
+class LoadError(AsyncjobsError):
+    """Everything that is wrong with the jobs and tasks folders, in one exception; nothing was started.
+
+    Attributes:
+        complaints: one record a bad file, in path order; the first one's traceback is chained.
+    """
+
+    def __init__(self, complaints: Sequence[Complaint]) -> None:
+        self.complaints = tuple(complaints)
+        files = "file" if len(self.complaints) == 1 else "files"
+        lines = [f"  {complaint.path}: {complaint.reason}" for complaint in self.complaints]
+        super().__init__("\n".join([f"{len(self.complaints)} {files} could not be loaded", *lines]))
+
+
+class PayloadError(AsyncjobsError):
+    """Data that is not JSON, is too large, or does not fit what the handler declares."""
+
+
+class UnknownJobError(AsyncjobsError):
+    """A job name that nothing registered."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            hint = "did you mean " + " or ".join(repr(one) for one in near) + "?"
+        elif names:
+            hint = "known jobs: " + ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+        else:
+            hint = "no job is registered; is the jobs folder the right one?"
+        super().__init__(f"no job is called {name!r}; {hint}")
+
+
+class NotRunningError(AsyncjobsError):
+    """The runtime has not been started, or was stopped."""
+
+
+class JobFailedError(AsyncjobsError):
+    """A job that was waited for has failed for good; the text is that of its last error."""
+
+    def __init__(self, name: str, job_id: str, reason: str) -> None:
+        self.name, self.job_id, self.reason = name, job_id, reason
+        super().__init__(f"job {name} {job_id} failed: {reason}")
+
+
+class JobTimeoutError(AsyncjobsError):
+    """A try ran longer than its ``timeout``, or a wait longer than the caller allowed."""
+
+
+class JobStalledError(AsyncjobsError):
+    """The processes that ran a job died more often than ``max_stalled_count`` allows."""
+
+
+class BrokerError(AsyncjobsError):
+    """The store refused a command."""
+
+
+class BrokerUnavailableError(BrokerError):
+    """The store did not answer in time. The command is wholly applied or not at all; repeating it is safe.
+
+    Attributes:
+        job_ids: for an ``add``, the ids that were sent; adding again with them cannot add twice.
+    """
+
+    def __init__(self, message: str, job_ids: Sequence[str] = ()) -> None:
+        self.job_ids = tuple(job_ids)
+        super().__init__(message)
+
+
+class Discard(Exception):
+    """Raise it in a handler to fail the job for good, without further tries and without a Sentry event."""
+
+
+class RetryLater(Exception):
+    """Raise it in a handler to run the job again after ``delay`` seconds, at the cost of no attempt."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.delay = delay
+        super().__init__(f"again in {delay} s")
+
+
+class AsyncjobsWarning(UserWarning):
+    """A likely slip that is not an error: milliseconds for seconds, a task that will never tick."""

@@ -1,0 +1,1 @@
+"""What hangs on events and never on a job's path."""

@@ -1,0 +1,131 @@
+"""Sentry: failed tries and tasks, if the app has initialised it. Nothing is imported or spent for an app that has not."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from asyncjobs.errors import Discard, RetryLater
+from asyncjobs.events import Event, EventBus
+from asyncjobs.job import ActiveJob
+
+OUR_FOLDER: Final = str(Path(__file__).parent.parent)
+OUR_FRAMES: Final = (OUR_FOLDER, "concurrent/futures/thread.py", "asyncio/")
+NOTHING: Final = nullcontext()
+
+
+class Sentry:
+    """Captures errors from events, each try in a scope of its own.
+
+    Payloads and the values of local variables, which hold them, are left out unless `payload` is set.
+    """
+
+    def __init__(self, bus: EventBus, capture: Literal["every", "final"], payload: bool) -> None:
+        self._capture = capture
+        self._payload = payload
+        self._silenced = False
+        bus.on("job.failed", self._on_job)
+        if capture == "every":
+            bus.on("job.retrying", self._on_job)
+        bus.on("task.failed", self._on_task)
+
+    @staticmethod
+    def _sdk() -> Any:
+        """The SDK if the app has initialised it with somewhere to send to (0.2 µs), else None."""
+        sdk = sys.modules.get("sentry_sdk")
+        if sdk is None or not hasattr(sdk, "get_client"):
+            return None
+        client = sdk.get_client()
+        return sdk if client.is_active() and client.transport is not None else None
+
+    def scope(self, job: ActiveJob) -> AbstractContextManager[Any]:
+        """A scope for one try, so that what parallel handlers set never mixes."""
+        sdk = self._sdk()
+        return NOTHING if sdk is None else self._new_scope(sdk, job)
+
+    @contextmanager
+    def _new_scope(self, sdk: Any, job: ActiveJob) -> Iterator[Any]:
+        with sdk.isolation_scope() as scope:
+            scope.clear_breadcrumbs()
+            scope.set_transaction_name(job.name, source="task")
+            yield scope
+
+    def _on_job(self, event: Event) -> None:
+        error = event.error
+        if not isinstance(error, BaseException) or isinstance(error, (Discard, RetryLater)):
+            return
+        group = {} if event.group_id is None else {"asyncjobs.group": event.group_id}
+        queue = event.name if event.group_id is None else f"{event.name}-{event.group_id}"
+        tags = {
+            "asyncjobs.job": event.name,
+            "asyncjobs.queue": queue,
+            **group,
+            "asyncjobs.id": event.job_id or "",
+            "asyncjobs.attempt": str(event.attempts_made),
+        }
+        level = "error" if event.type == "job.failed" else "warning"
+        self._send(event, error, tags, level)
+
+    def _on_task(self, event: Event) -> None:
+        if isinstance(event.error, BaseException):
+            at = event.scheduled_at.isoformat() if event.scheduled_at else ""
+            self._send(
+                event, event.error, {"asyncjobs.task": event.name, "asyncjobs.scheduled_at": at}, "error"
+            )
+
+    def _send(self, event: Event, error: BaseException, tags: dict[str, str], level: str) -> None:
+        sdk = self._sdk()
+        if sdk is None:
+            return
+        if not self._silenced:
+            # Its logging integration would report our log line of the same failure a second time.
+            from sentry_sdk.integrations.logging import ignore_logger
+
+            ignore_logger("asyncjobs")
+            self._silenced = True
+        from sentry_sdk.utils import event_from_exception
+
+        exc_info = (type(error), error, _without_our_frames(error.__traceback__))
+        record, hint = event_from_exception(
+            exc_info,
+            client_options=sdk.get_client().options,
+            mechanism={"type": "asyncjobs", "handled": False},
+        )
+        record["level"] = level  # type: ignore[typeddict-item]
+        record["fingerprint"] = [event.name, type(error).__name__]
+        record["transaction"] = event.name
+        if not self._payload:
+            _drop_locals(record)
+        with sdk.new_scope() as scope:
+            if event.context is not None:
+                scope.update_from_scope(event.context)
+            for tag, value in tags.items():
+                scope.set_tag(tag, value)
+            if self._payload and event.data is not None:
+                scope.set_extra("payload", event.data)
+            scope.capture_event(record, hint=hint)
+
+    async def flush(self) -> None:
+        """Give the transport two seconds to send what it holds."""
+        sdk = self._sdk()
+        if sdk is not None:
+            await asyncio.to_thread(sdk.flush, 2)
+
+
+def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """From the handler on: our own frames hold the raw job."""
+    at = traceback
+    while at is not None and any(part in at.tb_frame.f_code.co_filename for part in OUR_FRAMES):
+        at = at.tb_next
+    return at or traceback
+
+
+def _drop_locals(record: Any) -> None:
+    for one in record.get("exception", {}).get("values", ()):
+        for frame in (one.get("stacktrace") or {}).get("frames", ()):
+            frame.pop("vars", None)

@@ -1,0 +1,334 @@
+"""Jobs as they are seen: `Job`, the handle that `add` and `get_job` return, and `ActiveJob`, a handler's view."""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from asyncjobs import clock, payload
+from asyncjobs.broker import Keys, TakenJob
+from asyncjobs.config import Backoff, JobOptions, Retention
+from asyncjobs.definition import JobSpec, limits
+from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from asyncjobs.broker import Broker
+
+JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
+STATES: Final = ("waiting", "active", "delayed", "completed", "failed")
+LOOK_EVERY: Final = 2.0  # seconds between two looks of a wait() that hears nothing
+
+current: contextvars.ContextVar[ActiveJob] = contextvars.ContextVar("asyncjobs_current_job")
+
+_boot = os.urandom(4).hex()
+_counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
+
+
+def new_id() -> str:
+    """A new job id: 11 hex digits of ms, 8 of this process, 5 of a counter; ordered in time, unique over processes."""
+    return f"{int(clock.wall() * 1000):011x}{_boot}{next(_counter) & 0xFFFFF:05x}"
+
+
+def _new_boot() -> None:
+    global _boot
+    _boot = os.urandom(4).hex()
+
+
+os.register_at_fork(after_in_child=_new_boot)
+
+
+class TryError(msgspec.Struct, frozen=True):
+    """One failed try: which one, what was raised, and where."""
+
+    attempt: int
+    text: str
+    stack: str
+    at: datetime
+
+    def __str__(self) -> str:
+        return f"try {self.attempt} at {self.at:%Y-%m-%d %H:%M:%S}Z: {self.text}\n{self.stack}"
+
+
+class TryErrors(tuple[TryError, ...]):
+    """The failed tries of a job, oldest first; as text, each with its stack."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(str(one) for one in self)
+
+
+class StoredError(msgspec.Struct, rename={"text": "t", "stack": "s", "at_ms": "a"}):
+    """A `TryError` as the record of the job holds it."""
+
+    text: str
+    stack: str
+    at_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job as it stood when it was added or read; read it again with `queue.get_job` for news.
+
+    Attributes:
+        added: False on the handle of an `add` whose `job_id` existed already.
+        state: None on the handle of an `add` that added nothing.
+        error: the failed tries, oldest first; empty for none.
+        due_at: when a delayed job comes due.
+    """
+
+    id: str
+    name: str
+    group_id: str | None
+    data: Any
+    added: bool = True
+    state: JobState | None = None
+    result: Any = None
+    error: TryErrors = TryErrors()
+    progress: Any = None
+    logs: tuple[str, ...] = ()
+    attempts_made: int = 0
+    attempts: int | None = None
+    stalled_count: int = 0
+    added_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    due_at: datetime | None = None
+    _broker: Broker | None = None
+    _keys: Keys | None = None
+    _spec: JobSpec | None = None
+
+    @property
+    def queue_name(self) -> str:
+        """The queue as it is shown: the name, and the group behind a dash."""
+        return self.name if self.group_id is None else f"{self.name}-{self.group_id}"
+
+    async def wait(self, timeout: float | None = None) -> Any:
+        """Wait until the job has finished, in whatever process, and return its result.
+
+        Raises:
+            JobFailedError: it failed for good.
+            JobTimeoutError: not finished after `timeout` seconds; it goes on all the same.
+            ConfigError: called in a handler of the same queue at concurrency 1, where it could never end.
+        """
+        import asyncio
+
+        assert self._broker is not None and self._keys is not None and self._spec is not None
+        waiting = current.get(None)
+        if waiting is not None and waiting.keys.stream == self._keys.stream and self._spec.concurrency == 1:
+            raise ConfigError(
+                f"{self.queue_name} runs one job at a time, so waiting for {self.id} in its handler can never end; "
+                "chain it, or raise the concurrency"
+            )
+        try:
+            async with asyncio.timeout(timeout):
+                finish = await self._broker.finished(self._keys, self.id, LOOK_EVERY)
+        except TimeoutError:
+            raise JobTimeoutError(f"job {self.name} {self.id} had not finished after {timeout:g} s") from None
+        if finish.op == "c":
+            return payload.decode(finish.body) if finish.body else None
+        if finish.op == "f":
+            text = (
+                msgspec.json.decode(finish.body, type=StoredError).text if finish.body else "no reason kept"
+            )
+            raise JobFailedError(self.name, self.id, text)
+        raise JobFailedError(
+            self.name, self.id, "its record is gone: it was removed on completion, or never added"
+        )
+
+
+def read_job(
+    broker: Broker,
+    spec: JobSpec,
+    keys: Keys,
+    group_id: str | None,
+    job_id: str,
+    due: float | None,
+    record: dict[str, bytes],
+) -> Job:
+    """A `Job` from the fields that `Broker.read` returned."""
+    marks: dict[bytes, JobState] = {b"a": "active", b"c": "completed", b"f": "failed"}
+    state = marks.get(record.get("x", b""), "waiting" if due is None else "delayed")
+    errors = []
+    for field, value in record.items():
+        if field[0] == "e" and field[1:].isdigit():
+            stored = msgspec.json.decode(value, type=StoredError)
+            errors.append(TryError(int(field[1:]), stored.text, stored.stack, clock.from_ms(stored.at_ms)))
+    lines = sorted(
+        (int(field[1:]), value) for field, value in record.items() if field[0] == "l" and field[1:].isdigit()
+    )
+    overrides = Overrides.decode(record.get("o", b""))
+    try:
+        data = payload.decode(record["d"])
+    except (msgspec.DecodeError, KeyError):
+        data = None
+
+    def instant(field: str) -> datetime | None:
+        return clock.from_ms(record[field]) if field in record else None
+
+    return Job(
+        id=job_id,
+        name=spec.name,
+        group_id=group_id,
+        data=data,
+        state=state,
+        result=payload.decode(record["v"]) if "v" in record else None,
+        error=TryErrors(sorted(errors, key=lambda one: one.attempt)),
+        progress=payload.decode(record["p"]) if "p" in record else None,
+        logs=tuple(value.decode() for _, value in lines),
+        attempts_made=int(record.get("a", 0)),
+        attempts=overrides.attempts(spec.job_options),
+        stalled_count=int(record.get("s", 0)),
+        added_at=instant("t"),
+        started_at=instant("u"),
+        finished_at=instant("F"),
+        due_at=None if due is None else clock.from_ms(due),
+        _broker=broker,
+        _keys=keys,
+        _spec=spec,
+    )
+
+
+class Overrides(msgspec.Struct, omit_defaults=True):
+    """The options that one `add` gave, as the record of the job holds them; UNSET: the job's own apply."""
+
+    a: int | msgspec.UnsetType | None = msgspec.UNSET  # attempts
+    b: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET  # backoff
+    t: float | msgspec.UnsetType | None = msgspec.UNSET  # timeout
+    c: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # remove_on_complete: count, age in ms
+    f: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # remove_on_fail
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], checked: JobOptions) -> Overrides:
+        """What `given` names, with the values that `checked` made of them."""
+        made = cls()
+        if "attempts" in given:
+            made.a = checked.attempts
+        if "backoff" in given:
+            rule = checked.backoff
+            if rule is not None and not isinstance(rule, Backoff):
+                raise ConfigError(
+                    "backoff: a function cannot travel with one job; give it to the job's JobOptions"
+                )
+            made.b = (
+                None
+                if rule is None
+                else {one: getattr(rule, one) for one in ("type", "delay", "max_delay", "jitter")}
+            )
+        if "timeout" in given:
+            made.t = None if checked.timeout is None else float(checked.timeout)  # type: ignore[arg-type]
+        if "remove_on_complete" in given:
+            made.c = limits(checked.remove_on_complete)
+        if "remove_on_fail" in given:
+            made.f = limits(checked.remove_on_fail)
+        return made
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Overrides:
+        return msgspec.json.decode(raw, type=cls) if raw else NO_OVERRIDES
+
+    def encode(self) -> bytes:
+        raw = msgspec.json.encode(self)
+        return b"" if raw == b"{}" else raw
+
+    def attempts(self, options: JobOptions) -> int | None:
+        return options.attempts if isinstance(self.a, msgspec.UnsetType) else self.a
+
+    def backoff(self, options: JobOptions) -> Any:
+        if isinstance(self.b, msgspec.UnsetType):
+            return options.backoff
+        return None if self.b is None else Backoff(**self.b)
+
+    def timeout(self, options: JobOptions) -> float | None:
+        return options.timeout if isinstance(self.t, msgspec.UnsetType) else self.t  # type: ignore[return-value]
+
+    def keep(self, options: JobOptions, op: str) -> str:
+        """How `lua/work.lua` is told what to keep of a finished job: '' by the defaults, '0' none, 'count:age'."""
+        given = self.c if op == "c" else self.f
+        if isinstance(given, msgspec.UnsetType):
+            rule = options.remove_on_complete if op == "c" else options.remove_on_fail
+            assert isinstance(rule, Retention)
+            return "0" if rule.keeps_none else ""
+        return "0" if 0 in given else f"{given[0]}:{given[1]}"
+
+
+NO_OVERRIDES: Final = Overrides()
+
+
+class ActiveJob:
+    """The job that a handler is running.
+
+    Attributes:
+        attempts_made: finished tries before this one: 0 on the first.
+        attempts: the most tries in all; None: no bound.
+        stalled_count: how often its process died.
+    """
+
+    __slots__ = (
+        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "context", "data", "discarded", "ended", "entry", "group_id",
+        "id", "keys", "leaving", "name", "overrides", "raw", "spec", "stalled_count", "timer", "token",
+    )  # fmt: skip
+
+    def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
+        self._broker = broker
+        self._notify = notify
+        self.spec = spec
+        self.keys = keys
+        self.name = spec.name
+        self.group_id = keys.group or None
+        (
+            self.id,
+            self.entry,
+            self.raw,
+            self.attempts_made,
+            self.stalled_count,
+            self.added_ms,
+            options,
+            self.token,
+        ) = taken
+        self.overrides = Overrides.decode(options) if options else NO_OVERRIDES
+        self.data: Any = None
+        self.discarded = False
+        # Kept by the consumer:
+        self.aio_task: asyncio.Task[None] | None = None
+        self.context: Any = None  # what integrations keep with this try
+        self.began = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it
+        self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts
+
+    @property
+    def attempts(self) -> int | None:
+        return self.overrides.attempts(self.spec.job_options)
+
+    @property
+    def added_at(self) -> datetime:
+        return clock.from_ms(self.added_ms)
+
+    def discard(self) -> None:
+        """From now on no further try: a raise fails the job for good, a return completes it."""
+        self.discarded = True
+
+    async def update_progress(self, value: Any) -> None:
+        """Record how far the job is, any JSON; the event `job.progress` carries it."""
+        body = payload.encode(value, "progress")
+        await self._broker.note(self.keys, self.id, self.token, "progress", body)
+        self._notify("job.progress", self.name, job_id=self.id, group_id=self.group_id, data=value)
+
+    async def log(self, text: str) -> None:
+        """Keep a line with the job; the last 1000 stay."""
+        if not isinstance(text, str):
+            raise PayloadError(f"job.log({text!r}): expected text")
+        await self._broker.note(self.keys, self.id, self.token, "log", text.encode(errors="replace")[:8192])
+
+    def __repr__(self) -> str:
+        return f"<ActiveJob {self.name} {self.id} try {self.attempts_made + 1}>"

@@ -1,0 +1,141 @@
+"""Liveness: this process's heartbeat, and what follows when another's stops.
+
+A process is alive as long as it renews one heartbeat; the leases of all its tries hang on it. Who finds a
+process silent for longer than a lease gives its jobs back. Renew first, sweep later: after an outage of the
+store everybody looks silent, so for one lease nobody is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.errors import BrokerError
+
+logger = logging.getLogger("asyncjobs")
+
+BEATS_A_LEASE: Final = (
+    4  # with detection at the exact expiry, a dead process is found within 1 lease of its death
+)
+BURIED_AFTER: Final = 3  # leases: long enough for every living process to have swept what only it knows of
+
+
+def _host() -> str:
+    """This boot and process namespace, '' where the system does not tell: where equal, pids mean the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:12]
+        return boot + os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process of this host began, in clock ticks; '' where there is none (a zombie counts as none)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def new_process_name() -> str:
+    """``host.pid.started.random``: unique per boot of a process, and per declared death."""
+    return f"{_host() or '-'}.{os.getpid()}.{_started(os.getpid()) or '-'}.{os.urandom(4).hex()}"
+
+
+def died_here(process: str) -> bool:
+    """Whether `process` ran on this very host and is gone: then nobody needs to wait for its lease."""
+    host, _, rest = process.partition(".")
+    pid, _, rest = rest.partition(".")
+    started = rest.partition(".")[0]
+    if host in ("", "-") or host != _host() or not pid.isdigit() or started in ("", "-"):
+        return False
+    return _started(int(pid)) != started
+
+
+class Liveness:
+    """Beats, and tells the runtime who fell silent.
+
+    State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;
+    `_hold_until`, before which nobody is given up; `_given_up`, the silent processes already swept.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        shortest_lease: Callable[[], float],
+        longest_lease: Callable[[], float],
+        on_silent: Callable[[str, float], Awaitable[None]],
+        on_declared_dead: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._broker = broker
+        self._shortest_lease = shortest_lease
+        self._longest_lease = longest_lease
+        self._on_silent = on_silent
+        self._on_declared_dead = on_declared_dead
+        self.process = new_process_name()
+        self._last = clock.monotonic()
+        self._hold_until = 0.0
+        self._given_up: dict[str, float] = {}
+
+    async def join(self) -> None:
+        """Show the first sign of life, before anything is taken."""
+        await self._broker.beat(self.process, joining=True)
+        self._last = clock.monotonic()
+
+    def since_last_beat(self) -> float:
+        """Seconds since the store last acknowledged that we live."""
+        return clock.monotonic() - self._last
+
+    async def run(self) -> None:
+        """Beat until cancelled, also while the runtime drains."""
+        nap = self._shortest_lease() / BEATS_A_LEASE
+        while True:
+            await asyncio.sleep(nap)
+            try:
+                nap = await self._beat()
+            except BrokerError as error:
+                logger.debug("no beat: %s", error)
+                nap = min(0.25, self._shortest_lease() / BEATS_A_LEASE)
+
+    async def _beat(self) -> float:
+        """One beat and what it brings; returns seconds until the next."""
+        lease = self._shortest_lease()
+        alive, others = await self._broker.beat(self.process, joining=False)
+        gap, self._last = self.since_last_beat(), clock.monotonic()
+        if gap > lease / 2:
+            self._hold_until = self._last + lease
+        if not alive:
+            logger.warning(
+                "this process was silent for %.1f s and was declared dead; it goes on under a new name", gap
+            )
+            self.process = new_process_name()
+            await self._broker.beat(self.process, joining=True)
+        if not alive or gap > lease:
+            await self._on_declared_dead(self.process)
+        nap = lease / BEATS_A_LEASE
+        for other, silence in others.items():
+            gone = died_here(other)
+            if silence < lease and not gone:
+                self._given_up.pop(other, None)
+                nap = min(nap, max(0.02, lease - silence + 0.005))
+            elif gone or clock.monotonic() >= self._hold_until:
+                await self._give_up(other, float("inf") if gone else silence)
+        for name in self._given_up.keys() - others.keys():
+            del self._given_up[name]
+        return nap
+
+    async def _give_up(self, other: str, silence: float) -> None:
+        """Sweep after `other`, once for each lease that its silence has outgrown, and bury it in the end."""
+        if self._given_up.get(other, 0.0) < min(silence, self._longest_lease()):
+            logger.warning("process %s shows no sign of life; giving back what it ran", other)
+            await self._on_silent(other, silence)
+            self._given_up[other] = silence
+        if await self._broker.bury(other, BURIED_AFTER * self._longest_lease()):
+            self._given_up.pop(other, None)

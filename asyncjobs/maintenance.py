@@ -1,0 +1,169 @@
+"""Maintenance: looking where news may have been lost, giving back what dead processes held, retention by timer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from asyncjobs.broker import Broker, Keys
+from asyncjobs.config import Retention
+from asyncjobs.consumer import Consumer, Shop
+from asyncjobs.definition import JobSpec
+from asyncjobs.errors import BrokerError
+from asyncjobs.groups import GroupRegistry
+from asyncjobs.liveness import died_here
+
+logger = logging.getLogger("asyncjobs")
+
+LEAST_TRIM_INTERVAL: Final = 1.0
+MOST_TRIM_INTERVAL: Final = 60.0
+
+
+class Maintenance:
+    """The slow loops of one process, over whatever it consumes."""
+
+    def __init__(
+        self,
+        shop: Shop,
+        consumers: dict[str, Consumer],
+        registries: dict[str, GroupRegistry],
+        process: Callable[[], str],
+        sweep_interval: float,
+    ) -> None:
+        self._shop = shop
+        self._consumers = consumers
+        self._registries = registries
+        self._process = process
+        self._sweep_interval = sweep_interval
+
+    @property
+    def _broker(self) -> Broker:
+        return self._shop.broker
+
+    def _specs(self) -> Iterable[JobSpec]:
+        yield from (consumer.spec for consumer in tuple(self._consumers.values()))
+        yield from (registry.spec for registry in tuple(self._registries.values()))
+
+    # Looking ----------------------------------------------------------------------------------------------
+    async def look_everywhere(self) -> None:
+        """Every queue gets a turn: at start, after the subscriber was away, and now and then."""
+        for consumer in tuple(self._consumers.values()):
+            consumer.look_again()
+        for registry in tuple(self._registries.values()):
+            await registry.discover()
+
+    async def run_looking(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_interval)
+            try:
+                await self.look_everywhere()
+            except BrokerError as error:
+                logger.debug("looking: %s", error)
+
+    # The dead ---------------------------------------------------------------------------------------------
+    async def sweep(self, dead: str, silence: float) -> None:
+        """Give back what `dead`, silent for `silence` seconds, holds of every job whose lease that exceeds."""
+        for spec in self._specs():
+            if silence < spec.lease:
+                continue
+            async for queues in self._queues(spec):
+                owners = await self._broker.owners([keys for keys, _ in queues])
+                held = [queue for queue, names in zip(queues, owners, strict=True) if dead in names]
+                # It may have come back while we looked elsewhere.
+                if (
+                    held
+                    and not died_here(dead)
+                    and (await self._broker.silent_for([dead]))[dead] < spec.lease
+                ):
+                    return
+                await asyncio.gather(
+                    *(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held)
+                )
+
+    async def sweep_strangers(self) -> None:
+        """Give back what processes hold that nobody hears of any more: at start, after everybody was dead."""
+        for spec in self._specs():
+            async for queues in self._queues(spec):
+                owners = await self._broker.owners([keys for keys, _ in queues])
+                names = {name for held in owners for name in held if name != self._process()}
+                if not names:
+                    continue
+                silence = await self._broker.silent_for(sorted(names))
+                dead = {name for name in names if silence[name] >= spec.lease or died_here(name)}
+                await asyncio.gather(
+                    *(
+                        self._sweep_queue(spec, keys, group_id, name)
+                        for (keys, group_id), held in zip(queues, owners, strict=True)
+                        for name in held
+                        if name in dead
+                    )
+                )
+
+    async def _queues(self, spec: JobSpec):  # type: ignore[no-untyped-def]  # AsyncIterator of pages
+        if not spec.grouped:
+            yield [(self._broker.queue_keys(spec.name, None), None)]
+            return
+        async for group_ids in self._broker.groups(spec.name):
+            yield [(self._broker.queue_keys(spec.name, group_id), group_id) for group_id in group_ids]
+
+    async def _sweep_queue(self, spec: JobSpec, keys: Keys, group_id: str | None, dead: str) -> None:
+        token = next(self._shop.tokens)
+        most = spec.worker_options.max_stalled_count
+        back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
+        for job_id in back + [job.job_id for job in doomed]:
+            self._shop.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
+        consumer = self._consumer(spec, group_id) if doomed else None
+        if consumer is not None:
+            for job in doomed:
+                consumer.fail_stalled(job)
+
+    def _consumer(self, spec: JobSpec, group_id: str | None) -> Consumer | None:
+        if group_id is None:
+            return self._consumers.get(spec.name)
+        registry = self._registries[spec.name]
+        registry.wake(group_id)
+        return registry.open.get(group_id)
+
+    # Retention --------------------------------------------------------------------------------------------
+    async def run_trimming(self) -> None:
+        while True:
+            await asyncio.sleep(self._trim_interval())
+            for spec in self._specs():
+                try:
+                    await self._trim(spec)
+                except BrokerError as error:
+                    logger.debug("trimming %s: %s", spec.name, error)
+
+    def _trim_interval(self) -> float:
+        """Often enough for the shortest age that is asked for, and seldom where ages are days."""
+        shortest = MOST_TRIM_INTERVAL
+        for spec in self._specs():
+            for rule in (spec.job_options.remove_on_complete, spec.job_options.remove_on_fail):
+                if isinstance(rule, Retention) and rule.age:
+                    shortest = min(shortest, float(rule.age))  # type: ignore[arg-type]
+        return max(LEAST_TRIM_INTERVAL, shortest)
+
+    async def _trim(self, spec: JobSpec) -> None:
+        if not spec.grouped:
+            await self._broker.trim(self._broker.queue_keys(spec.name, None), spec.retention)
+            return
+        while True:
+            overflow = await self._broker.overflow(spec.name, spec.retention)
+            if not overflow.members:
+                return
+            await self._broker.forget(overflow)
+
+    async def run_forgetting(self) -> None:
+        """Delete the records of groups' jobs that a finish pushed over their name's retention."""
+        pump = self._shop.pump
+        while True:
+            while not pump.overflow:
+                pump.overflowed.clear()
+                await pump.overflowed.wait()
+            overflow = pump.overflow.popleft()
+            try:
+                await self._broker.forget(overflow)
+            except BrokerError as error:
+                logger.debug("forgetting: %s", error)  # still listed: the timer comes back to it

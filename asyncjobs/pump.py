@@ -1,0 +1,189 @@
+"""The Pump: gives every queue that has something to do its turn, many turns a round trip.
+
+Ready consumers stand in a ring; a turn settles what has finished and takes a bounded batch, and who wants more
+goes to the back, so that one tenant's hundred thousand jobs do not delay another's one. A consumer that has
+nothing to do costs nothing: no aio_task, no timer, no command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from asyncjobs.broker.broker import Overflow
+    from asyncjobs.consumer import Consumer
+
+logger = logging.getLogger("asyncjobs")
+
+TURNS_A_TRIP: Final = 64
+SHORTEST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
+
+
+class Alarms:
+    """Wakes consumers at a time: one heap and one timer, however many they are.
+
+    State: `_heap` of (deadline, tie breaker, consumer); an entry counts only while the consumer's `alarm_at` is
+    still its deadline, so re-arming never searches.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Consumer]] = []
+        self._ties = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, consumer: Consumer, delay: float) -> None:
+        """Wake `consumer` in `delay` seconds, and at no other time."""
+        consumer.alarm_at = deadline = clock.monotonic() + delay
+        heapq.heappush(self._heap, (deadline, next(self._ties), consumer))
+        if self._heap[0][0] == deadline:
+            self._arm()
+
+    def set_earlier(self, consumer: Consumer, delay: float) -> None:
+        """The same, unless it is woken before that anyway."""
+        if consumer.alarm_at is None or consumer.alarm_at > clock.monotonic() + delay:
+            self.set(consumer, delay)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heap:
+            delay = max(0.0, self._heap[0][0] - clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(min(delay, 3600.0), self._ring)
+
+    def _ring(self) -> None:
+        now = clock.monotonic()
+        while self._heap and self._heap[0][0] <= now:
+            deadline, _, consumer = heapq.heappop(self._heap)
+            if consumer.alarm_at == deadline:
+                consumer.alarm_at = None
+                consumer.look_again()
+        self._arm()
+
+    def close(self) -> None:
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Pump:
+    """Serves the ring of ready consumers with a small number of pipelines in flight.
+
+    State: `_ready`, the ring; `_starved`, consumers that wait for a slot of the process; `running` and
+    `_reserved`, the slots in use and those asked for in a pipeline in flight.
+    """
+
+    def __init__(self, broker: Broker, slots: int, process: Callable[[], str]) -> None:
+        self._broker = broker
+        self._slots = slots
+        self._process = process
+        self._ready: deque[Consumer] = deque()
+        self._starved: deque[Consumer] = deque()
+        self._wake = asyncio.Event()
+        self._reserved = 0
+        self.running = 0
+        self.alarms = Alarms()
+        self.overflow: deque[Overflow] = deque()
+        self.overflowed = asyncio.Event()
+        self.outage_since: float | None = None
+
+    def offer(self, consumer: Consumer) -> None:
+        """Put `consumer` into the ring, unless it is there or its turn is in flight."""
+        if not consumer.queued and not consumer.in_flight:
+            consumer.queued = True
+            self._ready.append(consumer)
+            self._wake.set()
+
+    def slot_freed(self) -> None:
+        """A job has ended: whoever waits for a slot gets its turn."""
+        self.running -= 1
+        if self._starved:
+            starved = self._starved.popleft()
+            starved.starving = False
+            self.offer(starved)
+
+    def free_slots(self) -> int:
+        return self._slots - self.running - self._reserved
+
+    async def run(self, lane: int) -> None:
+        """Serve turns on one connection until cancelled."""
+        pause = SHORTEST_PAUSE
+        while True:
+            while not self._ready:
+                self._wake.clear()
+                await self._wake.wait()
+            turns = self._next_turns()
+            if not turns:
+                continue
+            try:
+                if any(consumer.lost_reply for consumer in turns):
+                    await self._adopt(turns)
+                await self._serve(lane, turns)
+                pause = SHORTEST_PAUSE
+                self.outage_since = None
+            except BrokerUnavailableError as error:
+                if self.outage_since is None:
+                    self.outage_since = clock.monotonic()
+                    logger.warning("the store does not answer; carrying on as soon as it does: %s", error)
+                self._put_back(turns)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            except BrokerError as error:
+                logger.error("the store refuses to work; trying again in %g s: %s", LONGEST_PAUSE, error)
+                self._put_back(turns)
+                await asyncio.sleep(LONGEST_PAUSE)
+            except BaseException:
+                self._put_back(turns)
+                raise
+
+    def _next_turns(self) -> list[Consumer]:
+        turns: list[Consumer] = []
+        while self._ready and len(turns) < TURNS_A_TRIP:
+            consumer = self._ready.popleft()
+            consumer.queued = False
+            free = self.free_slots()
+            if not consumer.prepare(max(0, free)):
+                if consumer.hungry and free <= 0 and not consumer.starving:
+                    consumer.starving = True
+                    self._starved.append(consumer)
+                continue
+            self._reserved += consumer.reserved
+            turns.append(consumer)
+        return turns
+
+    async def _adopt(self, turns: list[Consumer]) -> None:
+        """After a lost reply jobs may be pending for us that nobody here knows of."""
+        for consumer in turns:
+            if consumer.lost_reply:
+                consumer.adopt(await self._broker.own(consumer.keys, self._process()))
+                consumer.lost_reply = False
+
+    async def _serve(self, lane: int, turns: list[Consumer]) -> None:
+        sent_at = clock.monotonic()
+        replies, overflow = await self._broker.work(lane, self._process(), [one.call() for one in turns])
+        if overflow:
+            self.overflow.extend(overflow)
+            self.overflowed.set()
+        for consumer, reply in zip(turns, replies, strict=True):
+            self._reserved -= consumer.reserved
+            if isinstance(reply, BrokerError):
+                consumer.refused(reply)
+            else:
+                consumer.absorb(reply, sent_at)
+
+    def _put_back(self, turns: list[Consumer]) -> None:
+        for consumer in turns:
+            if consumer.in_flight:
+                self._reserved -= consumer.reserved
+                consumer.unanswered()

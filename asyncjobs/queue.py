@@ -1,0 +1,289 @@
+"""The Queue: the front door. Checks, builds, hands over to the broker; never starts a consumer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncjobs import clock
+from asyncjobs.broker import AddCall, Broker
+from asyncjobs.config import (
+    UNSET,
+    Backoff,
+    JobOptions,
+    KeepRule,
+    Seconds,
+    Unset,
+    keywords,
+    seconds,
+    shown,
+)
+from asyncjobs.definition import JobSpec
+from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
+from asyncjobs.job import NO_OVERRIDES, STATES, Job, Overrides, new_id, read_job
+
+if TYPE_CHECKING:
+    from asyncjobs.events import EventBus
+
+ADD_OPTIONS: Final = (
+    "group_id", "job_id", "delay", "at", "attempts", "backoff", "timeout", "remove_on_complete", "remove_on_fail",
+)  # fmt: skip
+JOB_OVERRIDES: Final = ADD_OPTIONS[4:]
+LONGEST_ID: Final = 512  # bytes of UTF-8
+
+
+class Queue:
+    """All jobs of a runtime: add them, and look at them. The same object is `runtime.queue` and a handler's `queue`.
+
+    State: `_specs`, name → registered job; `_names`, handler → name; the broker, present while the runtime runs.
+    """
+
+    def __init__(self, bus: EventBus, max_payload: int) -> None:
+        self._bus = bus
+        self._max_payload = max_payload
+        self._specs: dict[str, JobSpec] = {}
+        self._names: dict[Any, str] = {}
+        self._broker: Broker | None = None
+        self._pid = 0
+
+    # The runtime's side -----------------------------------------------------------------------------------
+    def register(self, spec: JobSpec) -> None:
+        self._specs[spec.name] = spec
+        handle = spec.definition.handle
+        self._names[handle] = spec.name
+        self._names.setdefault(getattr(handle, "__wrapped__", handle), spec.name)
+
+    def unregister(self, name: str) -> None:
+        spec = self._specs.pop(name, None)
+        if spec is not None:
+            self._names = {handle: one for handle, one in self._names.items() if one != name}
+
+    def open(self, broker: Broker) -> None:
+        self._broker, self._pid = broker, os.getpid()
+
+    def close(self) -> None:
+        self._broker = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every job that may be added."""
+        return tuple(sorted(self._specs))
+
+    # Adding -----------------------------------------------------------------------------------------------
+    async def add(
+        self,
+        job: str | Callable[..., Any],
+        data: Any = None,
+        *,
+        group_id: str | int | None = None,
+        job_id: str | None = None,
+        delay: Seconds | None = None,
+        at: datetime | None = None,
+        attempts: int | Unset | None = UNSET,
+        backoff: Backoff | Mapping[str, Any] | Seconds | Unset | None = UNSET,
+        timeout: Seconds | Unset | None = UNSET,
+        remove_on_complete: KeepRule | Mapping[str, Any] | Unset = UNSET,
+        remove_on_fail: KeepRule | Mapping[str, Any] | Unset = UNSET,
+    ) -> Job:
+        """Add one job; once this returns it will run, through any crash of any process.
+
+        Args:
+            job: its name, or its handler.
+            data: the payload, JSON, or what the handler's `data` is annotated with.
+            group_id: the group of a grouped job; required there, refused elsewhere.
+            job_id: your own id. If a job has it, in any state, nothing is added and `added` is False.
+            delay: seconds from now, 0 for at once; or `at`, an aware datetime.
+            attempts, backoff, timeout, remove_on_complete, remove_on_fail: this job's own, over its definition's.
+        Raises:
+            UnknownJobError, PayloadError, ConfigError: nothing was sent.
+            NotRunningError: the runtime is not started.
+            BrokerUnavailableError: no answer; the job is wholly there or not at all, and a repeat with the id
+                in `job_ids` cannot add it twice.
+            BrokerError: the store refused, nothing was added.
+        """
+        given = {
+            name: value
+            for name, value in (
+                ("attempts", attempts),
+                ("backoff", backoff),
+                ("timeout", timeout),
+                ("remove_on_complete", remove_on_complete),
+                ("remove_on_fail", remove_on_fail),
+            )
+            if value is not UNSET
+        }
+        broker = self._running()
+        call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, given)
+        (reply,) = await broker.add([call])
+        return self._added(handle, reply.added, reply.at_ms)
+
+    async def add_bulk(self, jobs: Iterable[tuple[Any, ...]]) -> list[Job]:
+        """Add many jobs in one round trip: ``(job, data)`` or ``(job, data, options)`` each.
+
+        All are checked before any is sent; a bad one is named by its place and nothing is added.
+        """
+        broker = self._running()
+        calls, handles = [], []
+        for place, one in enumerate(jobs):
+            if not isinstance(one, (tuple, list)) or not 1 <= len(one) <= 3:
+                raise ConfigError(
+                    f"add_bulk[{place}]={shown(one)}: expected (job, data) or (job, data, options)"
+                )
+            job, data, options = (*one, None, None)[:3] if len(one) < 3 else one
+            try:
+                known = keywords(options or {}, ADD_OPTIONS, "an add")
+                fixed = [known.pop(name, None) for name in ADD_OPTIONS[:4]]
+                call, handle = self._prepare(broker, job, data, *fixed, known)
+            except (ConfigError, PayloadError) as error:
+                raise type(error)(f"add_bulk[{place}]: {error}") from error
+            calls.append(call)
+            handles.append(handle)
+        if not calls:
+            return []
+        replies = await broker.add(calls)
+        return [
+            self._added(handle, reply.added, reply.at_ms)
+            for handle, reply in zip(handles, replies, strict=True)
+        ]
+
+    def _prepare(
+        self,
+        broker: Broker,
+        job: str | Callable[..., Any],
+        data: Any,
+        group_id: Any,
+        job_id: Any,
+        delay: Any,
+        at: Any,
+        given: Mapping[str, Any],
+    ) -> tuple[AddCall, Job]:
+        spec = self.spec(job)
+        group = self._group(spec, group_id)
+        named = job_id is not None
+        identity = _text(job_id, "job_id") if named else new_id()
+        raw = spec.codec.encode(data, self._max_payload)
+        overrides = Overrides.of(given, JobOptions(**given)) if given else NO_OVERRIDES
+        due = _due(delay, at)
+        keys = broker.queue_keys(spec.name, group)
+        call = broker.add_call(
+            keys, spec.name, identity, due, raw, overrides.encode() if given else b"", named
+        )
+        handle = Job(
+            identity, spec.name, group, data, attempts=overrides.attempts(spec.job_options),
+            _broker=broker, _keys=keys, _spec=spec,
+        )  # fmt: skip
+        if due[1]:
+            handle.due_at = clock.from_ms(due[1] if due[0] == "at" else clock.wall() * 1000 + due[1])
+        return call, handle
+
+    def _added(self, job: Job, added: bool, at_ms: int) -> Job:
+        job.added = added
+        if added:
+            job.added_at = clock.from_ms(at_ms)
+            job.state = "delayed" if job.due_at is not None and job.due_at > job.added_at else "waiting"
+            if self._bus.wants("job.added"):
+                self._bus.emit("job.added", job.name, job_id=job.id, group_id=job.group_id)
+        else:
+            job.due_at = None
+        return job
+
+    # Looking ----------------------------------------------------------------------------------------------
+    async def get_job(
+        self, name: str | Callable[..., Any], job_id: str, group_id: str | int | None = None
+    ) -> Job | None:
+        """A job as it stands, or None if there is none with that id (any more)."""
+        broker, spec = self._running(), self.spec(name)
+        group = self._group(spec, group_id)
+        keys = broker.queue_keys(spec.name, group)
+        due, record = await broker.read(keys, _text(job_id, "job_id"))
+        return read_job(broker, spec, keys, group, job_id, due, record) if "d" in record else None
+
+    async def counts(
+        self, name: str | Callable[..., Any], group_id: str | int | None = None
+    ) -> dict[str, int]:
+        """How many jobs are in each state; of a grouped job without a group: of all its groups together."""
+        broker, spec = self._running(), self.spec(name)
+        if spec.grouped and group_id is None:
+            counts = await broker.total_counts(spec.name)
+        else:
+            counts = await broker.counts(broker.queue_keys(spec.name, self._group(spec, group_id)))
+        return dict(zip(STATES, counts, strict=True))
+
+    async def groups(self, name: str | Callable[..., Any]) -> list[str]:
+        """The ids of the groups that are not reaped, sorted."""
+        broker, spec = self._running(), self.spec(name)
+        if not spec.grouped:
+            raise ConfigError(
+                f"{spec.name} has no groups; group=True in its definition gives each group_id a queue"
+            )
+        return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
+
+    def spec(self, job: str | Callable[..., Any]) -> JobSpec:
+        """The registered job called or handled by `job`."""
+        name = job if isinstance(job, str) else self._name_of(job)
+        spec = self._specs.get(name)
+        if spec is None:
+            raise UnknownJobError(name, self._specs)
+        return spec
+
+    def _name_of(self, handle: Any) -> str:
+        try:
+            name = self._names.get(handle)
+        except TypeError:  # not hashable, so no handler
+            name = None
+        if name is None:
+            raise UnknownJobError(getattr(handle, "__qualname__", None) or shown(handle), self._specs)
+        return name
+
+    def _running(self) -> Broker:
+        if self._broker is None:
+            raise NotRunningError(
+                "the runtime is not running; start it with `async with runtime`, `lifespan=runtime.lifespan`, "
+                "`cleanup_ctx`, or `await runtime.start()`"
+            )
+        if self._pid != os.getpid():
+            raise NotRunningError(
+                "this process was forked off a running runtime; start the runtime after the fork"
+            )
+        return self._broker
+
+    @staticmethod
+    def _group(spec: JobSpec, group_id: Any) -> str | None:
+        if not spec.grouped:
+            if group_id is not None:
+                raise ConfigError(
+                    f"{spec.name} has no groups, so it takes no group_id; set group=True to give it some"
+                )
+            return None
+        if group_id is None:
+            raise ConfigError(f"{spec.name} is a grouped job: name its group, group_id='…'")
+        if isinstance(group_id, int) and not isinstance(group_id, bool):
+            return str(group_id)
+        return _text(group_id, "group_id")
+
+
+def _text(value: Any, option: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{option}={shown(value)}: expected a text that is not empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{option}={value!a}: a lone surrogate is no text") from None
+    if size > LONGEST_ID:
+        raise ConfigError(f"{option}={shown(value)}: {size} bytes of UTF-8, at most {LONGEST_ID}")
+    return value
+
+
+def _due(delay: Any, at: Any) -> tuple[str, int]:
+    """When a job is due, as the script takes it; rounded up, so never too early."""
+    if at is not None:
+        if delay is not None:
+            raise ConfigError("delay and at both say when a job is due; give one of them")
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise ConfigError(f"at={shown(at)}: expected a timezone-aware datetime, datetime.now(UTC) + …")
+        return "at", max(0, clock.to_ms(at))
+    if delay is None:
+        return "in", 0
+    return "in", -int(-seconds(delay, "delay") * 1000 // 1)

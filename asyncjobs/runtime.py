@@ -1,0 +1,568 @@
+"""The Runtime: builds every part, starts and stops them in order; the one object that an app embeds."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeVar
+
+from asyncjobs import clock, loader, services
+from asyncjobs.broker import WORK_LANES, Broker
+from asyncjobs.config import (
+    JobOptions,
+    RuntimeConfig,
+    Seconds,
+    WorkerOptions,
+    keywords,
+    seconds,
+    shown,
+)
+from asyncjobs.consumer import STUBBORN, Consumer, Shop
+from asyncjobs.crew import Crew
+from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
+from asyncjobs.embedded import EmbeddedStore
+from asyncjobs.errors import BrokerError, ConfigError, JobTimeoutError
+from asyncjobs.events import EventBus, Subscriber
+from asyncjobs.executor import new_threads
+from asyncjobs.groups import GroupRegistry
+from asyncjobs.integrations.sentry import Sentry
+from asyncjobs.live import LiveUpdates
+from asyncjobs.liveness import Liveness
+from asyncjobs.maintenance import Maintenance
+from asyncjobs.pump import Pump
+from asyncjobs.queue import Queue
+from asyncjobs.scheduler import Scheduler
+
+logger = logging.getLogger("asyncjobs")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+State = Literal["stopped", "starting", "running", "stopping"]
+
+LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and flushing each
+DEFAULT_LEASE: Final = 30.0
+JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
+WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
+TASK_OPTIONS: Final = tuple(
+    one.name for one in fields(TaskDefinition) if one.name not in ("task", "cron_time")
+)
+
+
+class Runtime:
+    """Durable jobs, per-tenant groups, rate limits and cron tasks on the app's own event loop.
+
+    Args:
+        redis: a URL, a `redis.asyncio` client, or None: ``ASYNCJOBS_REDIS_URL``, else the embedded store.
+        jobs, tasks: the folders; None for none.
+        services: an object, a mapping, or an (async) context manager factory, given to handlers.
+        io: a `socketio.AsyncServer` or manager for live updates, else None.
+        prefix: in front of every key, so that several apps can share one Redis.
+        environment: decides which tasks run; else ``ASYNCJOBS_ENV``, else ``development``.
+        timezone: in which cron expressions are read, unless a task says otherwise.
+        consume, schedule: False for a process that only adds; that runs no tasks.
+        durability: ``"replicated"`` makes each add wait for a replica.
+        concurrency: most jobs at once in this process, of all kinds together.
+        max_payload: bytes of JSON that one job may carry.
+        connect_timeout: seconds in which the store must answer, at start and for each call.
+        grace: seconds that running jobs get when the runtime stops, unless `stop` says otherwise.
+        sentry_capture, sentry_payload: every failed try or only the last; whether payloads may be sent.
+        sweep_interval: seconds between two looks for work whose news was lost.
+        data_dir: the folder of the embedded store.
+    Raises:
+        ConfigError: an option with a value it cannot take. No I/O is done here; safe at import.
+    """
+
+    def __init__(
+        self,
+        redis: Any = None,
+        *,
+        jobs: str | os.PathLike[str] | None = None,
+        tasks: str | os.PathLike[str] | None = None,
+        services: Any = None,
+        io: Any = None,
+        prefix: str = "asyncjobs",
+        environment: str | None = None,
+        timezone: str = "America/Sao_Paulo",
+        consume: bool = True,
+        schedule: bool = True,
+        durability: Literal["local", "replicated"] = "local",
+        concurrency: int = 1000,
+        max_payload: int = 1024 * 1024,
+        connect_timeout: Seconds = 10,
+        grace: Seconds = 10,
+        sentry_capture: Literal["every", "final"] = "every",
+        sentry_payload: bool = False,
+        sweep_interval: Seconds = 15,
+        data_dir: str | os.PathLike[str] = ".asyncjobs",
+    ) -> None:
+        self.config = RuntimeConfig(
+            prefix=prefix,
+            environment=os.environ.get("ASYNCJOBS_ENV") or "development"
+            if environment is None
+            else environment,
+            timezone=timezone,
+            consume=consume,
+            schedule=schedule,
+            durability=durability,
+            concurrency=concurrency,
+            max_payload=max_payload,
+            connect_timeout=connect_timeout,
+            grace=grace,
+            sentry_capture=sentry_capture,
+            sentry_payload=sentry_payload,
+            sweep_interval=sweep_interval,
+            data_dir=os.fspath(data_dir),
+        )
+        zone(timezone)
+        self._redis = redis
+        self._jobs_folder = None if jobs is None else Path(jobs)
+        self._tasks_folder = None if tasks is None else Path(tasks)
+        self._services = services
+        self._bus = EventBus()
+        self._sentry = Sentry(self._bus, sentry_capture, sentry_payload)
+        self.io = LiveUpdates(io)
+        self.queue = Queue(self._bus, max_payload)
+        self._own_jobs: dict[str, JobSpec] = {}
+        self._own_tasks: dict[str, TaskSpec] = {}
+        self._loaded = loader.Loaded([], [])
+        self._state: State = "stopped"
+        self._lock: asyncio.Lock | None = None
+        self._parts: _Parts | None = None
+
+    def __repr__(self) -> str:
+        where = self._parts.broker.address.text if self._parts else "no store"
+        return f"<Runtime {self.config.prefix} [{self._state}, {where}]>"
+
+    # Registering in code ----------------------------------------------------------------------------------
+    def job(self, name: str | Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Register a function as a job: ``@runtime.job("send-mail", attempts=10, limiter=Limiter(5, 1))``.
+
+        What it returns is the function itself, callable in a unit test, with an `add` like `queue.add`. On a
+        running runtime the job can be added at once; it is consumed at once with ``autorun=True``, else from
+        the next start on.
+        """
+        if callable(name):
+            return self.job()(name)
+        given = keywords(options, ("group", *JOB_OPTIONS, *WORKER_OPTIONS), "@runtime.job")
+
+        def register(function: Function) -> Function:
+            definition = JobDefinition(
+                handle=function,
+                job_options=JobOptions(**{key: given[key] for key in JOB_OPTIONS if key in given}),
+                worker_options=WorkerOptions(**{key: given[key] for key in WORKER_OPTIONS if key in given}),
+                group=given.get("group", False),
+            )
+            self.add_job(name or _kebab(function), definition)
+            function.add = functools.partial(self.queue.add, function)  # type: ignore[attr-defined]
+            return function
+
+        return register
+
+    def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> None:
+        """Register a job by its record; see `job` for when it is consumed.
+
+        Raises:
+            ConfigError: the name is taken, or an option is bad.
+        """
+        made = definition if isinstance(definition, JobDefinition) else JobDefinition(**definition)
+        spec = JobSpec(name, made, "in code")
+        if name in self.queue.names:
+            raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
+        self._own_jobs[name] = spec
+        self.queue.register(spec)
+        if self._parts is not None and self.config.consume and spec.worker_options.autorun:
+            self._parts.crew.once(f"starting {name}", self._consume(self._parts, spec))
+
+    def task(
+        self, cron_time: str, *, name: str | None = None, **options: Any
+    ) -> Callable[[Function], Function]:
+        """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
+        given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
+
+        def register(function: Function) -> Function:
+            known = name or _kebab(function)
+            if known in self._own_tasks:
+                raise ConfigError(f"a task called {known!r} is registered already; name this one, name='…'")
+            definition = TaskDefinition(task=function, cron_time=cron_time, **given)
+            self._own_tasks[known] = TaskSpec(known, definition, self.config.timezone, "in code")
+            return function
+
+        return register
+
+    def on(self, event_type: str, callback: Subscriber | None = None) -> Any:
+        """Call `callback`, sync or async, with each `Event` of a type, ``"*"`` for all; also as a decorator.
+
+        Returns:
+            A function that ends the subscription; as a decorator, the callback.
+        """
+        if callback is not None:
+            return self._bus.on(event_type, callback)
+
+        def subscribe(function: Function) -> Function:
+            self._bus.on(event_type, function)
+            return function
+
+        return subscribe
+
+    # Life -------------------------------------------------------------------------------------------------
+    async def start(self) -> Self:
+        """Load everything, reach the store, begin to work. Starting a started runtime does nothing.
+
+        Raises:
+            LoadError: every bad file of the folders; nothing was started.
+            BrokerUnavailableError: the store was not reached within `connect_timeout`.
+            ConfigError: a store that cannot be had.
+        """
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if self._state == "running":
+                return self
+            self._state = "starting"
+            stack = AsyncExitStack()
+            try:
+                self._parts = await self._build(stack)
+                await self._launch(self._parts)
+            except BaseException:
+                parts, self._parts = self._parts, None
+                self.queue.close()
+                if parts is not None:
+                    await parts.crew.stop()
+                await stack.aclose()
+                self._state = "stopped"
+                raise
+            self._state = "running"
+        return self
+
+    async def _build(self, stack: AsyncExitStack) -> _Parts:
+        """Every part, each undone by `stack` in reverse; nothing runs yet."""
+        given = {"queue": self.queue, "io": self.io, "services": await services.enter(self._services, stack)}
+        await self._load(given)
+        threads = new_threads(self.config.concurrency)
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        target, store = await self._store(stack)
+        timeout = float(self.config.connect_timeout)  # type: ignore[arg-type]
+        parts = _Parts(stack, Crew(), threads, store)
+        parts.liveness = Liveness(
+            broker := Broker(
+                target,
+                prefix=self.config.prefix,
+                process=os.urandom(6).hex(),
+                connect_timeout=timeout,
+                replicas=1 if self.config.durability == "replicated" else 0,
+            ),
+            lambda: min((spec.lease for spec in parts.specs()), default=DEFAULT_LEASE),
+            lambda: max((spec.lease for spec in parts.specs()), default=DEFAULT_LEASE),
+            lambda dead, silence: parts.maintenance.sweep(dead, silence),
+            parts.keep_owned,
+        )
+        parts.broker = broker
+        stack.push_async_callback(broker.close)
+        parts.pump = Pump(broker, self.config.concurrency, lambda: parts.liveness.process)
+        stack.callback(parts.pump.alarms.close)
+        boot = os.urandom(6).hex()
+        parts.shop = Shop(broker, self._bus, parts.pump, given, threads, self._sentry.scope, boot)
+        parts.maintenance = Maintenance(
+            parts.shop,
+            parts.consumers,
+            parts.registries,
+            lambda: parts.liveness.process,
+            float(self.config.sweep_interval),  # type: ignore[arg-type]
+        )
+        parts.scheduler = Scheduler(
+            broker, self._bus, self._active_tasks(), given, threads, lambda: parts.liveness.process
+        )
+        return parts
+
+    async def _launch(self, parts: _Parts) -> None:
+        """Reach the store, then start the parts: listening before looking, so that no news falls in between."""
+        await parts.broker.check()
+        self.queue.open(parts.broker)
+        specs = [*self._own_jobs.values(), *self._loaded.jobs] if self.config.consume else []
+        crew = parts.crew
+        if parts.store is not None:
+            store = parts.store
+            parts.broker.subscriber.on_lost = lambda: crew.once(
+                "restarting the embedded store", store.ensure()
+            )
+        if specs or self._active_tasks():
+            await parts.liveness.join()
+        crew.start("live update", self.io.run)
+        for spec in specs:
+            await self._consume(parts, spec, look=False)
+        crew.start("subscriber", parts.broker.subscriber.run)
+        if specs or self._active_tasks():
+            crew.start("heartbeat", parts.liveness.run)
+        if self.config.consume:
+            for lane in range(WORK_LANES):
+                crew.start("work", functools.partial(parts.pump.run, lane))
+            crew.once("looking", parts.maintenance.look_everywhere())
+            crew.once("sweeping", parts.maintenance.sweep_strangers())
+            crew.start("sweep", parts.maintenance.run_looking)
+            crew.start("retention", parts.maintenance.run_trimming)
+            crew.start("forgetting", parts.maintenance.run_forgetting)
+            parts.broker.on_reconnected(lambda: crew.once("looking", parts.maintenance.look_everywhere()))
+        await parts.scheduler.start()
+
+    async def _consume(self, parts: _Parts, spec: JobSpec, look: bool = True) -> None:
+        """Open the consumer of one job, or the registry of its groups."""
+        if spec.grouped:
+            registry = parts.registries[spec.name] = GroupRegistry(parts.shop, spec)
+            parts.crew.start(f"reaper of {spec.name}", registry.run)
+            wake = registry.wake
+        else:
+            consumer = Consumer(parts.shop, spec, parts.broker.queue_keys(spec.name, None))
+            parts.consumers[spec.name] = consumer
+
+            def wake(group_id: str, delay: float = 0.0) -> None:
+                if delay > 0:
+                    parts.pump.alarms.set_earlier(consumer, delay)
+                else:
+                    consumer.look_again()
+
+        def on_news(message: bytes) -> None:
+            due, _, group = message.partition(b"|")
+            wake(group.decode(), int(due) / 1000)
+
+        await parts.broker.listen_for_news(spec.name, on_news)
+        if look:
+            await parts.maintenance.look_everywhere()
+
+    async def _load(self, given: Mapping[str, Any]) -> None:
+        for spec in self._loaded.jobs:
+            self.queue.unregister(spec.name)
+        in_test = self.config.environment == "test"
+        self._loaded = await loader.load(
+            self._jobs_folder,
+            None if in_test or not self.config.schedule else self._tasks_folder,
+            given=given,
+            timezone=self.config.timezone,
+            known=tuple(self._own_jobs.values()),
+            known_tasks=tuple(self._own_tasks.values()),
+        )
+        for spec in self._loaded.jobs:
+            self.queue.register(spec)
+
+    async def load(self) -> loader.Loaded:
+        """Load and check both folders without a store, as `python -m asyncjobs check` does.
+
+        Raises:
+            LoadError: every bad file, with its reason.
+        """
+        async with AsyncExitStack() as stack:
+            given = {
+                "queue": self.queue,
+                "io": self.io,
+                "services": await services.enter(self._services, stack),
+            }
+            await self._load(given)
+        return loader.Loaded(
+            [*self._own_jobs.values(), *self._loaded.jobs], [*self._own_tasks.values(), *self._loaded.tasks]
+        )
+
+    async def _store(self, stack: AsyncExitStack) -> tuple[Any, EmbeddedStore | None]:
+        target = self._redis if self._redis is not None else os.environ.get("ASYNCJOBS_REDIS_URL") or None
+        if target is not None:
+            return target, None
+        store = EmbeddedStore(self.config.data_dir)
+        stack.callback(store.stop)
+        return await store.start(), store
+
+    def _active_tasks(self) -> tuple[TaskSpec, ...]:
+        environment = self.config.environment
+        if environment == "test" or not self.config.schedule:
+            return ()
+        return tuple(
+            spec
+            for spec in (*self._own_tasks.values(), *self._loaded.tasks)
+            if spec.definition.is_active is True
+            and (spec.definition.environments is None or environment in spec.definition.environments)
+        )
+
+    async def stop(self, grace: Seconds | None = None) -> None:
+        """quiet → drain → cancel: no new job starts, running ones get `grace` seconds, the rest goes back uncounted.
+
+        Takes at most `grace` and a few seconds, whatever handlers do and whether the store answers or not.
+        Stopping a stopped runtime does nothing; it may be started again.
+        """
+        allowed = float(self.config.grace if grace is None else seconds(grace, "grace"))  # type: ignore[arg-type]
+        if self._lock is None:
+            return
+        async with self._lock:
+            if self._parts is None:
+                return
+            self._state = "stopping"
+            parts = self._parts
+            try:
+                await self._drain(parts, allowed)
+            finally:
+                self._parts = None
+                self.queue.close()
+                self._state = "stopped"
+                await parts.crew.stop()
+                await parts.stack.aclose()
+
+    async def _drain(self, parts: _Parts, grace: float) -> None:
+        deadline = clock.monotonic() + grace
+        parts.scheduler.quiet()
+        for consumer in parts.all_consumers():
+            consumer.quiet = True
+        for registry in parts.registries.values():
+            registry.quiet = True
+        tasks_end = asyncio.ensure_future(parts.scheduler.stop(grace))
+        await parts.settled(
+            lambda: parts.running() == 0 and parts.unsettled() == 0, deadline - clock.monotonic()
+        )
+        if parts.running():
+            for consumer in parts.all_consumers():
+                consumer.cancel_all()
+            await parts.settled(lambda: parts.running() == 0, STUBBORN + 0.5)
+        await tasks_end
+        # Settling, leaving and flushing are for the living: what they miss, the lease brings back.
+        await parts.settled(lambda: parts.unsettled() == 0, LAST_WRITES)
+        try:
+            async with asyncio.timeout(LAST_WRITES):
+                queues = [consumer.keys for consumer in parts.consumers.values()]
+                if parts.specs() or self._active_tasks():
+                    await parts.broker.leave(queues, parts.liveness.process)
+        except (BrokerError, TimeoutError) as error:
+            logger.debug("leaving: %s", error)
+        await self._bus.drain(LAST_WRITES)
+        await self.io.flush(LAST_WRITES)
+        await self._sentry.flush()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    # Embedding --------------------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[dict[str, Runtime]]:
+        """For Starlette, FastAPI, Litestar: ``FastAPI(lifespan=runtime.lifespan)``; ``request.state.jobs`` is this."""
+        async with self:
+            yield {"jobs": self}
+
+    async def cleanup_ctx(self, app: Any = None) -> AsyncIterator[None]:
+        """For aiohttp: ``app.cleanup_ctx.append(runtime.cleanup_ctx)``."""
+        async with self:
+            yield
+
+    # Looking ----------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> State:
+        return self._state
+
+    async def wait_idle(self, timeout: Seconds | None = None) -> None:
+        """Wait until no job that this runtime knows is waiting, active or delayed, in any process.
+
+        Raises:
+            JobTimeoutError: there still is work after `timeout` seconds.
+        """
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        deadline = None if limit is None else clock.monotonic() + limit
+        pause = 0.01
+        while True:
+            busy = await self._busy()
+            if not busy:
+                return
+            if deadline is not None and clock.monotonic() + pause >= deadline:
+                raise JobTimeoutError(f"not idle after {limit:g} s: {busy}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.25)
+
+    async def _busy(self) -> str:
+        """The first job with work left, in words; empty when idle."""
+        parts = self._parts
+        if parts is not None and (parts.running() or parts.unsettled()):
+            return f"{parts.running()} running here"
+        for name in self.queue.names:
+            counts = await self.queue.counts(name)
+            left = {state: counts[state] for state in ("waiting", "active", "delayed") if counts[state]}
+            if left:
+                return f"{name}: " + ", ".join(f"{count} {state}" for state, count in left.items())
+        return ""
+
+    def health(self) -> dict[str, Any]:
+        """How this process is doing, without asking the store.
+
+        Returns:
+            state, store (its address without password), process, connected, seconds_since_beat, running,
+            unsettled, groups (open ones by job), tasks (next tick by name), io (accepted, sent, dropped), and
+            status: ``ok``, ``degraded`` while the store does not answer, or ``stopped``.
+        """
+        io = {"accepted": self.io.accepted, "sent": self.io.sent, "dropped": self.io.dropped}
+        parts = self._parts
+        if parts is None:
+            return {"status": "stopped", "state": self._state, "io": io}
+        connected = parts.broker.subscriber.connected and parts.pump.outage_since is None
+        return {
+            "status": "ok" if connected else "degraded",
+            "state": self._state,
+            "store": parts.broker.address.text,
+            "process": parts.liveness.process,
+            "connected": connected,
+            "seconds_since_beat": round(parts.liveness.since_last_beat(), 3),
+            "running": parts.running(),
+            "unsettled": parts.unsettled(),
+            "groups": {name: len(registry.open) for name, registry in parts.registries.items()},
+            "tasks": parts.scheduler.planned(),
+            "io": io,
+        }
+
+
+class _Parts:
+    """What a started runtime consists of; the attributes without a default are set while it is built."""
+
+    broker: Broker
+    liveness: Liveness
+    pump: Pump
+    shop: Shop
+    maintenance: Maintenance
+    scheduler: Scheduler
+
+    def __init__(
+        self, stack: AsyncExitStack, crew: Crew, threads: ThreadPoolExecutor, store: EmbeddedStore | None
+    ) -> None:
+        self.stack, self.crew, self.threads, self.store = stack, crew, threads, store
+        self.consumers: dict[str, Consumer] = {}
+        self.registries: dict[str, GroupRegistry] = {}
+
+    def specs(self) -> list[JobSpec]:
+        return [one.spec for one in (*self.consumers.values(), *self.registries.values())]
+
+    def all_consumers(self) -> list[Consumer]:
+        grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]
+        return [*self.consumers.values(), *grouped]
+
+    def running(self) -> int:
+        return sum(len(consumer.running) for consumer in self.all_consumers())
+
+    def unsettled(self) -> int:
+        return sum(len(consumer.outbox) + len(consumer.sending) for consumer in self.all_consumers())
+
+    async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
+        """Wait until `reached()`, for `timeout` seconds at most."""
+        deadline = clock.monotonic() + timeout
+        while not reached() and clock.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def keep_owned(self, process: str) -> None:
+        """After a lapse: every try that another process took over meanwhile is cancelled."""
+        for consumer in self.all_consumers():
+            if consumer.running:
+                await consumer.keep_owned(process)
+
+
+def _kebab(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", "")
+    if not name or name == "<lambda>":
+        raise ConfigError(f"{shown(function)} has no name to be called by; give one")
+    return str(name).strip("_").replace("_", "-")
