@@ -84,6 +84,11 @@ def _plain(value: float) -> str:
     return f"{value / 3600:.1f} hours" if value <= 2 * DAY else f"{value / DAY:.1f} days"
 
 
+def duration(value: Seconds) -> float:
+    """A checked duration as float seconds."""
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+
 def whole(value: Any, option: str, *, least: int, most: int | None = None) -> int:
     """`value` as an int within bounds; a bool is not a number here."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -134,11 +139,11 @@ class Backoff:
 
     def wait(self, failures: int, rng: Callable[[], float] = random.random) -> float:
         """Seconds to wait after the `failures`-th failed try, counted from 1."""
-        delay: float = self.delay  # type: ignore[assignment]  # a float since __post_init__
+        delay = duration(self.delay)
         if self.type == "exponential":
             delay = min(delay * 2.0 ** min(failures - 1, 1000), FOREVER) if delay else 0.0
         if self.max_delay is not None:
-            delay = min(delay, self.max_delay)  # type: ignore[type-var]
+            delay = min(delay, duration(self.max_delay))
         return delay * (1 - self.jitter * rng()) if self.jitter else delay
 
 

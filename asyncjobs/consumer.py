@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker, Keys, TakenJob, WorkCall, WorkReply
+from asyncjobs.config import Limiter, duration
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, JobStalledError
 from asyncjobs.events import EventBus
@@ -79,14 +80,14 @@ class Consumer:
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
         queued, starving, in_flight: in the pump's ring; waiting for a slot of the process; its turn is on the wire.
+        margin, margin_sent: seconds that a start may lag behind its token: from now on, in the turn on the wire.
         reserved: slots asked for in the turn that is on the wire.
     """
 
     __slots__ = (
-        "_shop", "_token", "alarm_at", "group_id", "hungry", "in_flight", "keys", "lost_reply", "margin", "on_rest",
-        "outbox",
-        "queued", "quiet", "reserved", "rested_at", "resting_until", "running", "sending", "spec",
-        "starving", "zombies",
+        "_shop", "_token", "alarm_at", "group_id", "hungry", "in_flight", "keys", "lost_reply", "margin",
+        "margin_sent", "on_rest", "outbox", "queued", "quiet", "reserved", "rested_at", "resting_until", "running",
+        "sending", "spec", "starving", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -116,7 +117,7 @@ class Consumer:
         self.reserved = 0
         self.resting_until = 0.0
         self.rested_at: float | None = None
-        self.margin = self._least_margin()
+        self.margin = self.margin_sent = self._least_margin()
         self._token = b""
 
     def __repr__(self) -> str:
@@ -132,9 +133,9 @@ class Consumer:
     @property
     def idle(self) -> bool:
         """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
-        return not (
-            self.running or self.outbox or self.sending or self.hungry or self.in_flight or self.zombies
-        ) and (self.alarm_at is None)
+        return not (self.running or self.outbox or self.sending or self.hungry or self.in_flight or self.zombies) and (
+            self.alarm_at is None
+        )
 
     def free(self) -> int:
         """Slots of its own that are free."""
@@ -160,6 +161,7 @@ class Consumer:
     def call(self) -> WorkCall:
         """The turn, as the broker takes it."""
         spec = self.spec
+        self.margin_sent = self.margin
         bucket = (*spec.bucket, round(self.margin * 1e6)) if spec.limiter is not None else (0, 0, 0)
         settlements = [finished.decision.settlement for finished in self.sending]
         return WorkCall(
@@ -183,7 +185,7 @@ class Consumer:
             if finished.decision.settlement.op == "r":
                 self._expect(finished.decision.settlement.number)
         for taken in reply.jobs:
-            self._start(taken, sent_at)
+            self._start(taken, sent_at + self.margin_sent)
         if asked:
             if len(reply.jobs) < asked:
                 self.hungry = False
@@ -237,15 +239,15 @@ class Consumer:
                     self._start(taken, None)
 
     # Tries ------------------------------------------------------------------------------------------------
-    def _start(self, taken: TakenJob, sent_at: float | None) -> None:
+    def _start(self, taken: TakenJob, start_by: float | None) -> None:
         job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
         if job.id in self.running:
             return  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
         self._shop.pump.running += 1
-        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at))
+        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, start_by))
 
-    async def _try(self, job: ActiveJob, sent_at: float | None) -> None:
+    async def _try(self, job: ActiveJob, start_by: float | None) -> None:
         """The whole of one try, from its token to its place in the outbox."""
         current.set(job)
         job.began = True
@@ -253,8 +255,8 @@ class Consumer:
         try:
             if job.leaving:
                 raise asyncio.CancelledError
-            if sent_at is not None and self.spec.limiter is not None:
-                await self._in_time(sent_at)
+            if start_by is not None and self.spec.limiter is not None:
+                await self._in_time(self.spec.limiter, start_by)
             limit = job.overrides.timeout(self.spec.job_options)
             if limit is not None:
                 job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
@@ -266,15 +268,15 @@ class Consumer:
             outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
         self._ended(job, outcome)
 
-    async def _in_time(self, sent_at: float) -> None:
+    async def _in_time(self, limiter: Limiter, start_by: float) -> None:
         """Never start later than the token's margin: the window it was counted in would be over.
 
         Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin
-        keeps every window exact; one that lags more takes its token again first.
+        keeps every window exact; one that lags more takes its token again first, with a wider margin.
         """
-        while clock.monotonic() - sent_at > self.margin:
-            self.margin = min(self.margin * 2, float(self.spec.limiter.duration))  # type: ignore[union-attr, arg-type]
-            sent_at = clock.monotonic()
+        while clock.monotonic() > start_by:
+            self.margin = min(self.margin * 2, duration(limiter.duration))
+            start_by = clock.monotonic() + self.margin
             try:
                 await self._shop.broker.spend(self.keys, (*self.spec.bucket, round(self.margin * 1e6)))
             except BrokerError as error:
@@ -286,7 +288,7 @@ class Consumer:
         """How much a start may lag behind its token: 1 % of the window, at least 2 ms."""
         if self.spec.limiter is None:
             return 0.0
-        return max(LEAST_MARGIN, min(0.01, 0.01 * float(self.spec.limiter.duration)))  # type: ignore[arg-type]
+        return max(LEAST_MARGIN, min(0.01, 0.01 * duration(self.spec.limiter.duration)))
 
     def _time_out(self, job: ActiveJob) -> None:
         self._cancel(job, "timeout")
@@ -337,9 +339,7 @@ class Consumer:
     def fail_stalled(self, taken: TakenJob) -> None:
         """Fail a job whose processes died too often."""
         most = self.spec.worker_options.max_stalled_count
-        error = JobStalledError(
-            f"its process died {taken.stalled_count} times, more than max_stalled_count={most}"
-        )
+        error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
         job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
         decision = decide(job, Failed(error, final=True))
         assert decision is not None
@@ -368,9 +368,7 @@ class Consumer:
             )
 
     def _tell(self, event: str, job: ActiveJob) -> None:
-        self._shop.bus.emit(
-            event, job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
-        )
+        self._shop.bus.emit(event, job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made)
 
     # Stopping ---------------------------------------------------------------------------------------------
     def cancel_all(self) -> None:
@@ -381,9 +379,7 @@ class Consumer:
     async def keep_owned(self, process: str) -> None:
         """We were declared dead and live on as `process`: keep the tries that are still ours, cancel the others."""
         jobs = list(self.running.values())
-        kept = await self._shop.broker.retain(
-            self.keys, process, [(job.id, job.entry, job.token) for job in jobs]
-        )
+        kept = await self._shop.broker.retain(self.keys, process, [(job.id, job.entry, job.token) for job in jobs])
         for job, ours in zip(jobs, kept, strict=True):
             if not ours:
                 self._cancel(job, "lost")

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -25,6 +25,7 @@ from asyncjobs.config import (
     WorkerOptions,
     build,
     choice,
+    duration,
     flag,
     put,
     seconds,
@@ -48,8 +49,8 @@ class JobDefinition:
     """A job: its handler, and how it is tried and consumed. `group`: each add names a ``group_id``."""
 
     handle: Callable[..., Any]
-    job_options: JobOptions | Mapping[str, Any] = JobOptions()
-    worker_options: WorkerOptions | Mapping[str, Any] = WorkerOptions()
+    job_options: JobOptions | Mapping[str, Any] = field(default_factory=JobOptions)
+    worker_options: WorkerOptions | Mapping[str, Any] = field(default_factory=WorkerOptions)
     group: bool = False
 
     def __post_init__(self) -> None:
@@ -83,9 +84,7 @@ class TaskDefinition:
         if self.environments is not None:
             given = self.environments
             if isinstance(given, str) or not all(isinstance(one, str) for one in given):
-                raise ConfigError(
-                    f"environments={shown(given)}: expected a list of names, ['production', 'staging']"
-                )
+                raise ConfigError(f"environments={shown(given)}: expected a list of names, ['production', 'staging']")
             put(self, environments=tuple(given))
         if self.timezone is not None:
             zone(self.timezone)
@@ -104,9 +103,7 @@ def zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
-        raise ConfigError(
-            f"timezone={shown(name)}: expected an IANA name such as 'America/Sao_Paulo'"
-        ) from None
+        raise ConfigError(f"timezone={shown(name)}: expected an IANA name such as 'America/Sao_Paulo'") from None
 
 
 class Call:
@@ -163,9 +160,7 @@ class JobSpec:
 
     def __init__(self, name: str, definition: JobDefinition, source: str = "") -> None:
         if not NAME.fullmatch(name):
-            raise ConfigError(
-                f"job name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128"
-            )
+            raise ConfigError(f"job name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128")
         self.name, self.definition, self.source = name, definition, source
         self.call = Call(definition.handle, JOB_ARGUMENTS, "handle")
         self.codec = _codec(definition.handle, self.call.wants)
@@ -182,13 +177,13 @@ class JobSpec:
         limiter = worker.limiter
         assert limiter is None or isinstance(limiter, Limiter)
         self.limiter = limiter
-        self.bucket = (0, 0) if limiter is None else (limiter.max, round(float(limiter.duration) * 1e6))  # type: ignore[arg-type]
+        self.bucket = (0, 0) if limiter is None else (limiter.max, round(duration(limiter.duration) * 1e6))
         self.retention = (
             *limits(options.remove_on_complete),
             *limits(options.remove_on_fail),
         )
-        self.lease = float(worker.lease)  # type: ignore[arg-type]
-        self.group_idle = float(worker.group_idle)  # type: ignore[arg-type]
+        self.lease = duration(worker.lease)
+        self.group_idle = duration(worker.group_idle)
 
     def __repr__(self) -> str:
         return f"<JobSpec {self.name}>"
@@ -197,7 +192,7 @@ class JobSpec:
 def limits(rule: Any) -> tuple[int, int]:
     """A Retention as the scripts take it: how many, and for how many ms; -1 for no bound."""
     assert isinstance(rule, Retention)
-    age = -1 if rule.age is None else round(float(rule.age) * 1000)  # type: ignore[arg-type]
+    age = -1 if rule.age is None else round(duration(rule.age) * 1000)
     return (-1 if rule.count is None else rule.count), age
 
 
@@ -219,13 +214,16 @@ class TaskSpec:
 
     def __init__(self, name: str, definition: TaskDefinition, timezone: str, source: str = "") -> None:
         if not NAME.fullmatch(name):
-            raise ConfigError(
-                f"task name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128"
-            )
+            raise ConfigError(f"task name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128")
         self.name, self.definition, self.source = name, definition, source
         self.call = Call(definition.task, TASK_ARGUMENTS, "task")
         self.zone = zone(definition.timezone or timezone)
         next_tick(definition.cron_time, datetime.now(UTC).astimezone(self.zone))
+
+    def runs_in(self, environment: str) -> bool:
+        """Whether it ticks there: only what says ``is_active = True``, and nothing ever in ``test``."""
+        where = self.definition.environments
+        return self.definition.is_active is True and environment != "test" and (where is None or environment in where)
 
     def __repr__(self) -> str:
         return f"<TaskSpec {self.name} {self.definition.cron_time}>"

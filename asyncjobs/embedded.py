@@ -82,9 +82,7 @@ class EmbeddedStore:
     def __init__(self, folder: str | Path = ".asyncjobs") -> None:
         self.folder = Path(os.path.abspath(folder))
         if any(ord(one) < 32 for one in str(self.folder)):
-            raise ConfigError(
-                f"data_dir={str(folder)!r}: a path with control characters cannot be configured"
-            )
+            raise ConfigError(f"data_dir={str(folder)!r}: a path with control characters cannot be configured")
         self._users: int | None = None
 
     @property
@@ -144,9 +142,7 @@ class EmbeddedStore:
             if (self.folder / "keeper.failed").exists():
                 break
             await asyncio.sleep(0.005)
-        raise BrokerUnavailableError(
-            f"the embedded store in {self.folder} did not start: {self._end_of_log()}"
-        )
+        raise BrokerUnavailableError(f"the embedded store in {self.folder} did not start: {self._end_of_log()}")
 
     def _answers(self) -> bool:
         """Whether a server listens and is ready; it answers within microseconds or is not."""

@@ -112,10 +112,7 @@ class FromThread:
 
 def _for_threads(given: Mapping[str, Any]) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    return {
-        name: FromThread(value, loop) if name in ("job", "queue", "io") else value
-        for name, value in given.items()
-    }
+    return {name: FromThread(value, loop) if name in ("job", "queue", "io") else value for name, value in given.items()}
 
 
 def new_threads(most: int) -> ThreadPoolExecutor:

@@ -14,7 +14,7 @@ import msgspec
 
 from asyncjobs import clock, payload
 from asyncjobs.broker import Keys, TakenJob
-from asyncjobs.config import Backoff, JobOptions, Retention
+from asyncjobs.config import Backoff, JobOptions, Retention, duration
 from asyncjobs.definition import JobSpec, limits
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError
 
@@ -67,6 +67,9 @@ class TryErrors(tuple[TryError, ...]):
         return "\n".join(str(one) for one in self)
 
 
+NO_ERRORS: Final = TryErrors()
+
+
 class StoredError(msgspec.Struct, rename={"text": "t", "stack": "s", "at_ms": "a"}):
     """A `TryError` as the record of the job holds it."""
 
@@ -93,7 +96,7 @@ class Job:
     added: bool = True
     state: JobState | None = None
     result: Any = None
-    error: TryErrors = TryErrors()
+    error: TryErrors = NO_ERRORS
     progress: Any = None
     logs: tuple[str, ...] = ()
     attempts_made: int = 0
@@ -122,7 +125,9 @@ class Job:
         """
         import asyncio
 
-        assert self._broker is not None and self._keys is not None and self._spec is not None
+        assert self._broker is not None
+        assert self._keys is not None
+        assert self._spec is not None
         waiting = current.get(None)
         if waiting is not None and waiting.keys.stream == self._keys.stream and self._spec.concurrency == 1:
             raise ConfigError(
@@ -137,13 +142,9 @@ class Job:
         if finish.op == "c":
             return payload.decode(finish.body) if finish.body else None
         if finish.op == "f":
-            text = (
-                msgspec.json.decode(finish.body, type=StoredError).text if finish.body else "no reason kept"
-            )
+            text = msgspec.json.decode(finish.body, type=StoredError).text if finish.body else "no reason kept"
             raise JobFailedError(self.name, self.id, text)
-        raise JobFailedError(
-            self.name, self.id, "its record is gone: it was removed on completion, or never added"
-        )
+        raise JobFailedError(self.name, self.id, "its record is gone: it was removed on completion, or never added")
 
 
 def read_job(
@@ -216,16 +217,12 @@ class Overrides(msgspec.Struct, omit_defaults=True):
         if "backoff" in given:
             rule = checked.backoff
             if rule is not None and not isinstance(rule, Backoff):
-                raise ConfigError(
-                    "backoff: a function cannot travel with one job; give it to the job's JobOptions"
-                )
+                raise ConfigError("backoff: a function cannot travel with one job; give it to the job's JobOptions")
             made.b = (
-                None
-                if rule is None
-                else {one: getattr(rule, one) for one in ("type", "delay", "max_delay", "jitter")}
+                None if rule is None else {one: getattr(rule, one) for one in ("type", "delay", "max_delay", "jitter")}
             )
         if "timeout" in given:
-            made.t = None if checked.timeout is None else float(checked.timeout)  # type: ignore[arg-type]
+            made.t = None if checked.timeout is None else duration(checked.timeout)
         if "remove_on_complete" in given:
             made.c = limits(checked.remove_on_complete)
         if "remove_on_fail" in given:
@@ -249,7 +246,8 @@ class Overrides(msgspec.Struct, omit_defaults=True):
         return None if self.b is None else Backoff(**self.b)
 
     def timeout(self, options: JobOptions) -> float | None:
-        return options.timeout if isinstance(self.t, msgspec.UnsetType) else self.t  # type: ignore[return-value]
+        given = options.timeout if isinstance(self.t, msgspec.UnsetType) else self.t
+        return None if given is None else duration(given)
 
     def keep(self, options: JobOptions, op: str) -> str:
         """How `lua/work.lua` is told what to keep of a finished job: '' by the defaults, '0' none, 'count:age'."""
@@ -274,8 +272,9 @@ class ActiveJob:
     """
 
     __slots__ = (
-        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "context", "data", "discarded", "ended", "entry", "group_id",
-        "id", "keys", "leaving", "name", "overrides", "raw", "spec", "stalled_count", "timer", "token",
+        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "context", "data", "discarded",
+        "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec", "stalled_count",
+        "timer", "token",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:

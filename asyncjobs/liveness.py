@@ -20,9 +20,7 @@ from asyncjobs.errors import BrokerError
 
 logger = logging.getLogger("asyncjobs")
 
-BEATS_A_LEASE: Final = (
-    4  # with detection at the exact expiry, a dead process is found within 1 lease of its death
-)
+BEATS_A_LEASE: Final = 4  # with detection at the exact expiry, a dead process is found within 1 lease of its death
 BURIED_AFTER: Final = 3  # leases: long enough for every living process to have swept what only it knows of
 
 
@@ -112,9 +110,7 @@ class Liveness:
         if gap > lease / 2:
             self._hold_until = self._last + lease
         if not alive:
-            logger.warning(
-                "this process was silent for %.1f s and was declared dead; it goes on under a new name", gap
-            )
+            logger.warning("this process was silent for %.1f s and was declared dead; it goes on under a new name", gap)
             self.process = new_process_name()
             await self._broker.beat(self.process, joining=True)
         if not alive or gap > lease:

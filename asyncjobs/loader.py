@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from asyncjobs.config import ConfigError, JobOptions, WorkerOptions, build, keywords, shown
+from asyncjobs.config import JobOptions, WorkerOptions, build, keywords, shown
 from asyncjobs.definition import (
     DEFINE_ARGUMENTS,
     Call,
@@ -25,7 +25,7 @@ from asyncjobs.definition import (
     TaskDefinition,
     TaskSpec,
 )
-from asyncjobs.errors import AsyncjobsError, AsyncjobsWarning, Complaint, LoadError
+from asyncjobs.errors import AsyncjobsError, AsyncjobsWarning, Complaint, ConfigError, LoadError
 
 IGNORED: Final = re.compile(r"^(_.*|\..*|index|conftest|test_.*|.*_test|.*_spec|.*\.spec)$")
 JOB_PLAIN: Final = ("handle", "job_options", "worker_options", "group")
@@ -63,9 +63,7 @@ def sources(folder: Path, complaints: list[Complaint]) -> list[Source]:
         text = os.path.relpath(path)
         text = str(path) if text.startswith("..") else text
         if not path.resolve().is_relative_to(root):
-            complaints.append(
-                Complaint(text, f"it is a link that leads out of {folder}; put the file itself there")
-            )
+            complaints.append(Complaint(text, f"it is a link that leads out of {folder}; put the file itself there"))
             continue
         found.append(Source("-".join(parts).replace("_", "-"), path, text))
     by_name: dict[str, list[Source]] = {}
@@ -75,9 +73,7 @@ def sources(folder: Path, complaints: list[Complaint]) -> list[Source]:
         if len(same) > 1:
             for one in same:
                 others = ", ".join(other.shown for other in same if other is not one)
-                complaints.append(
-                    Complaint(one.shown, f"its name {name!r} is also that of {others}; rename one")
-                )
+                complaints.append(Complaint(one.shown, f"its name {name!r} is also that of {others}; rename one"))
     return [same[0] for same in by_name.values() if len(same) == 1]
 
 
@@ -105,9 +101,7 @@ async def load(
         if folder is None:
             continue
         if not folder.is_dir():
-            complaints.append(
-                Complaint(str(folder), f"there is no such folder; name it with {kind}=… or make it")
-            )
+            complaints.append(Complaint(str(folder), f"there is no such folder; name it with {kind}=… or make it"))
             continue
         importer = Importer(folder)
         for source in sources(folder, complaints):
@@ -116,9 +110,7 @@ async def load(
                 if kind == "jobs":
                     job_specs.append(_job(source, await _declared(module, "handle", given), known))
                 else:
-                    task_specs.append(
-                        _task(source, await _declared(module, "task", given), timezone, known_tasks)
-                    )
+                    task_specs.append(_task(source, await _declared(module, "task", given), timezone, known_tasks))
             except AsyncjobsError as error:
                 complaints.append(Complaint(source.shown, str(error), error.__cause__ or error))
             except (Exception, SystemExit) as error:
@@ -126,9 +118,7 @@ async def load(
                 complaints.append(Complaint(source.shown, reason, error))
     if complaints:
         complaints.sort(key=lambda one: one.path)
-        raise LoadError(complaints) from next(
-            (one.cause for one in complaints if one.cause is not None), None
-        )
+        raise LoadError(complaints) from next((one.cause for one in complaints if one.cause is not None), None)
     return Loaded(job_specs, task_specs)
 
 
@@ -176,13 +166,7 @@ def _plain(names: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]
     chosen = {key: value for key, value in names.items() if key in allowed or CAMEL.get(key) in allowed}
     options = [one for one in allowed if one not in ("handle", "task")]
     for key, value in names.items():
-        if (
-            key in chosen
-            or key.startswith("_")
-            or inspect.ismodule(value)
-            or inspect.isclass(value)
-            or callable(value)
-        ):
+        if key in chosen or key.startswith("_") or inspect.ismodule(value) or inspect.isclass(value) or callable(value):
             continue
         near = difflib.get_close_matches(key, options, n=1, cutoff=0.85)
         if near or isinstance(value, (JobOptions, WorkerOptions)):
@@ -215,9 +199,7 @@ class Importer:
                 spec = importlib.util.find_spec(dotted)
             except (ImportError, ValueError, AttributeError):
                 continue
-            places = (
-                [] if spec is None else [Path(one).resolve() for one in spec.submodule_search_locations or ()]
-            )
+            places = [] if spec is None else [Path(one).resolve() for one in spec.submodule_search_locations or ()]
             if self._root in places:
                 return dotted
         return None
@@ -238,7 +220,8 @@ class Importer:
         if name in sys.modules:
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, source.path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

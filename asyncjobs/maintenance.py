@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 from asyncjobs.broker import Broker, Keys
-from asyncjobs.config import Retention
+from asyncjobs.config import Retention, duration
 from asyncjobs.consumer import Consumer, Shop
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError
@@ -72,15 +72,9 @@ class Maintenance:
                 owners = await self._broker.owners([keys for keys, _ in queues])
                 held = [queue for queue, names in zip(queues, owners, strict=True) if dead in names]
                 # It may have come back while we looked elsewhere.
-                if (
-                    held
-                    and not died_here(dead)
-                    and (await self._broker.silent_for([dead]))[dead] < spec.lease
-                ):
+                if held and not died_here(dead) and (await self._broker.silent_for([dead]))[dead] < spec.lease:
                     return
-                await asyncio.gather(
-                    *(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held)
-                )
+                await asyncio.gather(*(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held))
 
     async def sweep_strangers(self) -> None:
         """Give back what processes hold that nobody hears of any more: at start, after everybody was dead."""
@@ -101,7 +95,7 @@ class Maintenance:
                     )
                 )
 
-    async def _queues(self, spec: JobSpec):  # type: ignore[no-untyped-def]  # AsyncIterator of pages
+    async def _queues(self, spec: JobSpec) -> AsyncIterator[list[tuple[Keys, str | None]]]:
         if not spec.grouped:
             yield [(self._broker.queue_keys(spec.name, None), None)]
             return
@@ -142,7 +136,7 @@ class Maintenance:
         for spec in self._specs():
             for rule in (spec.job_options.remove_on_complete, spec.job_options.remove_on_fail):
                 if isinstance(rule, Retention) and rule.age:
-                    shortest = min(shortest, float(rule.age))  # type: ignore[arg-type]
+                    shortest = min(shortest, duration(rule.age))
         return max(LEAST_TRIM_INTERVAL, shortest)
 
     async def _trim(self, spec: JobSpec) -> None:

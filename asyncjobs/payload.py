@@ -30,9 +30,7 @@ def encode(value: Any, what: str = "data") -> bytes:
     try:
         return _encoder.encode(plain)
     except UnicodeEncodeError:
-        raise PayloadError(
-            f"{_surrogate_path(plain, what)} is text with a lone surrogate; UTF-8 has none"
-        ) from None
+        raise PayloadError(f"{_surrogate_path(plain, what)} is text with a lone surrogate; UTF-8 has none") from None
     except RecursionError:
         raise PayloadError(f"{what} contains itself or is nested too deeply") from None
 
@@ -132,9 +130,7 @@ class Codec:
         """
         raw = encode(data)
         if len(raw) > most:
-            raise PayloadError(
-                f"data is {len(raw)} bytes of JSON, more than max_payload={most}; store it, add its key"
-            )
+            raise PayloadError(f"data is {len(raw)} bytes of JSON, more than max_payload={most}; store it, add its key")
         if self._typed:
             self.decode(raw)
         return raw

@@ -128,14 +128,12 @@ class Queue:
         calls, handles = [], []
         for place, one in enumerate(jobs):
             if not isinstance(one, (tuple, list)) or not 1 <= len(one) <= 3:
-                raise ConfigError(
-                    f"add_bulk[{place}]={shown(one)}: expected (job, data) or (job, data, options)"
-                )
+                raise ConfigError(f"add_bulk[{place}]={shown(one)}: expected (job, data) or (job, data, options)")
             job, data, options = (*one, None, None)[:3] if len(one) < 3 else one
             try:
                 known = keywords(options or {}, ADD_OPTIONS, "an add")
-                fixed = [known.pop(name, None) for name in ADD_OPTIONS[:4]]
-                call, handle = self._prepare(broker, job, data, *fixed, known)
+                group_id, job_id, delay, at = (known.pop(name, None) for name in ADD_OPTIONS[:4])
+                call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, known)
             except (ConfigError, PayloadError) as error:
                 raise type(error)(f"add_bulk[{place}]: {error}") from error
             calls.append(call)
@@ -143,10 +141,7 @@ class Queue:
         if not calls:
             return []
         replies = await broker.add(calls)
-        return [
-            self._added(handle, reply.added, reply.at_ms)
-            for handle, reply in zip(handles, replies, strict=True)
-        ]
+        return [self._added(handle, reply.added, reply.at_ms) for handle, reply in zip(handles, replies, strict=True)]
 
     def _prepare(
         self,
@@ -167,9 +162,7 @@ class Queue:
         overrides = Overrides.of(given, JobOptions(**given)) if given else NO_OVERRIDES
         due = _due(delay, at)
         keys = broker.queue_keys(spec.name, group)
-        call = broker.add_call(
-            keys, spec.name, identity, due, raw, overrides.encode() if given else b"", named
-        )
+        call = broker.add_call(keys, spec.name, identity, due, raw, overrides.encode() if given else b"", named)
         handle = Job(
             identity, spec.name, group, data, attempts=overrides.attempts(spec.job_options),
             _broker=broker, _keys=keys, _spec=spec,
@@ -200,9 +193,7 @@ class Queue:
         due, record = await broker.read(keys, _text(job_id, "job_id"))
         return read_job(broker, spec, keys, group, job_id, due, record) if "d" in record else None
 
-    async def counts(
-        self, name: str | Callable[..., Any], group_id: str | int | None = None
-    ) -> dict[str, int]:
+    async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
         """How many jobs are in each state; of a grouped job without a group: of all its groups together."""
         broker, spec = self._running(), self.spec(name)
         if spec.grouped and group_id is None:
@@ -215,9 +206,7 @@ class Queue:
         """The ids of the groups that are not reaped, sorted."""
         broker, spec = self._running(), self.spec(name)
         if not spec.grouped:
-            raise ConfigError(
-                f"{spec.name} has no groups; group=True in its definition gives each group_id a queue"
-            )
+            raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
@@ -244,18 +233,14 @@ class Queue:
                 "`cleanup_ctx`, or `await runtime.start()`"
             )
         if self._pid != os.getpid():
-            raise NotRunningError(
-                "this process was forked off a running runtime; start the runtime after the fork"
-            )
+            raise NotRunningError("this process was forked off a running runtime; start the runtime after the fork")
         return self._broker
 
     @staticmethod
     def _group(spec: JobSpec, group_id: Any) -> str | None:
         if not spec.grouped:
             if group_id is not None:
-                raise ConfigError(
-                    f"{spec.name} has no groups, so it takes no group_id; set group=True to give it some"
-                )
+                raise ConfigError(f"{spec.name} has no groups, so it takes no group_id; set group=True to give it some")
             return None
         if group_id is None:
             raise ConfigError(f"{spec.name} is a grouped job: name its group, group_id='…'")

@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -20,6 +20,7 @@ from asyncjobs.config import (
     RuntimeConfig,
     Seconds,
     WorkerOptions,
+    duration,
     keywords,
     seconds,
     shown,
@@ -49,9 +50,7 @@ LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and 
 DEFAULT_LEASE: Final = 30.0
 JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
 WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
-TASK_OPTIONS: Final = tuple(
-    one.name for one in fields(TaskDefinition) if one.name not in ("task", "cron_time")
-)
+TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.name not in ("task", "cron_time"))
 
 
 class Runtime:
@@ -103,9 +102,7 @@ class Runtime:
     ) -> None:
         self.config = RuntimeConfig(
             prefix=prefix,
-            environment=os.environ.get("ASYNCJOBS_ENV") or "development"
-            if environment is None
-            else environment,
+            environment=os.environ.get("ASYNCJOBS_ENV") or "development" if environment is None else environment,
             timezone=timezone,
             consume=consume,
             schedule=schedule,
@@ -179,9 +176,7 @@ class Runtime:
         if self._parts is not None and self.config.consume and spec.worker_options.autorun:
             self._parts.crew.once(f"starting {name}", self._consume(self._parts, spec))
 
-    def task(
-        self, cron_time: str, *, name: str | None = None, **options: Any
-    ) -> Callable[[Function], Function]:
+    def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
         given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
 
@@ -247,7 +242,7 @@ class Runtime:
         threads = new_threads(self.config.concurrency)
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         target, store = await self._store(stack)
-        timeout = float(self.config.connect_timeout)  # type: ignore[arg-type]
+        timeout = duration(self.config.connect_timeout)
         parts = _Parts(stack, Crew(), threads, store)
         parts.liveness = Liveness(
             broker := Broker(
@@ -273,7 +268,7 @@ class Runtime:
             parts.consumers,
             parts.registries,
             lambda: parts.liveness.process,
-            float(self.config.sweep_interval),  # type: ignore[arg-type]
+            duration(self.config.sweep_interval),
         )
         parts.scheduler = Scheduler(
             broker, self._bus, self._active_tasks(), given, threads, lambda: parts.liveness.process
@@ -284,13 +279,11 @@ class Runtime:
         """Reach the store, then start the parts: listening before looking, so that no news falls in between."""
         await parts.broker.check()
         self.queue.open(parts.broker)
-        specs = [*self._own_jobs.values(), *self._loaded.jobs] if self.config.consume else []
+        specs = self.loaded.jobs if self.config.consume else []
         crew = parts.crew
         if parts.store is not None:
             store = parts.store
-            parts.broker.subscriber.on_lost = lambda: crew.once(
-                "restarting the embedded store", store.ensure()
-            )
+            parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", store.ensure())
         if specs or self._active_tasks():
             await parts.liveness.join()
         crew.start("live update", self.io.run)
@@ -362,6 +355,11 @@ class Runtime:
                 "services": await services.enter(self._services, stack),
             }
             await self._load(given)
+        return self.loaded
+
+    @property
+    def loaded(self) -> loader.Loaded:
+        """All jobs and tasks that are registered in code and, since the last start or `load`, found in files."""
         return loader.Loaded(
             [*self._own_jobs.values(), *self._loaded.jobs], [*self._own_tasks.values(), *self._loaded.tasks]
         )
@@ -375,15 +373,9 @@ class Runtime:
         return await store.start(), store
 
     def _active_tasks(self) -> tuple[TaskSpec, ...]:
-        environment = self.config.environment
-        if environment == "test" or not self.config.schedule:
+        if not self.config.schedule:
             return ()
-        return tuple(
-            spec
-            for spec in (*self._own_tasks.values(), *self._loaded.tasks)
-            if spec.definition.is_active is True
-            and (spec.definition.environments is None or environment in spec.definition.environments)
-        )
+        return tuple(spec for spec in self.loaded.tasks if spec.runs_in(self.config.environment))
 
     async def stop(self, grace: Seconds | None = None) -> None:
         """quiet → drain → cancel: no new job starts, running ones get `grace` seconds, the rest goes back uncounted.
@@ -391,7 +383,7 @@ class Runtime:
         Takes at most `grace` and a few seconds, whatever handlers do and whether the store answers or not.
         Stopping a stopped runtime does nothing; it may be started again.
         """
-        allowed = float(self.config.grace if grace is None else seconds(grace, "grace"))  # type: ignore[arg-type]
+        allowed = duration(self.config.grace) if grace is None else seconds(grace, "grace")
         if self._lock is None:
             return
         async with self._lock:
@@ -416,9 +408,7 @@ class Runtime:
         for registry in parts.registries.values():
             registry.quiet = True
         tasks_end = asyncio.ensure_future(parts.scheduler.stop(grace))
-        await parts.settled(
-            lambda: parts.running() == 0 and parts.unsettled() == 0, deadline - clock.monotonic()
-        )
+        await parts.settled(lambda: parts.running() == 0 and parts.unsettled() == 0, deadline - clock.monotonic())
         if parts.running():
             for consumer in parts.all_consumers():
                 consumer.cancel_all()
@@ -436,6 +426,17 @@ class Runtime:
         await self._bus.drain(LAST_WRITES)
         await self.io.flush(LAST_WRITES)
         await self._sentry.flush()
+
+    @asynccontextmanager
+    async def only_adding(self) -> AsyncIterator[Queue]:
+        """Start just enough to add and look, for a command that does no work itself; stops at the end."""
+        config = self.config
+        self.config = replace(config, consume=False, schedule=False)
+        try:
+            async with self:
+                yield self.queue
+        finally:
+            self.config = config
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -536,7 +537,8 @@ class _Parts:
         self.registries: dict[str, GroupRegistry] = {}
 
     def specs(self) -> list[JobSpec]:
-        return [one.spec for one in (*self.consumers.values(), *self.registries.values())]
+        consumed = [consumer.spec for consumer in self.consumers.values()]
+        return consumed + [registry.spec for registry in self.registries.values()]
 
     def all_consumers(self) -> list[Consumer]:
         grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]
@@ -551,7 +553,7 @@ class _Parts:
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
         """Wait until `reached()`, for `timeout` seconds at most."""
         deadline = clock.monotonic() + timeout
-        while not reached() and clock.monotonic() < deadline:
+        while not reached() and clock.monotonic() < deadline:  # noqa: ASYNC110 - counts of many consumers have no event
             await asyncio.sleep(0.01)
 
     async def keep_owned(self, process: str) -> None:

@@ -18,6 +18,7 @@ from cronsim import CronSim
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
+from asyncjobs.config import duration
 from asyncjobs.cron import last_tick
 from asyncjobs.definition import TaskSpec
 from asyncjobs.errors import BrokerError
@@ -45,9 +46,7 @@ class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
         missed: Callable[[datetime], None],
         wall: Callable[[], float],
     ) -> None:
-        super().__init__(
-            spec.definition.cron_time, tz=spec.zone, start=False, loop=asyncio.get_running_loop()
-        )
+        super().__init__(spec.definition.cron_time, tz=spec.zone, start=False, loop=asyncio.get_running_loop())
         self._fire, self._missed, self._wall = fire, missed, wall
         self._seen = self._last = 0.0
         self.scheduled = datetime.fromtimestamp(0, UTC)
@@ -170,7 +169,7 @@ class Scheduler:
 
     def _on_missed(self, spec: TaskSpec, newest: datetime) -> None:
         late = self._wall() - newest.timestamp()
-        grace = float(spec.definition.misfire_grace)  # type: ignore[arg-type]
+        grace = duration(spec.definition.misfire_grace)
         if spec.definition.misfire == "once" and late <= grace:
             self._spawn(self._on_tick(spec, newest))
         else:

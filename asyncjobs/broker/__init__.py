@@ -1,8 +1,8 @@
 """Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
 
+from asyncjobs.broker.adds import AddCall
 from asyncjobs.broker.broker import (
     WORK_LANES,
-    AddCall,
     Broker,
     Overflow,
     Settlement,

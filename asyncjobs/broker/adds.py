@@ -49,9 +49,7 @@ class _Submission:
 
     __slots__ = ("calls", "deadline", "future", "left", "replies")
 
-    def __init__(
-        self, calls: Sequence[AddCall], deadline: float, future: asyncio.Future[list[AddReply]]
-    ) -> None:
+    def __init__(self, calls: Sequence[AddCall], deadline: float, future: asyncio.Future[list[AddReply]]) -> None:
         self.calls, self.deadline, self.future, self.left = calls, deadline, future, len(calls)
         self.replies: list[AddReply] = [AddReply(False, 0)] * len(calls)
 
@@ -169,9 +167,7 @@ class AddBatcher:
     def _absorb(self, batches: list[_Batch], replies: list[Any]) -> list[_Batch]:
         """Answer what is settled; return the batches that a busy server asks to send again."""
         again = []
-        uncertain = bool(self._replicas) and not (
-            isinstance(replies[-1], int) and replies[-1] >= self._replicas
-        )
+        uncertain = bool(self._replicas) and not (isinstance(replies[-1], int) and replies[-1] >= self._replicas)
         for batch, reply in zip(batches, replies, strict=False):
             if isinstance(reply, ResponseError):
                 if is_transient(reply):

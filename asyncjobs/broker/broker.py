@@ -119,9 +119,7 @@ class Silence(NamedTuple):
 class Broker:
     """All that is stored in Redis, as verbs."""
 
-    def __init__(
-        self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0
-    ) -> None:
+    def __init__(self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0) -> None:
         self.prefix = prefix
         self.address = Address(target, connect_timeout)
         self._timeout = connect_timeout
@@ -231,9 +229,7 @@ class Broker:
 
     async def counts(self, keys: Keys) -> list[int]:
         """How many jobs of a queue are waiting, active, delayed, completed, failed."""
-        counts: list[int] = await self._ask(
-            scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed)
-        )
+        counts: list[int] = await self._ask(scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed))
         return counts
 
     async def total_counts(self, name: str) -> list[int]:
@@ -370,7 +366,7 @@ class Broker:
         """Which running tries (id, entry, token) of one queue are still ours, now under the name `process`."""
         kept: list[bool] = []
         for start in range(0, len(tries), 500):
-            flat = itertools.chain.from_iterable(tries[start : start + 500])
+            flat = [field for one in tries[start : start + 500] for field in one]
             reply = await self._ask(scripts.RETAIN(keys.stream, keys.jobs, process, *flat))
             kept += [flag == 0x31 for flag in reply]
         return kept
@@ -480,9 +476,7 @@ class Broker:
         return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0
 
     # Ticks ------------------------------------------------------------------------------------------------
-    async def tick(
-        self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float
-    ) -> tuple[str, float]:
+    async def tick(self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float) -> tuple[str, float]:
         """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due."""
         reply = await self._ask(
             scripts.TICK(
@@ -509,7 +503,5 @@ def _taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob
     for i in range(0, len(rows), width):
         job_id, entry, data, attempts, stalled, added, options = rows[i : i + 7]
         fence = token or rows[i + 7]
-        jobs.append(
-            TakenJob(job_id.decode(), entry, data, int(attempts), int(stalled), int(added), options, fence)
-        )
+        jobs.append(TakenJob(job_id.decode(), entry, data, int(attempts), int(stalled), int(added), options, fence))
     return jobs

@@ -36,9 +36,7 @@ logger = logging.getLogger("asyncjobs")
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
-REPLY_TIMEOUT: Final = (
-    5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
-)
+REPLY_TIMEOUT: Final = 5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
@@ -58,9 +56,7 @@ def is_transient(error: BaseException) -> bool:
 def refusal(error: BaseException) -> BrokerError:
     """An error reply as ours: the server answered, and nothing was written."""
     if type(error).__name__ == "OutOfMemoryError" or str(error).startswith("OOM"):
-        return BrokerError(
-            f"the store is out of memory and took nothing: {error}; raise its maxmemory or drain"
-        )
+        return BrokerError(f"the store is out of memory and took nothing: {error}; raise its maxmemory or drain")
     return BrokerError(f"the store refused a command: {error}")
 
 
@@ -94,13 +90,11 @@ class Address:
                 "a redis.asyncio client, or None for the embedded store"
             )
 
-    def _from_url(self, url: str) -> tuple[ConnectionPool[Any], str]:
+    def _from_url(self, url: str) -> tuple[ConnectionPool, str]:
         shown = without_password(url)
         scheme = url.partition("://")[0]
         if scheme not in SCHEMES:
-            raise ConfigError(
-                f"redis={shown!r}: unknown scheme, expected {', '.join(one + '://' for one in SCHEMES)}"
-            )
+            raise ConfigError(f"redis={shown!r}: unknown scheme, expected {', '.join(one + '://' for one in SCHEMES)}")
         try:
             if scheme.endswith("+sentinel"):
                 return self._sentinel_pool(url), shown
@@ -111,14 +105,12 @@ class Address:
         except (ValueError, TypeError, RedisError) as error:
             raise ConfigError(f"redis={shown!r}: {error}") from error
 
-    def _sentinel_pool(self, url: str) -> ConnectionPool[Any]:
+    def _sentinel_pool(self, url: str) -> ConnectionPool:
         """``redis+sentinel://user:password@host:port,host:port/service/db``"""
         parts = urlsplit(url)
         hosts, path = parts.netloc.rpartition("@")[2], parts.path.strip("/").split("/")
         if not path[0]:
-            raise ValueError(
-                "a Sentinel URL names the service: redis+sentinel://host:port,host:port/mymaster/0"
-            )
+            raise ValueError("a Sentinel URL names the service: redis+sentinel://host:port,host:port/mymaster/0")
         nodes = []
         for host in hosts.split(","):
             name, _, port = host.rpartition(":") if ":" in host else (host, "", "26379")
@@ -130,23 +122,17 @@ class Address:
         if parts.password:
             options["password"] = unquote(parts.password)
         query = parse_qs(parts.query)
-        guard = {
-            key.removeprefix("sentinel_"): value[0]
-            for key, value in query.items()
-            if key.startswith("sentinel_")
-        }
-        sentinel = Sentinel(
-            nodes, sentinel_kwargs={**self._options, "socket_timeout": 2.0, **guard}, **options
-        )  # type: ignore[no-untyped-call]
+        guard = {key.removeprefix("sentinel_"): value[0] for key, value in query.items() if key.startswith("sentinel_")}
+        sentinel = Sentinel(nodes, sentinel_kwargs={**self._options, "socket_timeout": 2.0, **guard}, **options)  # type: ignore[no-untyped-call]
         options.pop("ssl")
         secure = parts.scheme.startswith("rediss")
         return SentinelConnectionPool(path[0], sentinel, ssl=secure, **options)  # type: ignore[no-untyped-call]
 
-    def _from_client(self, client: Redis) -> tuple[ConnectionPool[Any], str]:
+    def _from_client(self, client: Redis) -> tuple[ConnectionPool, str]:
         """Our own connections to the same server: the client's options may retry, decode or time out."""
         theirs = client.connection_pool
         if isinstance(theirs, SentinelConnectionPool):
-            pool = SentinelConnectionPool(
+            pool: ConnectionPool = SentinelConnectionPool(
                 theirs.service_name,
                 theirs.sentinel_manager,
                 **{**theirs.connection_kwargs, **self._options},
@@ -166,7 +152,8 @@ class Address:
 
     def new_connection(self) -> AbstractConnection:
         """A connection that is not connected yet."""
-        return self._pool.make_connection()  # type: ignore[no-any-return]
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        return connection
 
     def client(self) -> Redis:
         """A client for publish and subscribe."""
@@ -274,7 +261,7 @@ class Lane:
     async def _connect(self) -> AbstractConnection:
         connection = self._address.new_connection()
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await _load_scripts(connection)
         except BaseException:
             await _disconnect(connection)

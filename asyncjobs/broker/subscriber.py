@@ -60,7 +60,7 @@ class Subscriber:
         while True:
             connection = self._address.new_connection()
             try:
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 self._connection = connection
                 if self._handlers:
                     await self._send(connection, "SUBSCRIBE", *self._handlers)
@@ -109,4 +109,5 @@ class Subscriber:
 
     @staticmethod
     async def _send(connection: AbstractConnection, *command: str) -> None:
-        await connection.send_packed_command(hiredis.pack_command(command), check_health=False)
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+        await connection.send_packed_command(packed, check_health=False)

@@ -1,4 +1,4 @@
-"""Sentry: failed tries and tasks, if the app has initialised it. Nothing is imported or spent for an app that has not."""
+"""Sentry: failed tries and tasks, if the app has initialised it; for others nothing is imported or spent."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ class Sentry:
     def _on_task(self, event: Event) -> None:
         if isinstance(event.error, BaseException):
             at = event.scheduled_at.isoformat() if event.scheduled_at else ""
-            self._send(
-                event, event.error, {"asyncjobs.task": event.name, "asyncjobs.scheduled_at": at}, "error"
-            )
+            self._send(event, event.error, {"asyncjobs.task": event.name, "asyncjobs.scheduled_at": at}, "error")
 
     def _send(self, event: Event, error: BaseException, tags: dict[str, str], level: str) -> None:
         sdk = self._sdk()

@@ -1,0 +1,105 @@
+"""Finding the project a command is about: options, then ``[tool.asyncjobs]``, then ``./jobs ./tasks``."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from asyncjobs.errors import ConfigError
+from asyncjobs.runtime import Runtime
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SETTINGS: Final = ("jobs", "tasks", "app", "redis")
+
+
+def options(command: Command) -> Command:
+    """The options that say which project; a command takes them as keyword arguments of the same names."""
+    for option in (
+        click.option("--redis", metavar="URL", help="The store; else ASYNCJOBS_REDIS_URL, else the embedded one."),
+        click.option("--app", metavar="MODULE:RUNTIME", help="A Runtime of your own instead of the folders."),
+        click.option("--tasks", metavar="FOLDER", help="Where the tasks are; else ./tasks or src/tasks."),
+        click.option("--jobs", metavar="FOLDER", help="Where the jobs are; else ./jobs or src/jobs."),
+    ):
+        command = option(command)
+    return command
+
+
+def settings() -> dict[str, str]:
+    """``[tool.asyncjobs]`` of the pyproject.toml here."""
+    try:
+        table = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"pyproject.toml cannot be read: {error}") from None
+    known = table.get("tool", {}).get("asyncjobs", {})
+    for key, value in known.items():
+        if key not in SETTINGS or not isinstance(value, str):
+            raise ConfigError(f"[tool.asyncjobs] {key} = {value!r} in pyproject.toml: expected {', '.join(SETTINGS)}")
+    return dict(known)
+
+
+def runtime(jobs: str | None, tasks: str | None, app: str | None, redis: str | None, **more: Any) -> Runtime:
+    """The runtime of the project; `more` goes to `Runtime(...)` where that is made here.
+
+    Raises:
+        ConfigError: nothing to run was found, or the options contradict each other.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    known = settings()
+    if app and (jobs or tasks or redis):
+        raise ConfigError("--app names a Runtime, which knows its own folders and store; leave out the other options")
+    if not (jobs or tasks or redis):
+        app = app or known.get("app")
+    if app:
+        return imported(app)
+    jobs = jobs or known.get("jobs") or _found("jobs")
+    tasks = tasks or known.get("tasks") or _found("tasks")
+    if jobs is None and tasks is None:
+        raise ConfigError(
+            "no jobs and no tasks here: make ./jobs/hello.py with `async def handle(data): …`, or say where they "
+            "are with --jobs, --tasks, --app or [tool.asyncjobs] in pyproject.toml"
+        )
+    return Runtime(redis or known.get("redis"), jobs=jobs, tasks=tasks, **more)
+
+
+def _found(name: str) -> str | None:
+    return next((folder for folder in (name, f"src/{name}") if Path(folder).is_dir()), None)
+
+
+def imported(app: str) -> Runtime:
+    """The Runtime that ``module:name`` means."""
+    module, colon, path = app.partition(":")
+    if not colon or not module or not path:
+        raise ConfigError(f"--app {app!r}: expected module:runtime, such as app.main:runtime")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"--app {app!r}: {error}") from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigError(f"--app {app!r}: {module} has no {path}") from None
+    if not isinstance(found, Runtime):
+        raise ConfigError(f"--app {app!r} is a {type(found).__name__}, not a Runtime")
+    return found
+
+
+def run_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run `coroutine` on uvloop where it is installed, else on asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(coroutine)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(coroutine)

@@ -1,0 +1,93 @@
+"""``asyncjobs run``: the stand-alone process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import click
+
+from asyncjobs import __version__
+from asyncjobs.cli import project, show
+from asyncjobs.runtime import Runtime
+
+HARD_EXIT_AFTER = 8.0  # seconds beyond the grace: settling, leaving and flushing are bounded by less
+
+
+@click.command("run")
+@project.options
+@click.option("--grace", type=click.FloatRange(min=0), help="Seconds that running jobs get to end; else 10.")
+@click.option("--burst", is_flag=True, help="End as soon as no job is waiting, active or delayed; tasks do not tick.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every detail.")
+def command(
+    jobs: str | None,
+    tasks: str | None,
+    app: str | None,
+    redis: str | None,
+    grace: float | None,
+    burst: bool,
+    verbose: bool,
+) -> int:
+    """Run the jobs and tasks of a project until it is told to stop.
+
+    SIGINT or SIGTERM once: stop, giving running jobs their grace. Twice: now.
+    """
+    more: dict[str, Any] = {} if not burst else {"schedule": False}
+    runtime = project.runtime(jobs, tasks, app, redis, **more)
+    code: int = project.run_loop(_run(runtime, grace, burst, verbose))
+    return code
+
+
+async def _run(runtime: Runtime, grace: float | None, burst: bool, verbose: bool) -> int:
+    out = show.console()
+    show.log_to_console(show.console(stderr=True), verbose)
+    allowed = float(runtime.config.grace) if grace is None else grace  # type: ignore[arg-type]
+    told = asyncio.Event()
+    signals = _Signals(told, allowed)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signals.received)
+    await runtime.start()
+    try:
+        _banner(out, runtime)
+        if burst:
+            ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(runtime.wait_idle())]
+            done, left = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for future in left:
+                future.cancel()
+            for future in done:
+                future.result()
+        else:
+            await told.wait()
+        out.print(f"stopping; running jobs have {allowed:g} s")
+    finally:
+        await runtime.stop(grace=allowed)
+    out.print("stopped")
+    return 0
+
+
+class _Signals:
+    """Once: stop with grace, but end for sure. Twice: now."""
+
+    def __init__(self, told: asyncio.Event, grace: float) -> None:
+        self._told, self._grace = told, grace
+
+    def received(self) -> None:
+        if self._told.is_set():
+            # Jobs still running come back to others when their lease ends: safety does not depend on a clean stop.
+            os._exit(1)
+        self._told.set()
+        asyncio.get_running_loop().call_later(self._grace + HARD_EXIT_AFTER, os._exit, 1)
+
+
+def _banner(out: Any, runtime: Runtime) -> None:
+    health = runtime.health()
+    config = runtime.config
+    out.print(f"asyncjobs {__version__}  pid {os.getpid()}", style="bold")
+    out.print(f"store {health['store']}  environment {config.environment}  time zone {config.timezone}", markup=False)
+    show.show_loaded(out, runtime.loaded, set(health["tasks"]), config.environment)
+    for name, at in health["tasks"].items():
+        out.print(f"next {name}: {at:%Y-%m-%d %H:%M:%S} UTC", markup=False)
+    out.print("ready")

@@ -1,0 +1,78 @@
+"""What the commands print: tables and lines that read well on a terminal and as well in a pipe."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from asyncjobs.definition import JobSpec, TaskSpec
+from asyncjobs.loader import Loaded
+
+PIPE_WIDTH = 120
+
+
+def console(stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
+
+
+def log_to_console(out: Console, verbose: bool) -> None:
+    """Only the command line sets logging up; an embedded runtime never does."""
+    handler: logging.Handler
+    if out.is_terminal:
+        handler = RichHandler(console=out, show_path=False, rich_tracebacks=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]], numbers: tuple[str, ...] = ()) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", style=None, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return made
+
+
+def jobs_table(specs: list[JobSpec]) -> Table:
+    rows = [
+        (
+            spec.name,
+            f"{spec.limiter.max} per {spec.limiter.duration:g} s" if spec.limiter else "none",
+            f"{'–' if spec.concurrency is None else spec.concurrency}{' per group' if spec.grouped else ''}",
+            "–" if spec.job_options.attempts is None else spec.job_options.attempts,
+            spec.source,
+        )
+        for spec in sorted(specs, key=lambda one: one.name)
+    ]
+    return table("jobs", ("name", "limit", "at once", "tries", "from"), rows)
+
+
+def tasks_table(specs: list[TaskSpec], running: set[str], environment: str) -> Table:
+    rows = []
+    for spec in sorted(specs, key=lambda one: one.name):
+        definition = spec.definition
+        if spec.name in running:
+            state = "ticks"
+        elif definition.is_active is not True:
+            state = "inactive"
+        else:
+            state = f"not in {environment}"
+        rows.append((spec.name, definition.cron_time, spec.zone.key, state, spec.source))
+    return table("tasks", ("name", "schedule", "time zone", "state", "from"), rows)
+
+
+def show_loaded(out: Console, loaded: Loaded, running: set[str], environment: str) -> None:
+    if loaded.jobs:
+        out.print(jobs_table(loaded.jobs))
+    if loaded.tasks:
+        out.print(tasks_table(loaded.tasks, running, environment))

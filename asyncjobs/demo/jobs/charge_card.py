@@ -1,0 +1,12 @@
+"""A failure that no further try could mend: discard, then raise."""
+
+from asyncjobs import WorkerOptions
+
+worker_options = WorkerOptions(limiter=None)
+
+
+async def handle(data, job, services):
+    services.did("charge tried")
+    if data["card"] == "expired":
+        job.discard()
+        raise ValueError("the card has expired")
