@@ -31,6 +31,7 @@ BATCH: Final = 256  # jobs taken in one turn at most
 SETTLED_A_TURN: Final = 500
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 LEAST_MARGIN: Final = 0.002
+MOST_MARGIN: Final = 0.05
 STALE, GONE = b"03"
 QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
@@ -130,6 +131,13 @@ class Consumer:
         self.hungry = True
         self._shop.pump.offer(self)
 
+    def wake(self, group_id: str, delay: float) -> None:
+        """News: there is something to take, now or in `delay` seconds."""
+        if delay > 0:
+            self._shop.pump.alarms.set_earlier(self, delay)
+        else:
+            self.look_again()
+
     @property
     def idle(self) -> bool:
         """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
@@ -185,7 +193,7 @@ class Consumer:
             if finished.decision.settlement.op == "r":
                 self._expect(finished.decision.settlement.number)
         for taken in reply.jobs:
-            self._start(taken, sent_at + self.margin_sent)
+            self._start(taken, sent_at)
         if asked:
             if len(reply.jobs) < asked:
                 self.hungry = False
@@ -239,15 +247,15 @@ class Consumer:
                     self._start(taken, None)
 
     # Tries ------------------------------------------------------------------------------------------------
-    def _start(self, taken: TakenJob, start_by: float | None) -> None:
+    def _start(self, taken: TakenJob, sent_at: float | None) -> None:
         job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
         if job.id in self.running:
             return  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
         self._shop.pump.running += 1
-        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, start_by))
+        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at, self.margin_sent))
 
-    async def _try(self, job: ActiveJob, start_by: float | None) -> None:
+    async def _try(self, job: ActiveJob, sent_at: float | None, margin: float) -> None:
         """The whole of one try, from its token to its place in the outbox."""
         current.set(job)
         job.began = True
@@ -255,8 +263,8 @@ class Consumer:
         try:
             if job.leaving:
                 raise asyncio.CancelledError
-            if start_by is not None and self.spec.limiter is not None:
-                await self._in_time(self.spec.limiter, start_by)
+            if sent_at is not None and self.spec.limiter is not None:
+                await self._in_time(self.spec.limiter, sent_at, margin)
             limit = job.overrides.timeout(self.spec.job_options)
             if limit is not None:
                 job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
@@ -268,27 +276,27 @@ class Consumer:
             outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
         self._ended(job, outcome)
 
-    async def _in_time(self, limiter: Limiter, start_by: float) -> None:
+    async def _in_time(self, limiter: Limiter, sent_at: float, margin: float) -> None:
         """Never start later than the token's margin: the window it was counted in would be over.
 
         Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin
-        keeps every window exact; one that lags more takes its token again first, with a wider margin.
+        keeps every window exact; one that lags more takes its token again first, with a margin that fits.
         """
-        while clock.monotonic() > start_by:
-            self.margin = min(self.margin * 2, duration(limiter.duration))
-            start_by = clock.monotonic() + self.margin
+        while (lag := clock.monotonic() - sent_at) > margin:
+            margin = self.margin = min(max(self.margin, 2 * lag), duration(limiter.duration))
+            sent_at = clock.monotonic()
             try:
-                await self._shop.broker.spend(self.keys, (*self.spec.bucket, round(self.margin * 1e6)))
+                await self._shop.broker.spend(self.keys, (*self.spec.bucket, round(margin * 1e6)))
             except BrokerError as error:
                 logger.warning("%r starts a job late: %s", self, error)
                 return
         self.margin = max(self._least_margin(), self.margin * 0.98)
 
     def _least_margin(self) -> float:
-        """How much a start may lag behind its token: 1 % of the window, at least 2 ms."""
+        """How much a start may lag behind its token: 1 % of the window, from 2 to 50 ms."""
         if self.spec.limiter is None:
             return 0.0
-        return max(LEAST_MARGIN, min(0.01, 0.01 * duration(self.spec.limiter.duration)))
+        return max(LEAST_MARGIN, min(MOST_MARGIN, 0.01 * duration(self.spec.limiter.duration)))
 
     def _time_out(self, job: ActiveJob) -> None:
         self._cancel(job, "timeout")

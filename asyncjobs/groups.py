@@ -55,10 +55,8 @@ class GroupRegistry:
             if self._shop.bus.wants("group.opened"):
                 self._shop.bus.emit("group.opened", self.spec.name, group_id=group_id)
             consumer.look_again()
-        elif delay > 0:
-            self._shop.pump.alarms.set_earlier(consumer, delay)
         else:
-            consumer.look_again()
+            consumer.wake(group_id, delay)
 
     async def discover(self) -> None:
         """Open every registered group that is not open: at start, and after news may have been lost."""

@@ -48,7 +48,7 @@ class Maintenance:
 
     # Looking ----------------------------------------------------------------------------------------------
     async def look_everywhere(self) -> None:
-        """Every queue gets a turn: at start, after the subscriber was away, and now and then."""
+        """Every queue gets a turn, whether there was news of it or not."""
         for consumer in tuple(self._consumers.values()):
             consumer.look_again()
         for registry in tuple(self._registries.values()):
@@ -145,9 +145,8 @@ class Maintenance:
             return
         while True:
             overflow = await self._broker.overflow(spec.name, spec.retention)
-            if not overflow.members:
+            if not await self._broker.forget(overflow):
                 return
-            await self._broker.forget(overflow)
 
     async def run_forgetting(self) -> None:
         """Delete the records of groups' jobs that a finish pushed over their name's retention."""
@@ -156,8 +155,9 @@ class Maintenance:
             while not pump.overflow:
                 pump.overflowed.clear()
                 await pump.overflowed.wait()
-            overflow = pump.overflow.popleft()
+            registry = self._registries.get(pump.overflow.pop())
             try:
-                await self._broker.forget(overflow)
+                if registry is not None:
+                    await self._trim(registry.spec)
             except BrokerError as error:
                 logger.debug("forgetting: %s", error)  # still listed: the timer comes back to it

@@ -25,9 +25,9 @@ def encode(value: Any, what: str = "data") -> bytes:
     Raises:
         PayloadError: something in it is not JSON; the message names its path, ``data.items[3].price``.
     """
-    plain = as_plain(value)
-    check_json(plain, what)
     try:
+        plain = as_plain(value)
+        check_json(plain, what)
         return _encoder.encode(plain)
     except UnicodeEncodeError:
         raise PayloadError(f"{_surrogate_path(plain, what)} is text with a lone surrogate; UTF-8 has none") from None

@@ -20,7 +20,6 @@ from asyncjobs.broker import Broker
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
-    from asyncjobs.broker.broker import Overflow
     from asyncjobs.consumer import Consumer
 
 logger = logging.getLogger("asyncjobs")
@@ -81,7 +80,8 @@ class Pump:
     """Serves the ring of ready consumers with a small number of pipelines in flight.
 
     State: `_ready`, the ring; `_starved`, consumers that wait for a slot of the process; `running` and
-    `_reserved`, the slots in use and those asked for in a pipeline in flight.
+    `_reserved`, the slots in use and those asked for in a pipeline in flight; `overflow`, grouped job
+    names with more finished jobs than they keep.
     """
 
     def __init__(self, broker: Broker, slots: int, process: Callable[[], str]) -> None:
@@ -94,7 +94,7 @@ class Pump:
         self._reserved = 0
         self.running = 0
         self.alarms = Alarms()
-        self.overflow: deque[Overflow] = deque()
+        self.overflow: set[str] = set()
         self.overflowed = asyncio.Event()
         self.outage_since: float | None = None
 
@@ -171,9 +171,9 @@ class Pump:
 
     async def _serve(self, lane: int, turns: list[Consumer]) -> None:
         sent_at = clock.monotonic()
-        replies, overflow = await self._broker.work(lane, self._process(), [one.call() for one in turns])
-        if overflow:
-            self.overflow.extend(overflow)
+        replies, over = await self._broker.work(lane, self._process(), [one.call() for one in turns])
+        if over:
+            self.overflow.update(over)
             self.overflowed.set()
         for consumer, reply in zip(turns, replies, strict=True):
             self._reserved -= consumer.reserved

@@ -276,7 +276,7 @@ class Runtime:
         return parts
 
     async def _launch(self, parts: _Parts) -> None:
-        """Reach the store, then start the parts: listening before looking, so that no news falls in between."""
+        """Reach the store, then start the parts."""
         await parts.broker.check()
         self.queue.open(parts.broker)
         specs = self.loaded.jobs if self.config.consume else []
@@ -288,44 +288,30 @@ class Runtime:
             await parts.liveness.join()
         crew.start("live update", self.io.run)
         for spec in specs:
-            await self._consume(parts, spec, look=False)
+            await self._consume(parts, spec)
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
             crew.start("heartbeat", parts.liveness.run)
         if self.config.consume:
             for lane in range(WORK_LANES):
                 crew.start("work", functools.partial(parts.pump.run, lane))
-            crew.once("looking", parts.maintenance.look_everywhere())
             crew.once("sweeping", parts.maintenance.sweep_strangers())
             crew.start("sweep", parts.maintenance.run_looking)
             crew.start("retention", parts.maintenance.run_trimming)
             crew.start("forgetting", parts.maintenance.run_forgetting)
-            parts.broker.on_reconnected(lambda: crew.once("looking", parts.maintenance.look_everywhere()))
         await parts.scheduler.start()
 
-    async def _consume(self, parts: _Parts, spec: JobSpec, look: bool = True) -> None:
-        """Open the consumer of one job, or the registry of its groups."""
+    async def _consume(self, parts: _Parts, spec: JobSpec) -> None:
+        """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
         if spec.grouped:
             registry = parts.registries[spec.name] = GroupRegistry(parts.shop, spec)
             parts.crew.start(f"reaper of {spec.name}", registry.run)
-            wake = registry.wake
+            discover = functools.partial(parts.crew.once, f"finding the groups of {spec.name}")
+            await parts.broker.listen_for_news(spec.name, registry.wake, lambda: discover(registry.discover()))
         else:
             consumer = Consumer(parts.shop, spec, parts.broker.queue_keys(spec.name, None))
             parts.consumers[spec.name] = consumer
-
-            def wake(group_id: str, delay: float = 0.0) -> None:
-                if delay > 0:
-                    parts.pump.alarms.set_earlier(consumer, delay)
-                else:
-                    consumer.look_again()
-
-        def on_news(message: bytes) -> None:
-            due, _, group = message.partition(b"|")
-            wake(group.decode(), int(due) / 1000)
-
-        await parts.broker.listen_for_news(spec.name, on_news)
-        if look:
-            await parts.maintenance.look_everywhere()
+            await parts.broker.listen_for_news(spec.name, consumer.wake, consumer.look_again)
 
     async def _load(self, given: Mapping[str, Any]) -> None:
         for spec in self._loaded.jobs:

@@ -4,7 +4,6 @@ from asyncjobs.broker.adds import AddCall
 from asyncjobs.broker.broker import (
     WORK_LANES,
     Broker,
-    Overflow,
     Settlement,
     TakenJob,
     WorkCall,
@@ -17,7 +16,6 @@ __all__ = [
     "AddCall",
     "Broker",
     "Keys",
-    "Overflow",
     "Settlement",
     "TakenJob",
     "WorkCall",

@@ -127,8 +127,7 @@ class Broker:
         self._work = [Lane(self.address, connect_timeout) for _ in range(WORK_LANES)]
         self._misc = Lane(self.address, connect_timeout)
         self._beats = Lane(self.address, connect_timeout)
-        self._reconnected: list[Callable[[], None]] = []
-        self.subscriber = Subscriber(self.address, self._on_connected)
+        self.subscriber = Subscriber(self.address)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
         self._lines = itertools.count(1)
         self._process = process
@@ -157,17 +156,19 @@ class Broker:
                     raise BrokerUnavailableError(f"{text} (tried for {self._timeout:g} s)") from error
             await asyncio.sleep(0.1)
 
-    def on_reconnected(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever the subscriber has a new connection and may have missed something."""
-        self._reconnected.append(callback)
+    async def listen_for_news(
+        self, name: str, on_news: Callable[[str, float], None], on_confirmed: Callable[[], None]
+    ) -> None:
+        """Call `on_news` with a group id and the seconds until due, whenever an idle queue of `name` got work.
 
-    def _on_connected(self) -> None:
-        for callback in self._reconnected:
-            callback()
+        `on_confirmed` is called when listening has begun, or begun again: time to look what is there.
+        """
 
-    async def listen_for_news(self, name: str, on_news: Callable[[bytes], None]) -> None:
-        """Call `on_news` with ``<ms until due>|<group id>`` whenever an idle queue of `name` got work."""
-        await self.subscriber.listen(news_channel(self.prefix, name), on_news)
+        def on_message(message: bytes) -> None:
+            due, _, group = message.partition(b"|")
+            on_news(group.decode(), int(due) / 1000)
+
+        await self.subscriber.listen(news_channel(self.prefix, name), on_message, on_confirmed)
 
     async def close(self) -> None:
         await self._adds.close()
@@ -293,24 +294,23 @@ class Broker:
     # Working ----------------------------------------------------------------------------------------------
     async def work(
         self, lane: int, process: str, calls: Sequence[WorkCall]
-    ) -> tuple[list[WorkReply | BrokerError], list[Overflow]]:
+    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
         """Settle and take on several queues in one pipeline.
 
         Returns:
-            A reply or an error for each call, and the finished jobs that retention lets go.
+            A reply or an error for each call, and the grouped job names that now have more finished jobs than they keep.
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
         names, indexing = self._index_commands(calls)
         commands = [*indexing, *(self._work_command(process, call) for call in calls)]
         replies = await self._work[lane].run(commands)
-        overflow: list[Overflow] = []
+        over: list[str] = []
         for name, reply in zip(names, replies, strict=False):
             if isinstance(reply, ResponseError):
                 continue  # its work command meets the same trouble, or retention comes by timer
-            completed, failed, now = reply
-            if completed or failed:
-                overflow.append(Overflow(name, now, [one.decode() for one in (*completed, *failed)]))
+            if reply[0] or reply[1]:
+                over.append(name)
         results: list[WorkReply | BrokerError] = []
         for call, reply in zip(calls, replies[len(names) :], strict=True):
             if isinstance(reply, ResponseError):
@@ -320,7 +320,7 @@ class Broker:
                 statuses, wait, rows = reply
                 taken = list(_taken(rows, 7, call.token))
                 results.append(WorkReply(statuses, None if wait < 0 else wait / 1000, taken))
-        return results, overflow
+        return results, over
 
     def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
         """Jobs of groups are listed under their name before they finish: a listed job without record is harmless."""
@@ -443,19 +443,32 @@ class Broker:
         reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
         return Overflow(name, reply[2], [one.decode() for one in (*reply[0], *reply[1])])
 
-    async def forget(self, overflow: Overflow) -> None:
-        """Delete the records, and only then the listing: a crash in between leaves nothing unlisted."""
-        by_group: dict[str, list[str]] = {}
+    async def forget(self, overflow: Overflow) -> int:
+        """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
+
+        Returns:
+            How many are gone; a job that is listed because it is about to finish stays.
+        """
+        by_group: dict[str, list[tuple[str, str]]] = {}
         for member in overflow.members:
             group_id, job_id = split_member(member)
-            by_group.setdefault(group_id, []).append(job_id)
+            by_group.setdefault(group_id, []).append((job_id, member))
         calls = []
-        for group_id, job_ids in by_group.items():
+        for group_id, listed in by_group.items():
             keys = self.queue_keys(overflow.name, group_id)
-            calls.append(scripts.FORGET(keys.completed, keys.failed, keys.jobs, overflow.before_ms, *job_ids))
-        await asyncio.gather(*(self._ask(call) for call in calls))
-        for key in index_keys(self.prefix, overflow.name):
-            await self._ask(("ZREM", key, *overflow.members))
+            ids = [job_id for job_id, _ in listed]
+            calls.append(scripts.FORGET(keys.completed, keys.failed, keys.jobs, overflow.before_ms, *ids))
+        answers = await asyncio.gather(*(self._ask(call) for call in calls))
+        gone = [
+            member
+            for listed, flags in zip(by_group.values(), answers, strict=True)
+            for (_, member), flag in zip(listed, flags, strict=True)
+            if flag == 0x31
+        ]
+        if gone:
+            for key in index_keys(self.prefix, overflow.name):
+                await self._ask(("ZREM", key, *gone))
+        return len(gone)
 
     # Groups -----------------------------------------------------------------------------------------------
     async def idle(self, name: str, group_id: str) -> tuple[bytes, float]:

@@ -101,6 +101,8 @@ class Address:
             options = dict(self._options)
             if scheme == "unix":
                 options.pop("socket_keepalive")
+            elif (path := urlsplit(url).path.strip("/")) and not path.isdigit():
+                raise ValueError(f"the database is a number, not {path!r}")  # redis-py would take database 0
             return ConnectionPool.from_url(url, **options), shown
         except (ValueError, TypeError, RedisError) as error:
             raise ConfigError(f"redis={shown!r}: {error}") from error

@@ -22,15 +22,14 @@ LONGEST_PAUSE: Final = 5.0
 class Subscriber:
     """Listens on channels, for ever, through outages.
 
-    State: `_handlers`, channel → callback; `_confirmed`, the channels the server has confirmed on the present
+    State: `_handlers`, channel → callbacks; `_confirmed`, the channels the server has confirmed on the present
     connection; `_changed`, set when that grows.
     """
 
-    def __init__(self, address: Address, on_connected: Callable[[], None]) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._on_connected = on_connected
         self.on_lost: Callable[[], None] = lambda: None
-        self._handlers: dict[str, Callable[[bytes], None]] = {}
+        self._handlers: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._confirmed: set[str] = set()
         self._changed = asyncio.Event()
         self._connection: AbstractConnection | None = None
@@ -39,9 +38,16 @@ class Subscriber:
     def connected(self) -> bool:
         return self._connection is not None
 
-    async def listen(self, channel: str, handler: Callable[[bytes], None]) -> None:
-        """Call `handler` with each message on `channel`; takes effect now or with the next connection."""
-        self._handlers[channel] = handler
+    async def listen(
+        self, channel: str, handler: Callable[[bytes], None], on_confirmed: Callable[[], None] = lambda: None
+    ) -> None:
+        """Call `handler` with each message on `channel`.
+
+        Args:
+            on_confirmed: called whenever the server has confirmed the subscription, now or on a later connection:
+                what was published before that may have been missed, what comes after it will be heard.
+        """
+        self._handlers[channel] = (handler, on_confirmed)
         if self._connection is not None:
             try:
                 await self._send(self._connection, "SUBSCRIBE", channel)
@@ -64,7 +70,6 @@ class Subscriber:
                 self._connection = connection
                 if self._handlers:
                     await self._send(connection, "SUBSCRIBE", *self._handlers)
-                self._on_connected()
                 pause = 0.05
                 await self._read(connection)
             except (RedisError, OSError, AttributeError, TimeoutError) as error:
@@ -95,17 +100,23 @@ class Subscriber:
             probed = False
             if not isinstance(reply, list) or len(reply) < 3:
                 continue
-            kind, channel, body = reply
-            if kind == b"message":
-                handler = self._handlers.get(channel.decode())
-                if handler is not None:
-                    try:
-                        handler(body)
-                    except Exception:
-                        logger.exception("a message on %s could not be handled", channel)
-            elif kind == b"subscribe":
-                self._confirmed.add(channel.decode())
+            kind, channel, body = reply[0], reply[1].decode(), reply[2]
+            if kind == b"subscribe":
+                self._confirmed.add(channel)
                 self._changed.set()
+            self._hand_over(kind, channel, body)
+
+    def _hand_over(self, kind: bytes, channel: str, body: bytes) -> None:
+        handler, on_confirmed = self._handlers.get(channel, (None, None))
+        if handler is None or on_confirmed is None:
+            return
+        try:
+            if kind == b"message":
+                handler(body)
+            elif kind == b"subscribe":
+                on_confirmed()
+        except Exception:
+            logger.exception("a message on %s could not be handled", channel)
 
     @staticmethod
     async def _send(connection: AbstractConnection, *command: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 import msgspec
 
@@ -29,7 +31,7 @@ def command(
     redis: str | None,
 ) -> int:
     """Add one job and print its id. JSON is its data; a dash reads it from standard input."""
-    text = click.get_text_stream("stdin").read() if json == "-" else json
+    text = sys.stdin.read() if json == "-" else json
     try:
         data = payload.decode(text.encode())
     except msgspec.DecodeError as error:

@@ -6,15 +6,17 @@
 -- ARGV[2] before     ms: only what had finished by then
 -- ARGV[3…] the job ids
 --
--- Returns how many were deleted
-local gone = 0
+-- Returns one character a job: '1' its record is gone · '0' it is not finished (any more), so it stays
+local answers = {}
 for i = 3, #ARGV do
   local key = ARGV[1] .. ARGV[i]
   local job = redis.call('HMGET', key, 'x', 'F')
+  answers[#answers + 1] = '1'
   if (job[1] == 'c' or job[1] == 'f') and tonumber(job[2]) <= tonumber(ARGV[2]) then
     redis.call('UNLINK', key)
     redis.call('ZREM', job[1] == 'c' and KEYS[1] or KEYS[2], ARGV[i])
-    gone = gone + 1
+  elseif redis.call('EXISTS', key) == 1 then
+    answers[#answers] = '0'
   end
 end
-return gone
+return table.concat(answers)

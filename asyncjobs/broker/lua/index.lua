@@ -8,7 +8,8 @@
 -- ARGV[3] fcount     the same for failed ones               ARGV[4] fage
 -- ARGV[5…] per job: group · 'c', 'f' or '' (alive, nothing to list) · member
 --
--- Returns {completed members over the limits, failed ones, now ms}; they stay listed until their records are gone
+-- Returns {completed members over the limits, failed ones, now ms}; they stay listed until their records are gone.
+-- With jobs to list one member each is enough to say that there are any; without, up to 1000.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 for i = 5, #ARGV, 3 do
@@ -17,7 +18,7 @@ for i = 5, #ARGV, 3 do
     redis.call('ZADD', ARGV[i + 1] == 'c' and KEYS[2] or KEYS[3], now, ARGV[i + 2])
   end
 end
-local most = #ARGV + 20
+local most = #ARGV > 4 and 1 or 1000
 local function over(zset, count, age)
   local members, seen = {}, {}
   local function note(list)

@@ -241,5 +241,5 @@ if soonest and (not first or soonest < tonumber(first)) then
   redis.call('PUBLISH', news, string.format('%.0f|', soonest - now) .. group)
 end
 -- A stream costs 4 to 5 kB even when it holds nothing.
-if length > 0 and redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
+if (length > 0 or #acked > 0) and redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
 return {table.concat(statuses), wait, rows}

@@ -1,0 +1,192 @@
+"""What the tests share: servers, waiting on states and events with a bound, projects on disk, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from asyncjobs import Event, Runtime
+from asyncjobs.embedded import server_binary
+
+BOUND = 20.0
+
+
+class Server:
+    """A real Valkey of our own on a Unix socket or a free loopback port, without persistence unless asked."""
+
+    def __init__(self, folder: Path, *, tcp: bool = False, appendonly: bool = False, binary: str | None = None) -> None:
+        self.folder, self.tcp, self.appendonly = folder, tcp, appendonly
+        self.binary = binary or server_binary()
+        self.port = free_port() if tcp else 0
+        self.socket = folder / "test.sock"
+        self.url = f"redis://127.0.0.1:{self.port}/0" if tcp else f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--save", "", "--appendonly", "yes" if self.appendonly else "no", "--appendfsync", "always"]
+        if not self.tcp:
+            command += ["--unixsocket", str(self.socket)]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + BOUND
+        while not self.answers():
+            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+            time.sleep(0.005)
+        return self
+
+    def answers(self) -> bool:
+        try:
+            family = socket.AF_INET if self.tcp else socket.AF_UNIX
+            with socket.socket(family) as probe:
+                probe.settimeout(1)
+                probe.connect(("127.0.0.1", self.port) if self.tcp else str(self.socket))
+                probe.sendall(b"PING\r\n")
+                return probe.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def eventually(condition: Callable[[], Any], timeout: float = BOUND, what: str = "") -> Any:
+    """Wait until `condition()`, sync or async, is true; its value. Fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"never came true: {what or condition}"
+        await asyncio.sleep(0.005)
+
+
+class Watcher:
+    """Every event of a runtime, in order; `await watcher("job.completed", job_id=…)` waits for one."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.events: list[Event] = []
+        runtime.on("*", self.events.append)
+
+    def all(self, event_type: str, **fields: Any) -> list[Event]:
+        return [
+            event
+            for event in self.events
+            if event.type == event_type and all(getattr(event, key) == value for key, value in fields.items())
+        ]
+
+    async def __call__(self, event_type: str, *, count: int = 1, timeout: float = BOUND, **fields: Any) -> list[Event]:
+        await eventually(
+            lambda: len(self.all(event_type, **fields)) >= count, timeout, f"{count} × {event_type} {fields}"
+        )
+        return self.all(event_type, **fields)
+
+
+def most_in_window(starts: list[float], window: float) -> int:
+    """The most starts in any window of `window` seconds."""
+    starts = sorted(starts)
+    most = low = 0
+    for high, start in enumerate(starts):
+        while start - starts[low] >= window:
+            low += 1
+        most = max(most, high - low + 1)
+    return most
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    """Files under `folder` from indented texts."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return folder
+
+
+class Process:
+    """``python -m asyncjobs …`` (or any python) in a folder, its output in a file; ended with the test."""
+
+    def __init__(self, folder: Path, *args: str, module: bool = True, env: dict[str, str] | None = None) -> None:
+        self.log = folder / f"process-{time.monotonic_ns()}.log"
+        command = [sys.executable, *(("-m", "asyncjobs") if module else ()), *args]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        environment.pop("ASYNCJOBS_REDIS_URL", None)
+        environment.update(env or {})
+        with self.log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    async def says(self, text: str, timeout: float = BOUND) -> None:
+        await eventually(
+            lambda: text in self.output or self.popen.poll() is not None, timeout, f"{text!r} in {self.output}"
+        )
+        assert text in self.output, self.output
+
+    async def ended(self, timeout: float = BOUND) -> int:
+        await eventually(lambda: self.popen.poll() is not None, timeout, f"the end of {self.popen.args}: {self.output}")
+        return int(self.popen.returncode)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.popen.pid, number)
+
+    def kill(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGKILL)
+        self.popen.wait()
+
+
+def ledger(path: Path) -> list[str]:
+    """The lines that handlers of other processes appended to `path`."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def command_line(folder: Path, *args: str, env: dict[str, str] | None = None, timeout: float = 60) -> Any:
+    """Run ``python -m asyncjobs args`` to its end."""
+    environment = {**os.environ, **(env or {})}
+    if not env or "ASYNCJOBS_REDIS_URL" not in env:
+        environment.pop("ASYNCJOBS_REDIS_URL", None)
+    return subprocess.run(
+        [sys.executable, "-m", "asyncjobs", *args],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+async def pids_of_server(folder: Path) -> list[int]:
+    """The server processes that run in `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if Path(os.readlink(entry / "cwd")) == folder and b"valkey" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

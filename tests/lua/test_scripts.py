@@ -1,0 +1,371 @@
+"""The scripts by themselves: replies, keys left, a second call, a wrong owner, a missing key, a foreign type."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from asyncjobs.broker import scripts
+from asyncjobs.broker.keys import Keys, done_channel, groups_key, index_keys, news_channel
+
+numbers = itertools.count(1)
+
+
+class Desk:
+    """Runs scripts on one queue as a process would."""
+
+    def __init__(self, redis: Redis, prefix: str, group: str = "") -> None:
+        self.redis, self.prefix = redis, prefix
+        self.keys = Keys(prefix, "job", group or None)
+
+    async def run(self, script: scripts.Script, *args: object) -> object:
+        return await self.redis.eval(script.text, script.keys, *args)  # type: ignore[misc]
+
+    async def add(self, *ids: str, kind="in", when=0, sender="me.0", number=None, named="1", data="{}"):
+        jobs = [field for one in ids for field in (one, kind, when, data, "", named)]
+        keys = self.keys
+        number = next(numbers) if number is None else number
+        news = news_channel(self.prefix, "job")
+        head = (keys.stream, keys.delayed, keys.senders, keys.jobs, news, keys.group, sender, number)
+        return (await self.run(scripts.ADD, *head, *jobs))[1].decode()
+
+    async def work(self, *settlements, me="p1", token="t1", free=10, slots=0, bucket=(0, 0, 0), keep=(-1, -1, -1, -1)):
+        keys = self.keys
+        head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.jobs)
+        channels = (news_channel(self.prefix, "job"), done_channel(self.prefix))
+        flat = [field for one in settlements for field in one]
+        reply = await self.run(
+            scripts.WORK, *head, *channels, keys.group, me, token, free, slots, *bucket, *keep, *flat
+        )
+        rows = [reply[2][i : i + 7] for i in range(0, len(reply[2]), 7)]
+        return reply[0].decode(), reply[1], {row[0].decode(): row for row in rows}
+
+    async def counts(self):
+        keys = self.keys
+        return await self.run(scripts.COUNT, keys.stream, keys.delayed, keys.completed, keys.failed)
+
+    async def record(self, job_id: str) -> dict[bytes, bytes]:
+        return await self.redis.hgetall(self.keys.job(job_id))
+
+
+def settle(op: str, job_id: str, rows: dict, token="t1", body="", number=0, keep=""):
+    return (op, job_id, rows[job_id][1], token, body, number, keep)
+
+
+@pytest.fixture
+def desk(redis, prefix):
+    return Desk(redis, prefix)
+
+
+async def test_add_then_take_then_complete_leaves_only_the_record(desk, keys_left):
+    assert await desk.add("a", "b") == "11"
+    assert await desk.counts() == [2, 0, 0, 0, 0]
+    _, wait, rows = await desk.work()
+    assert list(rows) == ["a", "b"]
+    assert wait == -1
+    assert await desk.counts() == [0, 2, 0, 0, 0]
+    statuses, _, _ = await desk.work(settle("c", "a", rows, body="1"), settle("c", "b", rows, keep="0"))
+    assert statuses == "11"
+    assert await desk.counts() == [0, 0, 0, 1, 0]
+    keys = desk.keys
+    assert await keys_left() == sorted([keys.completed, keys.job("a"), keys.senders])
+    assert await desk.redis.pttl(keys.senders) > 0
+
+
+async def test_an_add_that_is_sent_again_adds_once_even_when_its_job_is_gone(desk):
+    assert await desk.add("a", number=1000, named="") == "1"
+    _, _, rows = await desk.work()
+    await desk.work(settle("c", "a", rows, keep="0"))
+    assert await desk.add("a", number=1000, named="") == "1"
+    assert await desk.counts() == [0, 0, 0, 0, 0]
+
+
+async def test_an_id_that_exists_in_any_state_adds_nothing(desk):
+    assert await desk.add("a") == "1"
+    assert await desk.add("a") == "0"
+    _, _, rows = await desk.work()
+    assert await desk.add("a") == "0"
+    await desk.work(settle("r", "a", rows, number=60_000, keep="1"))
+    assert await desk.add("a") == "0"
+    assert await desk.counts() == [0, 0, 1, 0, 0]
+
+
+async def test_settling_again_answers_already_and_changes_nothing(desk):
+    await desk.add("a")
+    _, _, rows = await desk.work()
+    for op in ("c", "f", "r", "b"):
+        await desk.add(op)
+    _, _, more = await desk.work(token="t2")
+    for op in ("c", "f", "r", "b"):
+        once = settle(
+            op, op, more, token="t2", body='"x"', number=5000 if op == "r" else 0, keep="1" if op == "r" else ""
+        )
+        assert (await desk.work(once, free=0))[0] == "1"
+        before = await desk.counts()
+        assert (await desk.work(once, free=0))[0] == "2"
+        assert await desk.counts() == before
+    assert list(rows) == ["a"]
+
+
+@pytest.mark.parametrize("op", ["c", "f", "r", "b"])
+async def test_a_wrong_token_is_stale_and_writes_nothing(desk, op):
+    await desk.add("a")
+    _, _, rows = await desk.work()
+    before = await desk.record("a")
+    assert (await desk.work(settle(op, "a", rows, token="zombie", keep="1"), free=0))[0] == "0"
+    assert await desk.record("a") == before
+    assert await desk.counts() == [0, 1, 0, 0, 0]
+
+
+async def test_a_removed_job_is_gone(desk):
+    await desk.add("a")
+    _, _, rows = await desk.work()
+    done = settle("c", "a", rows, keep="0")
+    assert (await desk.work(done, free=0))[0] == "1"
+    assert (await desk.work(done, free=0))[0] == "3"
+
+
+async def test_a_released_job_is_back_at_the_head(desk):
+    await desk.add("a", "b", "c")
+    _, _, rows = await desk.work(free=1)
+    await desk.work(settle("b", "a", rows), free=0)
+    assert await desk.counts() == [3, 0, 0, 0, 0]
+    _, _, rows = await desk.work(me="p2", token="t2", free=2)
+    assert list(rows) == ["a", "b"]
+    assert rows["a"][3] == b"0"
+
+
+async def test_a_retry_goes_to_the_back_and_counts(desk):
+    await desk.add("a", "b")
+    _, _, rows = await desk.work(free=1)
+    _, _, rows = await desk.work(settle("r", "a", rows, body='"e"', keep="1"), free=5, token="t2")
+    assert list(rows) == ["b", "a"]
+    assert rows["a"][3] == b"1"
+    assert (await desk.record("a"))[b"e1"] == b'"e"'
+
+
+async def test_what_is_due_is_promoted_and_the_next_due_time_told(desk):
+    await desk.add("later", when=60_000)
+    await desk.add("now", kind="at", when=1)
+    _, wait, rows = await desk.work()
+    assert list(rows) == ["now"]
+    assert 59_000 < wait <= 60_000
+
+
+async def test_concurrency_is_counted_over_all_processes(desk):
+    await desk.add("a", "b", "c")
+    _, _, rows = await desk.work(me="p1", slots=2, free=5)
+    assert list(rows) == ["a", "b"]
+    _, _, none = await desk.work(me="p2", slots=2, free=5, token="t2")
+    assert none == {}
+    _, _, rows = await desk.work(settle("c", "a", rows), me="p1", slots=2, free=5, token="t3")
+    assert list(rows) == ["c"]
+
+
+async def test_tokens_are_exact_and_the_wait_is_told(desk):
+    await desk.add(*"abcdefgh")
+    bucket = (3, 200_000, 0)
+    _, wait, rows = await desk.work(bucket=bucket)
+    assert list(rows) == ["a", "b", "c"]
+    assert 100 < wait <= 200
+    _, wait, rows = await desk.work(bucket=bucket, token="t2", me="p2")
+    assert rows == {}
+    assert 0 < wait <= 200
+    assert 0 < await desk.redis.pttl(desk.keys.bucket) <= 201
+    assert await desk.counts() == [5, 3, 0, 0, 0]
+
+
+async def test_no_token_is_taken_when_nothing_is_there(desk):
+    await desk.work(bucket=(3, 60_000_000, 0))
+    assert await desk.redis.exists(desk.keys.bucket) == 0
+
+
+async def test_a_late_start_spends_its_token_again(desk):
+    await desk.add(*"abc")
+    await desk.work(bucket=(2, 60_000_000, 0), free=1)
+    await desk.run(scripts.SPEND, desk.keys.bucket, 60_000_000, 0)
+    _, _, rows = await desk.work(bucket=(2, 60_000_000, 0), token="t2")
+    assert rows == {}
+
+
+async def test_a_bucket_far_in_the_future_opens_after_one_duration(desk):
+    """The Redis clock was set back by an hour: the bucket must not stay closed for that long."""
+    far = 10**16
+    await desk.redis.rpush(desk.keys.bucket, f"{far} 2 0")
+    await desk.add("a")
+    _, wait, rows = await desk.work(bucket=(2, 300_000, 0))
+    assert rows == {}
+    assert 0 < wait <= 300
+
+
+async def test_retention_is_applied_as_jobs_finish(desk):
+    ids = [f"j{i}" for i in range(10)]
+    await desk.add(*ids)
+    _, _, rows = await desk.work()
+    await desk.work(*(settle("c", one, rows) for one in ids), keep=(3, -1, -1, -1))
+    assert await desk.counts() == [0, 0, 0, 3, 0]
+    assert [await desk.redis.exists(desk.keys.job(one)) for one in ids] == [0] * 7 + [1] * 3
+
+
+async def test_sweeping_gives_back_in_order_and_counts_a_stall(desk):
+    await desk.add("a", "b", "c")
+    await desk.work(me="dead", token="d1", free=2)
+    keys = desk.keys
+    news = news_channel(desk.prefix, "job")
+    sweep = (keys.stream, keys.jobs, news, "", "dead", "p2", "s1", 1)
+    assert await desk.run(scripts.SWEEP, *sweep) == [[b"a", b"b"], 0, []]
+    assert await desk.run(scripts.SWEEP, *sweep) == [[], 0, []]
+    _, _, rows = await desk.work(me="p2", token="t2")
+    assert list(rows) == ["a", "b", "c"]
+    assert [row[4] for row in rows.values()] == [b"1", b"1", b"0"]
+    assert (await desk.work(settle("c", "a", rows, token="d1"), free=0))[0] == "0"
+
+
+async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
+    await desk.add("a")
+    keys = desk.keys
+    for token in ("d1", "d2"):
+        await desk.work(me="dead", token=token)
+        back, _, doomed = await desk.run(
+            scripts.SWEEP, keys.stream, keys.jobs, news_channel(desk.prefix, "job"), "", "dead", "p2", "s" + token, 1
+        )
+    assert back == []
+    assert [doomed[0], doomed[4]] == [b"a", b"2"]
+    assert (await desk.work(("f", "a", doomed[1], "sd2", '"dead"', 0, ""), free=0, me="p2"))[0] == "1"
+    assert await desk.counts() == [0, 0, 0, 0, 1]
+
+
+async def test_own_lists_what_a_lost_reply_would_have_brought(desk):
+    await desk.add("a", "b")
+    await desk.work(me="p1", token="t9", free=1)
+    rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-")
+    assert (rows[0], rows[7]) == (b"a", b"t9")
+    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-") == []
+
+
+async def test_retain_moves_what_is_still_ours_to_the_new_name(desk):
+    await desk.add("a", "b")
+    _, _, rows = await desk.work(me="old", token="t1")
+    keys = desk.keys
+    tries = ("a", rows["a"][1], "t1", "b", rows["b"][1], "other")
+    assert await desk.run(scripts.RETAIN, keys.stream, keys.jobs, "new", *tries) == b"10"
+    assert await desk.run(scripts.OWNERS, keys.stream) == [b"new", b"old"]
+    assert (await desk.work(settle("c", "a", rows), free=0))[0] == "1"
+
+
+async def test_an_idle_group_is_reaped_whole_and_a_busy_one_not(redis, prefix, keys_left):
+    desk = Desk(redis, prefix, "acme")
+    keys = desk.keys
+    reap = (keys.stream, keys.delayed, keys.bucket, keys.senders)
+    await desk.add("a")
+    assert await desk.run(scripts.REAP, *reap) == [0, 0]
+    _, _, rows = await desk.work(bucket=(1, 1000, 0))
+    assert await desk.run(scripts.REAP, *reap) == [0, 0]
+    await desk.work(settle("r", "a", rows, number=60_000, keep="1"))
+    assert (await desk.run(scripts.REAP, *reap))[1] > 59_000
+    await redis.zadd(keys.delayed, {"a": 1})
+    _, _, rows = await desk.work(token="t2")
+    await desk.work(settle("c", "a", rows, token="t2", keep="0"))
+    assert await desk.run(scripts.REAP, *reap) == [1, -1]
+    assert await keys_left() == []
+
+
+async def test_a_group_registered_anew_stays_registered(redis, prefix):
+    desk, groups = Desk(redis, prefix, "acme"), groups_key(prefix, "job")
+    await desk.run(scripts.REGISTER, groups, "acme", "umbrella")
+    score, _ = await desk.run(scripts.IDLE, groups, "acme")
+    await redis.zincrby(groups, 1, "acme")
+    assert await desk.run(scripts.UNREGISTER, groups, "acme", score) == 0
+    score, _ = await desk.run(scripts.IDLE, groups, "acme")
+    assert await desk.run(scripts.UNREGISTER, groups, "acme", score) == 1
+    assert await redis.zrange(groups, 0, -1) == [b"umbrella"]
+
+
+async def test_the_index_says_what_is_too_many_until_it_is_forgotten(redis, prefix):
+    desk = Desk(redis, prefix, "acme")
+    completed, failed = index_keys(prefix, "job")
+    listed = [field for i in range(4) for field in ("acme", "c", f"4:acmej{i}")]
+    over, _, now = await desk.run(scripts.INDEX, groups_key(prefix, "job"), completed, failed, 3, -1, -1, -1, *listed)
+    assert over == [b"4:acmej0"]
+    await redis.hset(desk.keys.job("j0"), mapping={"x": "c", "F": now, "d": "{}"})
+    await redis.zadd(desk.keys.completed, {"j0": now})
+    forget = (desk.keys.completed, desk.keys.failed, desk.keys.jobs, now, "j0", "never-there")
+    assert await desk.run(scripts.FORGET, *forget) == b"11"
+    assert await redis.exists(desk.keys.job("j0"), desk.keys.completed) == 0
+
+
+async def test_forget_leaves_a_job_that_lives_again(desk):
+    await desk.add("a")
+    assert await desk.run(scripts.FORGET, desk.keys.completed, desk.keys.failed, desk.keys.jobs, 10**15, "a") == b"0"
+
+
+async def test_a_beat_tells_of_the_others_and_of_our_own_death(redis, prefix):
+    desk, processes = Desk(redis, prefix), f"{{{prefix}}}:processes"
+    assert await desk.run(scripts.BEAT, processes, "one", "0") == [0]
+    assert await desk.run(scripts.BEAT, processes, "one", "1") == [1]
+    alive, other, age = await desk.run(scripts.BEAT, processes, "two", "1")
+    assert (alive, other) == (1, b"one")
+    assert 0 <= age < 5000
+    assert await desk.run(scripts.BURY, processes, "one", 60_000) == 0
+    assert await desk.run(scripts.BURY, processes, "one", 0) == 1
+    assert (await desk.run(scripts.BEAT, processes, "one", "0"))[:2] == [0, b"two"]
+    assert await redis.zrange(processes, 0, -1) == [b"two"]
+
+
+async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
+    desk = Desk(redis, prefix)
+    keys = (f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes")
+    now = int((await redis.time())[0]) * 1000
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000) == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000) == [b"fire"], "sent again"
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000) == [b"taken"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now - 1000, "p2", "allow", 30_000) == [b"taken"]
+    early, wait = await desk.run(scripts.TICK, *keys, "poll", now + 60_000, "p2", "allow", 30_000)
+    assert early == b"early"
+    assert 58_000 < wait <= 60_000
+
+
+async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis, prefix):
+    desk = Desk(redis, prefix)
+    ticks, running, processes = f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes"
+    now = int((await redis.time())[0]) * 1000
+    await desk.run(scripts.BEAT, processes, "p1", "1")
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 3000, "p1", "queue", 30_000) == [b"fire"]
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000) == [
+        b"overlap"
+    ]
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000) == [b"taken"]
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 1000, "p2", "queue", 30_000) == [
+        b"queued"
+    ]
+    assert await desk.run(scripts.TOCK, running, "t", "p2", "1") == b""
+    assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == str(now - 1000).encode()
+    assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == b""
+    await redis.hset(running, "t", "dead")
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now, "p2", "skip", 30_000) == [b"fire"]
+
+
+async def test_a_foreign_type_fails_the_call_and_writes_nothing(desk, keys_left):
+    await desk.redis.set(desk.keys.stream, "not a stream")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await desk.add("a")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await desk.work()
+    assert await keys_left() == [desk.keys.stream]
+
+
+async def test_progress_and_log_need_the_fence(desk):
+    await desk.add("a")
+    _, _, rows = await desk.work()
+    job = desk.keys.job("a")
+    assert await desk.run(scripts.NOTE, job, "t1", "progress", "5", 1000, "n1") == 1
+    for line, number in (("first", "n2"), ("first", "n2"), ("second", "n3"), ("third", "n4")):
+        assert await desk.run(scripts.NOTE, job, "t1", "log", line, 2, number) == 1
+    assert await desk.run(scripts.NOTE, job, "zombie", "progress", "9", 2, "n5") == 0
+    record = await desk.record("a")
+    assert record[b"p"] == b"5"
+    assert {record.get(b"l1"), record[b"l2"], record[b"l3"]} == {None, b"second", b"third"}
+    assert list(rows) == ["a"]

@@ -1,0 +1,158 @@
+"""The shape of the package, held by reading its imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import asyncjobs
+from asyncjobs.broker import scripts
+
+ROOT = Path(asyncjobs.__file__).parent
+LUA = ROOT / "broker" / "lua"
+
+# A room may import its own floor where an arrow says so, and every floor below it.
+FLOORS = [
+    {"cli", "demo", "__main__"},
+    {"runtime"},
+    {"scheduler", "maintenance", "integrations", "loader", "crew", "services", "embedded", "keeper"},
+    {"groups", "liveness"},
+    {"consumer"},
+    {"pump", "retry", "queue", "live"},
+    {"executor"},
+    {"job"},
+    {"definition", "broker", "events"},
+    {"cron", "payload"},
+    {"config"},
+    {"errors", "clock"},
+]
+ARROWS = {
+    ("cli", "demo"), ("demo", "cli"), ("__main__", "cli"), ("maintenance", "groups"), ("queue", "job"),
+}  # fmt: skip
+# Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
+TYPES_ONLY = {("pump", "consumer"), ("queue", "events")}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(room, file) for every module; the example's own jobs and tasks are an app's, not ours."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).parts
+        if parts[0] == "demo" and len(parts) > 2:
+            continue
+        if parts != ("__init__.py",):
+            found.append((parts[0].removesuffix(".py"), path))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The dotted names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            if node.module == "asyncjobs":
+                names.update(f"asyncjobs.{alias.name}" for alias in node.names)
+    return names
+
+
+def floor(room: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_module_has_a_floor():
+    rooms = {room for room, _ in modules()}
+    assert rooms == set().union(*FLOORS)
+
+
+def test_imports_only_go_down():
+    wrong = []
+    for room, path in modules():
+        for name in imports(path):
+            if name.startswith("asyncjobs."):
+                other = name.split(".")[1]
+                if other == "__version__" or other == room or not any(other in rooms for rooms in FLOORS):
+                    continue
+                if floor(other) <= floor(room) and (room, other) not in ARROWS | TYPES_ONLY:
+                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_only_the_broker_imports_redis():
+    outside = [
+        str(path)
+        for room, path in modules()
+        if room != "broker" and any(name.split(".")[0] in ("redis", "hiredis") for name in imports(path))
+    ]
+    assert outside == []
+
+
+def test_only_the_clock_reads_time():
+    # The keeper is a script of its own that imports nothing of ours; the example is an app.
+    outside = [
+        str(path) for room, path in modules() if room not in ("clock", "keeper", "demo") and "time" in imports(path)
+    ]
+    assert outside == []
+
+
+def test_the_spine_imports_no_edge():
+    edges = {"sentry_sdk", "socketio", "fastapi", "starlette", "aiohttp", "click", "rich", "uvicorn"}
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for room, path in modules()
+        if room not in ("cli", "demo", "integrations")
+        for name in imports(path)
+        if name.split(".")[0] in edges
+    ]
+    assert wrong == []
+
+
+def test_nothing_that_runs_code_from_data_is_imported():
+    wrong = [str(path) for _, path in modules() if {"pickle", "marshal", "shelve", "yaml"} & imports(path)]
+    assert wrong == []
+
+
+def test_importing_loads_no_heavy_edge(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import sys, asyncjobs; print([m for m in ('sentry_sdk', 'socketio', 'click', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_module_has_outgrown_its_noun():
+    long = {path.name: n for _, path in modules() if (n := path.read_text().count("\n")) > 620}
+    assert long == {}
+
+
+def test_every_script_is_declared_and_called():
+    files = {path.stem for path in LUA.glob("*.lua")}
+    assert files == {script.name for script in scripts.BY_SHA.values()}
+    users = (ROOT / "broker" / "broker.py").read_text() + (ROOT / "broker" / "adds.py").read_text()
+    for script in scripts.BY_SHA.values():
+        assert re.search(rf"\b(scripts\.)?{script.name.upper()}\(", users), f"{script.name} is called by nobody"
+
+
+def test_script_headers_say_what_the_code_uses():
+    for script in scripts.BY_SHA.values():
+        head = "\n".join(line for line in script.text.splitlines() if line.startswith("--"))
+        code = "\n".join(line for line in script.text.splitlines() if not line.strip().startswith("--"))
+        assert script.text.startswith("#!lua"), script.name
+        assert re.match(rf"#!lua[^\n]*\n-- {script.name}: ", script.text), f"{script.name} does not begin with its name"
+        assert "Returns" in head, f"{script.name} does not say what it returns"
+        for kind in ("KEYS", "ARGV"):
+            declared = {int(one) for one in re.findall(rf"{kind}\[(\d+)", head)}
+            used = {int(one) for one in re.findall(rf"{kind}\[(\d+)\]", code)}
+            assert used <= declared, f"{script.name} uses {kind}{sorted(used - declared)} without a word"
+        declared_keys = {int(one) for one in re.findall(r"KEYS\[(\d+)", head)}
+        assert declared_keys == set(range(1, script.keys + 1)), script.name
+
+
+def test_no_user_text_is_ever_formatted_into_a_script():
+    text = (ROOT / "broker" / "scripts.py").read_text()
+    assert "format(" not in text
+    assert not re.search(r"text\s*%|\.replace\(", text)
