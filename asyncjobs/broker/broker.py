@@ -298,7 +298,7 @@ class Broker:
         """Settle and take on several queues in one pipeline.
 
         Returns:
-            A reply or an error for each call, and the grouped job names that now have more finished jobs than they keep.
+            A reply or an error for each call, and the grouped job names with more finished jobs than they keep.
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """

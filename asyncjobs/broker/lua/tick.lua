@@ -9,6 +9,7 @@
 -- ARGV[3] process
 -- ARGV[4] overlap    'skip', 'queue' or 'allow'
 -- ARGV[5] lease      ms of silence after which a running process counts as dead
+-- ARGV[6] busy       '1' while the calling process itself runs the task
 --
 -- Returns {'fire'} · {'early', ms until due} · {'taken'} · {'overlap'} · {'queued'}
 -- Sent again after a lost reply by the same process it answers 'fire' again.
@@ -26,6 +27,8 @@ redis.call('HSET', KEYS[1], task, string.format('%.0f ', scheduled) .. process)
 if ARGV[4] ~= 'allow' then
   local runner = redis.call('HGET', KEYS[2], task)
   local beat = runner and redis.call('ZSCORE', KEYS[3], runner)
+  -- A run whose end could not be recorded is known to be over by its own process.
+  if runner == process and ARGV[6] ~= '1' then beat = nil end
   if beat and now - tonumber(beat) < tonumber(ARGV[5]) then
     -- The mark above is not a claim to run: a repeat must hear 'taken'.
     redis.call('HSET', KEYS[1], task, string.format('%.0f -', scheduled))
