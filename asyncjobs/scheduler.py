@@ -183,7 +183,7 @@ class Scheduler:
         while not self._stopping:
             try:
                 verdict, wait = await self._broker.tick(
-                    spec.name, due_ms, self._process(), spec.definition.overlap, LEASE
+                    spec.name, due_ms, self._process(), spec.definition.overlap, LEASE, bool(self._busy.get(spec.name))
                 )
             except BrokerError as error:
                 # Unclaimed it might fire in every process: rather not at all, and say so.
@@ -224,15 +224,12 @@ class Scheduler:
             return
         due: datetime | None = scheduled
         while due is not None:
-            self._busy[name] = self._busy.get(name, 0) + 1
-            try:
-                await self._run(spec, due)
-            finally:
-                self._busy[name] -= 1
+            await self._run(spec, due)
             due = None if self._stopping else self._queued.pop(name, None)
 
     async def _run(self, spec: TaskSpec, scheduled: datetime) -> None:
         self._bus.emit("task.fired", spec.name, scheduled_at=scheduled)
+        self._busy[spec.name] = self._busy.get(spec.name, 0) + 1
         try:
             await spec.call.run(self._environment, self._threads)
         except asyncio.CancelledError as error:
@@ -243,6 +240,8 @@ class Scheduler:
             raise
         except BaseException as error:
             self._failed(spec, scheduled, error)
+        finally:
+            self._busy[spec.name] -= 1
 
     def _failed(self, spec: TaskSpec, scheduled: datetime, error: BaseException) -> None:
         logger.error("task %s failed; it ticks again", spec.name, exc_info=error)

@@ -489,12 +489,17 @@ class Broker:
         return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0
 
     # Ticks ------------------------------------------------------------------------------------------------
-    async def tick(self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float) -> tuple[str, float]:
-        """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due."""
+    async def tick(
+        self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float, busy: bool
+    ) -> tuple[str, float]:
+        """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due.
+
+        `busy`: whether `process` itself runs the task right now.
+        """
         reply = await self._ask(
             scripts.TICK(
                 ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix),
-                task, scheduled_ms, process, overlap, int(lease * 1000),
+                task, scheduled_ms, process, overlap, int(lease * 1000), "1" if busy else "0",
             )
         )  # fmt: skip
         return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0

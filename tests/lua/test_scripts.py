@@ -319,11 +319,11 @@ async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
     desk = Desk(redis, prefix)
     keys = (f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes")
     now = int((await redis.time())[0]) * 1000
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000) == [b"fire"]
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000) == [b"fire"], "sent again"
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000) == [b"taken"]
-    assert await desk.run(scripts.TICK, *keys, "poll", now - 1000, "p2", "allow", 30_000) == [b"taken"]
-    early, wait = await desk.run(scripts.TICK, *keys, "poll", now + 60_000, "p2", "allow", 30_000)
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1") == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1") == [b"fire"], "sent again"
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1") == [b"taken"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now - 1000, "p2", "allow", 30_000, "1") == [b"taken"]
+    early, wait = await desk.run(scripts.TICK, *keys, "poll", now + 60_000, "p2", "allow", 30_000, "1")
     assert early == b"early"
     assert 58_000 < wait <= 60_000
 
@@ -333,19 +333,26 @@ async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis
     ticks, running, processes = f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes"
     now = int((await redis.time())[0]) * 1000
     await desk.run(scripts.BEAT, processes, "p1", "1")
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 3000, "p1", "queue", 30_000) == [b"fire"]
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000) == [
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 3000, "p1", "queue", 30_000, "1") == [
+        b"fire"
+    ]
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000, "1") == [
         b"overlap"
     ]
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000) == [b"taken"]
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 1000, "p2", "queue", 30_000) == [
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000, "1") == [
+        b"taken"
+    ]
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 1000, "p2", "queue", 30_000, "1") == [
         b"queued"
     ]
     assert await desk.run(scripts.TOCK, running, "t", "p2", "1") == b""
     assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == str(now - 1000).encode()
     assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == b""
+    await redis.hset(running, "t", "p1")
+    over = (ticks, running, processes, "t", now - 500, "p1", "skip", 30_000, "0")
+    assert await desk.run(scripts.TICK, *over) == [b"fire"], "its own process knows that the run is over"
     await redis.hset(running, "t", "dead")
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now, "p2", "skip", 30_000) == [b"fire"]
+    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now, "p2", "skip", 30_000, "1") == [b"fire"]
 
 
 async def test_a_foreign_type_fails_the_call_and_writes_nothing(desk, keys_left):
