@@ -278,6 +278,7 @@ class Runtime:
     async def _launch(self, parts: _Parts) -> None:
         """Reach the store, then start the parts."""
         await parts.broker.check()
+        self._sentry.silence_logs()
         self.queue.open(parts.broker)
         specs = self.loaded.jobs if self.config.consume else []
         crew = parts.crew

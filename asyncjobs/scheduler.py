@@ -244,8 +244,8 @@ class Scheduler:
             self._busy[spec.name] -= 1
 
     def _failed(self, spec: TaskSpec, scheduled: datetime, error: BaseException) -> None:
-        logger.error("task %s failed; it ticks again", spec.name, exc_info=error)
         self._bus.emit("task.failed", spec.name, scheduled_at=scheduled, error=error)
+        logger.error("task %s failed; it ticks again", spec.name, exc_info=error)
 
     def _skip(self, spec: TaskSpec, scheduled: datetime, why: str) -> None:
         logger.info("task %s skipped its tick of %s: %s", spec.name, scheduled.isoformat(), why)

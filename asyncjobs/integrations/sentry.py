@@ -43,6 +43,15 @@ class Sentry:
         client = sdk.get_client()
         return sdk if client.is_active() and client.transport is not None else None
 
+    def silence_logs(self) -> None:
+        """Its logging integration would report our own log line of a failure beside the failure itself."""
+        if not self._silenced and self._sdk() is not None:
+            from sentry_sdk.integrations.logging import ignore_logger
+
+            ignore_logger("asyncjobs")
+            ignore_logger("asyncjobs.*")
+            self._silenced = True
+
     def scope(self, job: ActiveJob) -> AbstractContextManager[Any]:
         """A scope for one try, so that what parallel handlers set never mixes."""
         sdk = self._sdk()
@@ -80,12 +89,7 @@ class Sentry:
         sdk = self._sdk()
         if sdk is None:
             return
-        if not self._silenced:
-            # Its logging integration would report our log line of the same failure a second time.
-            from sentry_sdk.integrations.logging import ignore_logger
-
-            ignore_logger("asyncjobs")
-            self._silenced = True
+        self.silence_logs()
         from sentry_sdk.utils import event_from_exception
 
         exc_info = (type(error), error, _without_our_frames(error.__traceback__))
