@@ -78,6 +78,7 @@ class Consumer:
         running: id → job whose outcome is not known yet.
         outbox: decisions not yet acknowledged by the store, in order.
         hungry: there may be something to take; cleared by a take that came back short.
+        called: news came after the turn on the wire was made up, so its reply may not know of it.
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
         queued, starving, in_flight: in the pump's ring; waiting for a slot of the process; its turn is on the wire.
@@ -86,7 +87,7 @@ class Consumer:
     """
 
     __slots__ = (
-        "_shop", "_token", "alarm_at", "group_id", "hungry", "in_flight", "keys", "lost_reply", "margin",
+        "_shop", "_token", "alarm_at", "called", "group_id", "hungry", "in_flight", "keys", "lost_reply", "margin",
         "margin_sent", "on_rest", "outbox", "queued", "quiet", "reserved", "rested_at", "resting_until", "running",
         "sending", "spec", "starving", "zombies",
     )  # fmt: skip
@@ -108,6 +109,7 @@ class Consumer:
         self.outbox: list[Finished] = []
         self.sending: list[Finished] = []
         self.hungry = True
+        self.called = False
         self.zombies = 0
         self.alarm_at: float | None = None
         self.queued = False
@@ -128,7 +130,7 @@ class Consumer:
     # Turns ------------------------------------------------------------------------------------------------
     def look_again(self) -> None:
         """There may be something to take."""
-        self.hungry = True
+        self.hungry = self.called = True
         self._shop.pump.offer(self)
 
     def wake(self, group_id: str, delay: float) -> None:
@@ -160,6 +162,7 @@ class Consumer:
         if not free and not self.outbox:
             return False
         self.in_flight = True
+        self.called = False
         self.rested_at = None
         self.reserved = free
         self.sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
@@ -196,11 +199,9 @@ class Consumer:
             self._start(taken, sent_at)
         if asked:
             if len(reply.jobs) < asked:
-                self.hungry = False
+                self.hungry = self.called  # what was added after the script had run is not in its reply
             if reply.wait is not None:
-                self._shop.pump.alarms.set(self, reply.wait)
-            else:
-                self.alarm_at = None
+                self._shop.pump.alarms.set_earlier(self, reply.wait)
         if self.outbox or (self.hungry and self.free()):
             self._shop.pump.offer(self)
         elif self.on_rest is not None and self.idle:

@@ -117,24 +117,39 @@ class EmbeddedStore:
         return self.url
 
     async def ensure(self, binary: str | None = None) -> None:
-        """See that the server runs; who comes first starts it, the others wait for that one."""
+        """See that the server runs; who comes first starts its keeper, the others wait for that one."""
         if self._answers():
             return
         starting = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             await _lock(starting, fcntl.LOCK_EX, READY_TIMEOUT)
-            if not self._answers():
+            if not self._answers() and not self._has_keeper():
                 await self._launch(binary or server_binary())
+            await self._ready()
         finally:
             os.close(starting)
 
+    def _has_keeper(self) -> bool:
+        """Whether a keeper lives: then the server is being started, or started again."""
+        lock = os.open(self.folder / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
     async def _launch(self, binary: str) -> None:
+        (self.folder / "keeper.failed").unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", str(KEEPER), binary, str(self.folder), str(socket_path(self.folder)),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in the terminal must not reach it: our drain still writes
         )  # fmt: skip
         await process.wait()  # it goes on as a daemon
+
+    async def _ready(self) -> None:
         deadline = clock.monotonic() + READY_TIMEOUT
         while clock.monotonic() < deadline:
             if self._answers():

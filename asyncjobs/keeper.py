@@ -57,6 +57,11 @@ class Keeper:
         self.leaving = False
 
     def run(self) -> None:
+        alone = os.open(os.path.join(self.folder, "keeper.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held for as long as this process lives
+        except BlockingIOError:
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.failed)
         users = os.open(os.path.join(self.folder, "users.lock"), os.O_RDWR | os.O_CREAT, 0o600)
