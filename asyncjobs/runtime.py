@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live import LiveUpdates
 from asyncjobs.liveness import Liveness
 from asyncjobs.maintenance import Maintenance
+from asyncjobs.parts import Parts
 from asyncjobs.pump import Pump
 from asyncjobs.queue import Queue
 from asyncjobs.scheduler import Scheduler
@@ -130,7 +130,7 @@ class Runtime:
         self._loaded = loader.Loaded([], [])
         self._state: State = "stopped"
         self._lock: asyncio.Lock | None = None
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
 
     def __repr__(self) -> str:
         where = self._parts.broker.address.text if self._parts else "no store"
@@ -235,7 +235,7 @@ class Runtime:
             self._state = "running"
         return self
 
-    async def _build(self, stack: AsyncExitStack) -> _Parts:
+    async def _build(self, stack: AsyncExitStack) -> Parts:
         """Every part, each undone by `stack` in reverse; nothing runs yet."""
         given = {"queue": self.queue, "io": self.io, "services": await services.enter(self._services, stack)}
         await self._load(given)
@@ -243,7 +243,7 @@ class Runtime:
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         target, store = await self._store(stack)
         timeout = duration(self.config.connect_timeout)
-        parts = _Parts(stack, Crew(), threads, store)
+        parts = Parts(stack, Crew(), store)
         parts.liveness = Liveness(
             broker := Broker(
                 target,
@@ -275,7 +275,7 @@ class Runtime:
         )
         return parts
 
-    async def _launch(self, parts: _Parts) -> None:
+    async def _launch(self, parts: Parts) -> None:
         """Reach the store, then start the parts."""
         await parts.broker.check()
         self._sentry.silence_logs()
@@ -302,7 +302,7 @@ class Runtime:
             crew.start("forgetting", parts.maintenance.run_forgetting)
         await parts.scheduler.start()
 
-    async def _consume(self, parts: _Parts, spec: JobSpec) -> None:
+    async def _consume(self, parts: Parts, spec: JobSpec) -> None:
         """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
         if spec.grouped:
             registry = parts.registries[spec.name] = GroupRegistry(parts.shop, spec)
@@ -387,7 +387,7 @@ class Runtime:
                 await parts.crew.stop()
                 await parts.stack.aclose()
 
-    async def _drain(self, parts: _Parts, grace: float) -> None:
+    async def _drain(self, parts: Parts, grace: float) -> None:
         deadline = clock.monotonic() + grace
         parts.scheduler.quiet()
         for consumer in parts.all_consumers():
@@ -504,50 +504,6 @@ class Runtime:
             "tasks": parts.scheduler.planned(),
             "io": io,
         }
-
-
-class _Parts:
-    """What a started runtime consists of; the attributes without a default are set while it is built."""
-
-    broker: Broker
-    liveness: Liveness
-    pump: Pump
-    shop: Shop
-    maintenance: Maintenance
-    scheduler: Scheduler
-
-    def __init__(
-        self, stack: AsyncExitStack, crew: Crew, threads: ThreadPoolExecutor, store: EmbeddedStore | None
-    ) -> None:
-        self.stack, self.crew, self.threads, self.store = stack, crew, threads, store
-        self.consumers: dict[str, Consumer] = {}
-        self.registries: dict[str, GroupRegistry] = {}
-
-    def specs(self) -> list[JobSpec]:
-        consumed = [consumer.spec for consumer in self.consumers.values()]
-        return consumed + [registry.spec for registry in self.registries.values()]
-
-    def all_consumers(self) -> list[Consumer]:
-        grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]
-        return [*self.consumers.values(), *grouped]
-
-    def running(self) -> int:
-        return sum(len(consumer.running) for consumer in self.all_consumers())
-
-    def unsettled(self) -> int:
-        return sum(len(consumer.outbox) + len(consumer.sending) for consumer in self.all_consumers())
-
-    async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
-        """Wait until `reached()`, for `timeout` seconds at most."""
-        deadline = clock.monotonic() + timeout
-        while not reached() and clock.monotonic() < deadline:  # noqa: ASYNC110 - counts of many consumers have no event
-            await asyncio.sleep(0.01)
-
-    async def keep_owned(self, process: str) -> None:
-        """After a lapse: every try that another process took over meanwhile is cancelled."""
-        for consumer in self.all_consumers():
-            if consumer.running:
-                await consumer.keep_owned(process)
 
 
 def _kebab(function: Callable[..., Any]) -> str:

@@ -16,6 +16,7 @@ LUA = ROOT / "broker" / "lua"
 FLOORS = [
     {"cli", "demo", "__main__"},
     {"runtime"},
+    {"parts"},
     {"scheduler", "maintenance", "integrations", "loader", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
     {"consumer"},

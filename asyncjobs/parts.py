@@ -1,0 +1,61 @@
+"""The Parts: what a started runtime consists of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.consumer import Consumer, Shop
+from asyncjobs.crew import Crew
+from asyncjobs.definition import JobSpec
+from asyncjobs.embedded import EmbeddedStore
+from asyncjobs.groups import GroupRegistry
+from asyncjobs.liveness import Liveness
+from asyncjobs.maintenance import Maintenance
+from asyncjobs.pump import Pump
+from asyncjobs.scheduler import Scheduler
+
+
+class Parts:
+    """What a started runtime consists of; the attributes without a default are set while it is built."""
+
+    broker: Broker
+    liveness: Liveness
+    pump: Pump
+    shop: Shop
+    maintenance: Maintenance
+    scheduler: Scheduler
+
+    def __init__(self, stack: AsyncExitStack, crew: Crew, store: EmbeddedStore | None) -> None:
+        self.stack, self.crew, self.store = stack, crew, store
+        self.consumers: dict[str, Consumer] = {}
+        self.registries: dict[str, GroupRegistry] = {}
+
+    def specs(self) -> list[JobSpec]:
+        consumed = [consumer.spec for consumer in self.consumers.values()]
+        return consumed + [registry.spec for registry in self.registries.values()]
+
+    def all_consumers(self) -> list[Consumer]:
+        grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]
+        return [*self.consumers.values(), *grouped]
+
+    def running(self) -> int:
+        return sum(len(consumer.running) for consumer in self.all_consumers())
+
+    def unsettled(self) -> int:
+        return sum(len(consumer.outbox) + len(consumer.sending) for consumer in self.all_consumers())
+
+    async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
+        """Wait until `reached()`, for `timeout` seconds at most."""
+        deadline = clock.monotonic() + timeout
+        while not reached() and clock.monotonic() < deadline:  # noqa: ASYNC110 - counts of many consumers have no event
+            await asyncio.sleep(0.01)
+
+    async def keep_owned(self, process: str) -> None:
+        """After a lapse: every try that another process took over meanwhile is cancelled."""
+        for consumer in self.all_consumers():
+            if consumer.running:
+                await consumer.keep_owned(process)

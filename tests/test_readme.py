@@ -1,0 +1,165 @@
+"""What the README shows is run; what it lists is there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import aiohttp
+import httpx
+import pytest
+
+import asyncjobs
+from asyncjobs import JobOptions, Runtime, TaskDefinition, WorkerOptions
+from asyncjobs.cli import COMMANDS
+from asyncjobs.events import EVENT_TYPES
+from tests.helpers import Process, command_line, eventually, free_port
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+FILES = dict(re.findall(r"```python file=(\S+)\n(.*?)```", README, re.DOTALL))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The README's files, as a newcomer would type them."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_the_two_commands_are_at_its_top():
+    head = README[:900]
+    assert "make demo" in head
+    assert "make test" in head
+
+
+def test_its_files_load(project):
+    done = command_line(project, "check")
+    assert done.returncode == 0, done.stderr
+    assert "3 jobs and 2 tasks, all well" in done.stdout
+
+
+def test_embedding_takes_fifteen_lines():
+    for name in ("fastapi_app.py", "aiohttp_app.py"):
+        assert FILES[name].count("\n") <= 18, name
+        assert len([line for line in FILES[name].splitlines() if line.strip()]) <= 15, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fastapi_app", "aiohttp_app"])
+async def test_the_embedding_examples_serve(project, name):
+    port = free_port()
+    if name == "fastapi_app":
+        args = ("-m", "uvicorn", "fastapi_app:app", "--port", str(port), "--log-level", "warning")
+    else:
+        args = ("-m", "aiohttp.web", "-H", "127.0.0.1", "-P", str(port), "aiohttp_app:make")
+        path = project / "aiohttp_app.py"
+        path.write_text(path.read_text() + "\n\ndef make(argv):\n    return app\n")
+    process = Process(project, *args, module=False)
+    try:
+
+        async def posted():
+            try:
+                async with httpx.AsyncClient() as client:
+                    answer = await client.post(f"http://127.0.0.1:{port}/signup", json={"email": "ana@example.org"})
+            except httpx.TransportError:
+                return None
+            return answer.json()
+
+        answer = await eventually(posted, 30)
+        assert len(answer["job"]) == 24
+        await process.says("mail to ana@example.org, try 1")
+    finally:
+        process.kill()
+    assert aiohttp.__version__
+
+
+async def test_the_chain_of_its_jobs_runs(project, make_runtime, capsys):
+    runtime = make_runtime(jobs=project / "jobs")
+    async with runtime:
+        job = await runtime.queue.add("export-invoices", {"company": 7, "to": "ana@example.org"})
+        assert await job.wait(5) == {"parts": 3}
+        record = await runtime.queue.get_job("export-invoices", job.id)
+        assert (record.progress, record.logs) == (1.0, ("three parts written",))
+        synced = await runtime.queue.add("sync-data", {}, group_id="acme")
+        assert await synced.wait(5) == "synced acme"
+        await runtime.wait_idle(10)
+    assert "mail to ana@example.org, try 1" in capsys.readouterr().out
+    assert runtime.io.accepted == 3
+
+
+def table_keys(heading: str) -> list[str]:
+    """The first column of the table that begins with `heading`."""
+    lines = README[README.index(f"| {heading} |") :].splitlines()[2:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append(line.split("|")[1].strip().strip("`"))
+    return rows
+
+
+def test_the_option_tables_are_complete():
+    assert table_keys("`JobOptions`") == [one.name for one in fields(JobOptions)]
+    assert table_keys("`WorkerOptions`") == [one.name for one in fields(WorkerOptions)]
+    assert table_keys("property") == [one.name for one in fields(TaskDefinition)]
+
+
+def test_every_event_command_and_runtime_option_is_named():
+    import inspect
+
+    words = set(re.findall(r"[\w.]+", README))
+    assert set(EVENT_TYPES) <= words
+    assert set(COMMANDS) <= words
+    assert set(inspect.signature(Runtime).parameters) <= words
+
+
+def test_the_module_list_is_true():
+    listed = set()
+    for row in table_keys("module"):
+        listed.update(re.findall(r"[\w/.]+", row.replace("`", "")))
+    root = Path(asyncjobs.__file__).parent
+    there = {path.name for path in root.glob("*.py") if not path.name.startswith("__")}
+    there |= {f"{path.name}/" for path in root.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert listed == there
+
+
+@pytest.mark.slow
+async def test_an_installed_wheel_has_all_it_needs(tmp_path):
+    """The wheel, unpacked somewhere else, loads its scripts and runs its demo's loading."""
+    root = Path(asyncjobs.__file__).parent.parent
+    build = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check",
+        "-w", str(tmp_path), str(root), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await build.communicate()
+    assert build.returncode == 0, said.decode()
+    (wheel,) = tmp_path.glob("asyncjobs_runtime-*.whl")
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    package = root / "asyncjobs"
+    wanted = {
+        f"asyncjobs/{path.relative_to(package)}"
+        for pattern in ("**/*.py", "**/*.lua", "**/*.csv", "py.typed")
+        for path in package.glob(pattern)
+    }
+    assert wanted <= names
+    assert not any(name.startswith("tests/") for name in names)
+    code = (
+        "import asyncio, asyncjobs; from asyncjobs.demo.show import HERE;"
+        "runtime = asyncjobs.Runtime(jobs=HERE / 'jobs', tasks=HERE / 'tasks');"
+        "print(asyncjobs.__file__, len(asyncio.run(runtime.load()).jobs))"
+    )
+    run = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, cwd=tmp_path / "site", stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await run.communicate()
+    assert out.decode().split() == [str(tmp_path / "site" / "asyncjobs" / "__init__.py"), "11"]
