@@ -8,9 +8,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from asyncjobs.embedded import EmbeddedStore, server_binary
 
@@ -46,13 +45,3 @@ async def server(kind: str) -> AsyncIterator[str]:
             finally:
                 process.terminate()
                 process.wait()
-
-
-def run(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run on uvloop where it is installed; says which in the table's head."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)

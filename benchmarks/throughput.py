@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncjobs import Runtime
+from asyncjobs.cli.project import run_loop
 from benchmarks import machine
 
 CONCURRENCIES = (1, 10, 100)
@@ -105,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.jobs, options.rounds = 3000, 1
-    figures = machine.run(measure(options.server, options.jobs, options.rounds))
+    figures = run_loop(measure(options.server, options.jobs, options.rounds))
     if options.json:
         print(json.dumps({"machine": machine.describe(), "server": options.server, "jobs_per_second": figures}))
         return

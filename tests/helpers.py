@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from asyncjobs import Event, Runtime
+from asyncjobs.demo.show import most_in_window
 from asyncjobs.embedded import server_binary
 
 BOUND = 20.0
+__all__ = [
+    "BOUND", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger", "most_in_window", "write",
+]  # fmt: skip
 
 
 class Server:
     """A real Valkey of our own on a Unix socket or a free loopback port, without persistence unless asked."""
 
-    def __init__(self, folder: Path, *, tcp: bool = False, appendonly: bool = False, binary: str | None = None) -> None:
+    def __init__(self, folder: Path, *, tcp: bool = False, appendonly: bool = False) -> None:
         self.folder, self.tcp, self.appendonly = folder, tcp, appendonly
-        self.binary = binary or server_binary()
+        self.binary = os.environ.get("ASYNCJOBS_TEST_SERVER") or server_binary()
         self.port = free_port() if tcp else 0
         self.socket = folder / "test.sock"
         self.url = f"redis://127.0.0.1:{self.port}/0" if tcp else f"unix://{self.socket}"
@@ -106,17 +110,6 @@ class Watcher:
         return self.all(event_type, **fields)
 
 
-def most_in_window(starts: list[float], window: float) -> int:
-    """The most starts in any window of `window` seconds."""
-    starts = sorted(starts)
-    most = low = 0
-    for high, start in enumerate(starts):
-        while start - starts[low] >= window:
-            low += 1
-        most = max(most, high - low + 1)
-    return most
-
-
 def write(folder: Path, files: dict[str, str]) -> Path:
     """Files under `folder` from indented texts."""
     for name, text in files.items():
@@ -177,16 +170,3 @@ def command_line(folder: Path, *args: str, env: dict[str, str] | None = None, ti
         [sys.executable, "-m", "asyncjobs", *args],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
-
-
-async def pids_of_server(folder: Path) -> list[int]:
-    """The server processes that run in `folder`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if Path(os.readlink(entry / "cwd")) == folder and b"valkey" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found

@@ -23,6 +23,7 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
 JOBS_A_PIPELINE: Final = 8000
 WAIT_MS: Final = 5000
+LAST_CHANCE: Final = 2.0  # seconds that a stopping runtime gives adds on their way
 
 
 class AddCall(NamedTuple):
@@ -98,18 +99,26 @@ class AddBatcher:
         return await submission.future
 
     async def close(self) -> None:
-        """Send what was accepted, then close the connection."""
+        """Send what was accepted, for a bounded time, then close the connection."""
         if self._drain is not None:
-            await asyncio.wait([self._drain])
-        await self._lane.close()
+            await asyncio.wait([self._drain], timeout=LAST_CHANCE)
+            self._drain.cancel()
+        await self._lane.shut()
 
     async def _send_waiting(self) -> None:
         try:
             while self._waiting:
                 taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), JOBS_A_PIPELINE))]
-                await self._send(self._batches(taken))
+                try:
+                    await self._send(self._batches(taken))
+                except BaseException:
+                    self._waiting.extendleft(reversed(taken))
+                    raise
         finally:
             self._drain = None
+            for submission, _ in self._waiting:
+                submission.fail(BrokerUnavailableError("the runtime was stopped before the store had answered"))
+            self._waiting.clear()
 
     def _batches(self, items: list[tuple[_Submission, int]]) -> list[_Batch]:
         queues: dict[str, list[tuple[_Submission, int]]] = {}

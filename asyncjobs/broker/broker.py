@@ -173,7 +173,7 @@ class Broker:
     async def close(self) -> None:
         await self._adds.close()
         for lane in (*self._work, self._misc, self._beats):
-            await lane.close()
+            await lane.shut()
         for futures in self._watched.values():
             for future in futures:
                 future.cancel()

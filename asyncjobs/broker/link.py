@@ -30,7 +30,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from asyncjobs.broker.scripts import BY_SHA
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError, NotRunningError
 
 logger = logging.getLogger("asyncjobs")
 
@@ -185,6 +185,7 @@ class Lane:
         self._address = address
         self._connect_timeout = connect_timeout
         self._connection: AbstractConnection | None = None
+        self._shut = False
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._drain: asyncio.Task[None] | None = None
 
@@ -194,7 +195,10 @@ class Lane:
         Raises:
             BrokerUnavailableError: no answer, so each command is wholly applied or not at all.
             BrokerError: the server wants other credentials.
+            NotRunningError: shut.
         """
+        if self._shut:
+            raise _stopped()
         try:
             async with asyncio.timeout(REPLY_TIMEOUT + (0 if self._connection else self._connect_timeout)):
                 connection = self._connection or await self._connect()
@@ -246,19 +250,23 @@ class Lane:
                 batch = [(command, future) for command, future in batch if not future.done()]
                 try:
                     replies = await self.run([command for command, _ in batch])
-                except BrokerError as error:
+                except (BrokerError, NotRunningError) as error:
                     replies = [error] * len(batch)
+                except asyncio.CancelledError:
+                    self._waiting = batch + self._waiting
+                    raise
                 for (_, future), reply in zip(batch, replies, strict=True):
                     if future.done():
                         continue
-                    if isinstance(reply, BrokerError):
+                    if isinstance(reply, (BrokerError, NotRunningError)):
                         future.set_exception(reply)
                     else:
                         future.set_result(reply)
         finally:
             self._drain = None
             for _, future in self._waiting:
-                future.cancel()
+                if not future.done():
+                    future.set_exception(_stopped())
 
     async def _connect(self) -> AbstractConnection:
         connection = self._address.new_connection()
@@ -272,9 +280,22 @@ class Lane:
         return connection
 
     async def close(self) -> None:
+        """Drop the connection; the next command makes a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await _disconnect(connection)
+
+    async def shut(self) -> None:
+        """Close for good: whoever still waits is told, and nothing connects again."""
+        self._shut = True
+        if self._drain is not None:
+            self._drain.cancel()
+            await asyncio.wait([self._drain])
+        await self.close()
+
+
+def _stopped() -> NotRunningError:
+    return NotRunningError("the runtime that this belongs to has been stopped")
 
 
 async def _load_scripts(connection: AbstractConnection) -> None:

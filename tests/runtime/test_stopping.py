@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from asyncjobs import Runtime
+from asyncjobs import NotRunningError, Runtime
 from tests.helpers import Process, Watcher, eventually, ledger, write
 
 LEDGER_JOBS = {
@@ -62,7 +62,9 @@ async def test_stop_drains_then_hands_back_uncounted(make_runtime):
     await first.stop(grace=1)
     assert 0.9 < time.monotonic() - began < 4
     async with second:
-        assert await long.wait(5) == "done"
+        assert await (await second.queue.get_job("work", long.id)).wait(5) == "done"
+        with pytest.raises(NotRunningError, match="has been stopped"):
+            await long.wait(5)
         record = await second.queue.get_job("work", long.id)
         assert (record.attempts_made, record.stalled_count) == (1, 0)
         assert (await second.queue.get_job("work", short.id)).state == "completed"
