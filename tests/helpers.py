@@ -20,7 +20,8 @@ from asyncjobs.embedded import server_binary
 
 BOUND = 20.0
 __all__ = [
-    "BOUND", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger", "most_in_window", "write",
+    "BOUND", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger", "most_in_window",
+    "write",
 ]  # fmt: skip
 
 
