@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Literal, NamedTuple
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker, Keys, TakenJob, WorkCall, WorkReply
+from asyncjobs.broker import WORK_LANES, Broker, Keys, TakenJob, WorkCall, WorkReply
 from asyncjobs.config import Limiter, duration
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, JobStalledError
@@ -29,6 +29,7 @@ logger = logging.getLogger("asyncjobs")
 
 BATCH: Final = 256  # jobs taken in one turn at most
 SETTLED_A_TURN: Final = 500
+TURNS: Final = WORK_LANES
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 LEAST_MARGIN: Final = 0.002
 MOST_MARGIN: Final = 0.05
@@ -71,6 +72,33 @@ class Finished(NamedTuple):
     resent: bool = False
 
 
+class Turn:
+    """One queue's turn on the wire: what it settles, how many slots it asked for, and what it cannot know.
+
+    Attributes:
+        reserved: slots that wait for its reply.
+        calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
+        margin: seconds that a start may lag behind the tokens that it takes.
+    """
+
+    __slots__ = ("calls", "consumer", "margin", "reserved", "sending", "token")
+
+    def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, token: bytes) -> None:
+        self.consumer, self.sending, self.reserved, self.token = consumer, sending, reserved, token
+        self.calls = consumer.calls
+        self.margin = consumer.margin
+
+    def call(self) -> WorkCall:
+        """The turn, as the broker takes it."""
+        consumer, spec = self.consumer, self.consumer.spec
+        bucket = (*spec.bucket, round(self.margin * 1e6)) if spec.limiter is not None else (0, 0, 0)
+        settlements = [finished.decision.settlement for finished in self.sending]
+        return WorkCall(
+            spec.name, consumer.keys, spec.grouped, self.token, self.reserved, spec.slots, bucket, spec.retention,
+            settlements,
+        )  # fmt: skip
+
+
 class Consumer:
     """One queue: what of it runs here, what has finished and is not settled, and whether to look for more.
 
@@ -78,18 +106,19 @@ class Consumer:
         running: id → job whose outcome is not known yet.
         outbox: decisions not yet acknowledged by the store, in order.
         hungry: there may be something to take; cleared by a take that came back short.
-        called: news came after the turn on the wire was made up, so its reply may not know of it.
+        flowing: the last take brought all that it asked for, so that a second one beside it is worth its while.
+        calls: how often there was news; a reply is short only of what its turn could know of.
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
-        queued, starving, in_flight: in the pump's ring; waiting for a slot of the process; its turn is on the wire.
-        margin, margin_sent: seconds that a start may lag behind its token: from now on, in the turn on the wire.
-        reserved: slots asked for in the turn that is on the wire.
+        queued, starving: in the pump's ring; waiting for a slot of the process.
+        turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
+        lost_reply: something may be pending for this process that it does not know of.
+        margin: seconds that a start may lag behind its token.
     """
 
     __slots__ = (
-        "_shop", "_token", "alarm_at", "called", "group_id", "hungry", "in_flight", "keys", "lost_reply", "margin",
-        "margin_sent", "on_rest", "outbox", "queued", "quiet", "reserved", "rested_at", "resting_until", "running",
-        "sending", "spec", "starving", "zombies",
+        "_shop", "alarm_at", "calls", "flowing", "group_id", "hungry", "keys", "lost_reply", "margin", "on_rest",
+        "outbox", "queued", "quiet", "rested_at", "resting_until", "running", "spec", "starving", "turns", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -107,21 +136,19 @@ class Consumer:
         self.group_id = group_id
         self.running: dict[str, ActiveJob] = {}
         self.outbox: list[Finished] = []
-        self.sending: list[Finished] = []
+        self.turns: list[Turn] = []
         self.hungry = True
-        self.called = False
+        self.calls = 0
+        self.flowing = False
         self.zombies = 0
         self.alarm_at: float | None = None
         self.queued = False
         self.starving = False
-        self.in_flight = False
         self.lost_reply = False
         self.quiet = False
-        self.reserved = 0
         self.resting_until = 0.0
         self.rested_at: float | None = None
-        self.margin = self.margin_sent = self._least_margin()
-        self._token = b""
+        self.margin = self._least_margin()
 
     def __repr__(self) -> str:
         name = self.spec.name if self.group_id is None else f"{self.spec.name}:{self.group_id}"
@@ -130,7 +157,8 @@ class Consumer:
     # Turns ------------------------------------------------------------------------------------------------
     def look_again(self) -> None:
         """There may be something to take."""
-        self.hungry = self.called = True
+        self.hungry = True
+        self.calls += 1
         self._shop.pump.offer(self)
 
     def wake(self, group_id: str, delay: float) -> None:
@@ -143,63 +171,62 @@ class Consumer:
     @property
     def idle(self) -> bool:
         """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
-        return not (self.running or self.outbox or self.sending or self.hungry or self.in_flight or self.zombies) and (
-            self.alarm_at is None
-        )
+        busy = self.running or self.outbox or self.turns or self.hungry or self.zombies
+        return not busy and self.alarm_at is None
+
+    @property
+    def unsettled(self) -> int:
+        """Decisions that the store has not acknowledged yet."""
+        return len(self.outbox) + sum(len(turn.sending) for turn in self.turns)
 
     def free(self) -> int:
-        """Slots of its own that are free."""
+        """Slots of its own that are free and not asked for yet."""
         if self.quiet:
             return 0
+        if self.spec.concurrency is None:
+            return BATCH
         used = len(self.running) + self.zombies
-        return BATCH if self.spec.concurrency is None else max(0, self.spec.concurrency - used)
+        for turn in self.turns:
+            used += turn.reserved
+        return max(0, self.spec.concurrency - used)
 
-    def prepare(self, process_slots: int) -> bool:
-        """Get ready for a turn with at most `process_slots` new jobs; False: nothing to do now."""
-        if self.in_flight or self.resting_until > clock.monotonic():
-            return False
-        free = min(self.free(), process_slots, BATCH) if self.hungry else 0
+    def _batch(self) -> int:
+        """How many a turn takes at most: half of what may run, so that the server and this process work at once."""
+        concurrency = self.spec.concurrency
+        return BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
+
+    def prepare(self, process_slots: int) -> Turn | None:
+        """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
+        if len(self.turns) >= TURNS or (self.turns and self.lost_reply):
+            return None  # what another turn is about to bring must not be adopted
+        if self.resting_until:
+            rest = self.resting_until - clock.monotonic()
+            if rest > 0:
+                self._shop.pump.alarms.set_earlier(self, rest + 0.001)
+                return None
+            self.resting_until = 0.0
+        free = min(self.free(), process_slots, self._batch()) if self.hungry else 0
         if not free and not self.outbox:
-            return False
-        self.in_flight = True
-        self.called = False
+            return None
         self.rested_at = None
-        self.reserved = free
-        self.sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
-        self._token = next(self._shop.tokens)
-        return True
+        sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
+        turn = Turn(self, sending, free, next(self._shop.tokens))
+        self.turns.append(turn)
+        return turn
 
-    def call(self) -> WorkCall:
-        """The turn, as the broker takes it."""
-        spec = self.spec
-        self.margin_sent = self.margin
-        bucket = (*spec.bucket, round(self.margin * 1e6)) if spec.limiter is not None else (0, 0, 0)
-        settlements = [finished.decision.settlement for finished in self.sending]
-        return WorkCall(
-            spec.name,
-            self.keys,
-            spec.grouped,
-            self._token,
-            self.reserved,
-            spec.slots,
-            bucket,
-            spec.retention,
-            settlements,
-        )
-
-    def absorb(self, reply: WorkReply, sent_at: float) -> None:
+    def absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
         """The turn was answered: tell what was settled, start what was taken."""
-        asked, self.reserved, self.in_flight = self.reserved, 0, False
-        settled, self.sending = self.sending, []
-        for finished, status in zip(settled, reply.statuses, strict=True):
+        self.turns.remove(turn)
+        for finished, status in zip(turn.sending, reply.statuses, strict=True):
             self._settled(finished, status)
             if finished.decision.settlement.op == "r":
                 self._expect(finished.decision.settlement.number)
         for taken in reply.jobs:
-            self._start(taken, sent_at)
-        if asked:
-            if len(reply.jobs) < asked:
-                self.hungry = self.called  # what was added after the script had run is not in its reply
+            self._start(taken, sent_at, turn.margin)
+        if turn.reserved:
+            self.flowing = len(reply.jobs) == turn.reserved
+            if not self.flowing:
+                self.hungry = self.calls != turn.calls
             if reply.wait is not None:
                 self._shop.pump.alarms.set_earlier(self, reply.wait)
         if self.outbox or (self.hungry and self.free()):
@@ -215,46 +242,46 @@ class Consumer:
         else:
             self.hungry = True
 
-    def unanswered(self) -> None:
+    def unanswered(self, turn: Turn) -> None:
         """The reply was lost: settle again with the same tokens, and see what we own before taking more."""
-        self.lost_reply = self.lost_reply or self.reserved > 0
-        self._back_to_outbox()
-        self.hungry = True
+        self.lost_reply = self.lost_reply or turn.reserved > 0
+        self._back_to_outbox(turn)
         self._shop.pump.offer(self)
 
-    def refused(self, error: BrokerError) -> None:
+    def refused(self, turn: Turn, error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
-        self._back_to_outbox()
-        self.hungry = True
+        self._back_to_outbox(turn)
         pause = 0.05 if isinstance(error, BrokerUnavailableError) else QUARANTINE
         if pause == QUARANTINE:
             logger.error("%r is left alone for %g s: %s", self, pause, error)
         self.resting_until = clock.monotonic() + pause
-        self._shop.pump.alarms.set(self, pause + 0.001)
+        self._shop.pump.offer(self)
 
-    def _back_to_outbox(self) -> None:
-        self.in_flight, self.reserved = False, 0
-        again = [finished._replace(resent=True) for finished in self.sending]
-        self.outbox, self.sending = again + self.outbox, []
+    def _back_to_outbox(self, turn: Turn) -> None:
+        self.turns.remove(turn)
+        self.outbox[:0] = [finished._replace(resent=True) for finished in turn.sending]
+        self.hungry = True
+        self.calls += 1
 
     def adopt(self, owned: list[TakenJob]) -> None:
-        """Start what is pending for this process and not known here."""
-        known = {finished.job.id for finished in (*self.outbox, *self.sending)}
+        """Start what is pending for this process and not known here; no other turn is on the wire."""
+        known = {finished.job.id for finished in self.outbox}
+        known.update(finished.job.id for turn in self.turns for finished in turn.sending)
         for taken in owned:
             if taken.job_id not in self.running and taken.job_id not in known:
                 if taken.stalled_count > self.spec.worker_options.max_stalled_count:
                     self.fail_stalled(taken)
                 else:
-                    self._start(taken, None)
+                    self._start(taken, None, 0.0)
 
     # Tries ------------------------------------------------------------------------------------------------
-    def _start(self, taken: TakenJob, sent_at: float | None) -> None:
+    def _start(self, taken: TakenJob, sent_at: float | None, margin: float) -> None:
         job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
         if job.id in self.running:
             return  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
         self._shop.pump.running += 1
-        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at, self.margin_sent))
+        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at, margin))
 
     async def _try(self, job: ActiveJob, sent_at: float | None, margin: float) -> None:
         """The whole of one try, from its token to its place in the outbox."""

@@ -46,7 +46,7 @@ class Parts:
         return sum(len(consumer.running) for consumer in self.all_consumers())
 
     def unsettled(self) -> int:
-        return sum(len(consumer.outbox) + len(consumer.sending) for consumer in self.all_consumers())
+        return sum(consumer.unsettled for consumer in self.all_consumers())
 
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
         """Wait until `reached()`, for `timeout` seconds at most."""

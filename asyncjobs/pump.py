@@ -20,7 +20,7 @@ from asyncjobs.broker import Broker
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
-    from asyncjobs.consumer import Consumer
+    from asyncjobs.consumer import Consumer, Turn
 
 logger = logging.getLogger("asyncjobs")
 
@@ -99,8 +99,8 @@ class Pump:
         self.outage_since: float | None = None
 
     def offer(self, consumer: Consumer) -> None:
-        """Put `consumer` into the ring, unless it is there or its turn is in flight."""
-        if not consumer.queued and not consumer.in_flight:
+        """Put `consumer` into the ring, unless it is there."""
+        if not consumer.queued:
             consumer.queued = True
             self._ready.append(consumer)
             self._wake.set()
@@ -127,8 +127,7 @@ class Pump:
             if not turns:
                 continue
             try:
-                if any(consumer.lost_reply for consumer in turns):
-                    await self._adopt(turns)
+                await self._adopt(turns)
                 await self._serve(lane, turns)
                 pause = SHORTEST_PAUSE
                 self.outage_since = None
@@ -147,43 +146,46 @@ class Pump:
                 self._put_back(turns)
                 raise
 
-    def _next_turns(self) -> list[Consumer]:
-        turns: list[Consumer] = []
-        while self._ready and len(turns) < TURNS_A_TRIP:
+    def _next_turns(self) -> list[Turn]:
+        turns: list[Turn] = []
+        for _ in range(min(len(self._ready), TURNS_A_TRIP)):
             consumer = self._ready.popleft()
             consumer.queued = False
             free = self.free_slots()
-            if not consumer.prepare(max(0, free)):
-                if consumer.hungry and free <= 0 and not consumer.starving:
-                    consumer.starving = True
-                    self._starved.append(consumer)
-                continue
-            self._reserved += consumer.reserved
-            turns.append(consumer)
+            turn = consumer.prepare(max(0, free))
+            if turn is not None:
+                self._reserved += turn.reserved
+                turns.append(turn)
+                if consumer.flowing and consumer.hungry and consumer.free():
+                    self.offer(consumer)  # for a second turn, by the other lane
+            elif consumer.hungry and free <= 0 and not consumer.starving:
+                consumer.starving = True
+                self._starved.append(consumer)
         return turns
 
-    async def _adopt(self, turns: list[Consumer]) -> None:
+    async def _adopt(self, turns: list[Turn]) -> None:
         """After a lost reply jobs may be pending for us that nobody here knows of."""
-        for consumer in turns:
+        for turn in turns:
+            consumer = turn.consumer
             if consumer.lost_reply:
                 consumer.adopt(await self._broker.own(consumer.keys, self._process()))
                 consumer.lost_reply = False
 
-    async def _serve(self, lane: int, turns: list[Consumer]) -> None:
+    async def _serve(self, lane: int, turns: list[Turn]) -> None:
         sent_at = clock.monotonic()
-        replies, over = await self._broker.work(lane, self._process(), [one.call() for one in turns])
+        replies, over = await self._broker.work(lane, self._process(), [turn.call() for turn in turns])
         if over:
             self.overflow.update(over)
             self.overflowed.set()
-        for consumer, reply in zip(turns, replies, strict=True):
-            self._reserved -= consumer.reserved
+        for turn, reply in zip(turns, replies, strict=True):
+            self._reserved -= turn.reserved
             if isinstance(reply, BrokerError):
-                consumer.refused(reply)
+                turn.consumer.refused(turn, reply)
             else:
-                consumer.absorb(reply, sent_at)
+                turn.consumer.absorb(turn, reply, sent_at)
 
-    def _put_back(self, turns: list[Consumer]) -> None:
-        for consumer in turns:
-            if consumer.in_flight:
-                self._reserved -= consumer.reserved
-                consumer.unanswered()
+    def _put_back(self, turns: list[Turn]) -> None:
+        for turn in turns:
+            if turn in turn.consumer.turns:
+                self._reserved -= turn.reserved
+                turn.consumer.unanswered(turn)

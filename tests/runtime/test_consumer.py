@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncjobs import BrokerError
 from asyncjobs.broker import Keys, WorkReply
 from asyncjobs.consumer import Consumer
 from asyncjobs.definition import JobDefinition, JobSpec
@@ -13,7 +14,7 @@ class Shop:
 
     def __init__(self) -> None:
         self.pump = Pump(None, 10, lambda: "p")
-        self.tokens = iter([b"1", b"2", b"3"])
+        self.tokens = iter([b"1", b"2", b"3", b"4"])
         self.bus = None
 
 
@@ -21,17 +22,18 @@ def consumer(shop: Shop) -> Consumer:
     return Consumer(shop, JobSpec("a", JobDefinition(handle=lambda data: None)), Keys("p", "a"))
 
 
+EMPTY = WorkReply(b"", None, [])
+
+
 async def test_news_during_a_turn_is_looked_at_after_it():
-    shop = Shop()
-    one = consumer(shop)
-    assert one.prepare(10)
+    one = consumer(Shop())
+    turn = one.prepare(10)
     one.look_again()
-    one.absorb(WorkReply(b"", None, []), 0.0)
+    one.absorb(turn, EMPTY, 0.0)
     assert one.hungry
     assert one.queued, "it stands in the ring again"
-    one.queued = False
-    assert one.prepare(10)
-    one.absorb(WorkReply(b"", None, []), 0.0)
+    turn = one.prepare(10)
+    one.absorb(turn, EMPTY, 0.0)
     assert not one.hungry
     assert one.idle
 
@@ -39,27 +41,45 @@ async def test_news_during_a_turn_is_looked_at_after_it():
 async def test_a_due_time_heard_during_a_turn_is_kept():
     shop = Shop()
     one = consumer(shop)
-    assert one.prepare(10)
+    turn = one.prepare(10)
     one.wake("", 0.5)
     heard = one.alarm_at
-    one.absorb(WorkReply(b"", 60.0, []), 0.0)
+    one.absorb(turn, WorkReply(b"", 60.0, []), 0.0)
     assert one.alarm_at == heard
-    one.alarm_at = None
-    one.wake("", 90.0)
-    one.look_again()
-    one.queued = False
-    assert one.prepare(10)
-    one.absorb(WorkReply(b"", 60.0, []), 0.0)
-    assert one.alarm_at is not None
+    assert not one.idle
     shop.pump.alarms.close()
 
 
+async def test_two_turns_never_ask_for_more_than_there_is_room_for():
+    one = consumer(Shop())
+    first, second = one.prepare(100), one.prepare(100)
+    assert (first.reserved, second.reserved) == (5, 5)
+    assert one.prepare(100) is None
+    one.absorb(second, EMPTY, 0.0)
+    one.look_again()
+    one.absorb(first, EMPTY, 0.0)
+    assert one.hungry, "the news came after both"
+
+
 async def test_a_lost_reply_is_settled_again_and_what_was_taken_adopted():
-    shop = Shop()
-    one = consumer(shop)
-    assert one.prepare(4)
-    one.unanswered()
+    one = consumer(Shop())
+    first, second = one.prepare(4), one.prepare(4)
+    one.unanswered(first)
     assert one.lost_reply
     assert one.hungry
-    assert not one.in_flight
-    assert one.reserved == 0
+    assert one.prepare(4) is None, "what the other turn brings must not be adopted"
+    one.absorb(second, EMPTY, 0.0)
+    assert one.prepare(4) is not None
+
+
+async def test_a_refused_queue_rests_and_is_woken_again():
+    shop = Shop()
+    one = consumer(shop)
+    one.refused(one.prepare(4), BrokerError("WRONGTYPE"))
+    assert one.prepare(4) is None
+    one.wake("", 0.001)
+    assert one.prepare(4) is None
+    assert one.alarm_at is not None, "an earlier alarm does not swallow the one that ends the rest"
+    one.resting_until = 0.001
+    assert one.prepare(4) is not None
+    shop.pump.alarms.close()
