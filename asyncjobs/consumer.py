@@ -18,12 +18,13 @@ from asyncjobs import clock
 from asyncjobs.broker import WORK_LANES, Broker, Keys, TakenJob, WorkCall, WorkReply
 from asyncjobs.config import Limiter, duration
 from asyncjobs.definition import JobSpec
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, JobStalledError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, Discard, JobStalledError
 from asyncjobs.events import EventBus
 from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
 from asyncjobs.job import ActiveJob, current
 from asyncjobs.pump import Pump
 from asyncjobs.retry import Decision, decide
+from asyncjobs.stack import exc_info, said
 
 logger = logging.getLogger("asyncjobs")
 
@@ -402,6 +403,20 @@ class Consumer:
                 data=job.data,
                 context=job.context,
             )
+        if decision.error is not None:
+            self._log(job, decision, decision.error)
+
+    @staticmethod
+    def _log(job: ActiveJob, decision: Decision, error: BaseException) -> None:
+        """A line for a try that failed, with the stack at the last."""
+        who = f"{job.name} {job.id}" if job.group_id is None else f"{job.name} {job.id} of {job.group_id!r}"
+        if decision.settlement.op == "f":
+            stack = None if isinstance(error, Discard) else exc_info(error)
+            logger.error("%s failed for good at try %d: %s", who, job.attempts_made + 1, said(error), exc_info=stack)
+        else:
+            most = "" if job.attempts is None else f" of {job.attempts}"
+            again = f"again in {decision.settlement.number / 1000:g} s"
+            logger.warning("%s failed at try %d%s, %s: %s", who, job.attempts_made + 1, most, again, said(error))
 
     def _tell(self, event: str, job: ActiveJob) -> None:
         self._shop.bus.emit(event, job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made)

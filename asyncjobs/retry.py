@@ -14,6 +14,7 @@ from asyncjobs.broker import Settlement
 from asyncjobs.config import FOREVER, Backoff
 from asyncjobs.executor import Completed, Failed, Later, Outcome, Released
 from asyncjobs.job import ActiveJob, StoredError
+from asyncjobs.stack import exc_info, said
 
 logger = logging.getLogger("asyncjobs")
 
@@ -75,15 +76,9 @@ def wait(job: ActiveJob, failures: int, error: BaseException) -> float:
 
 def store(error: BaseException) -> bytes:
     """`error` as the record of the job keeps it: its text, and the end of its stack without our own frames."""
+    text = said(error)
     try:
-        said = str(error)
-    except Exception:
-        said = "<its text cannot be read>"
-    kind = type(error).__name__
-    text = f"{kind}: {said}" if said else kind
-    frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
-    try:
-        stack = "".join(traceback.format_exception(type(error), error, frames))
+        stack = "".join(traceback.format_exception(*exc_info(error)))
     except Exception:
         stack = text
     stored = StoredError(_clean(text[:MOST_TEXT]), _clean(stack[-MOST_STACK:]), int(clock.wall() * 1000))

@@ -23,6 +23,7 @@ from asyncjobs.cron import last_tick
 from asyncjobs.definition import TaskSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.events import EventBus
+from asyncjobs.stack import exc_info
 
 logger = logging.getLogger("asyncjobs.cron")
 
@@ -245,7 +246,7 @@ class Scheduler:
 
     def _failed(self, spec: TaskSpec, scheduled: datetime, error: BaseException) -> None:
         self._bus.emit("task.failed", spec.name, scheduled_at=scheduled, error=error)
-        logger.error("task %s failed; it ticks again", spec.name, exc_info=error)
+        logger.error("task %s failed; it ticks again", spec.name, exc_info=exc_info(error))
 
     def _skip(self, spec: TaskSpec, scheduled: datetime, why: str) -> None:
         logger.info("task %s skipped its tick of %s: %s", spec.name, scheduled.isoformat(), why)

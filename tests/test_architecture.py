@@ -26,7 +26,7 @@ FLOORS = [
     {"definition", "broker", "events"},
     {"cron", "payload"},
     {"config"},
-    {"errors", "clock"},
+    {"errors", "clock", "stack"},
 ]
 ARROWS = {
     ("cli", "demo"), ("demo", "cli"), ("__main__", "cli"), ("maintenance", "groups"), ("queue", "job"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import logging
 import tempfile
 import time
 from collections import Counter
@@ -72,6 +73,7 @@ async def run() -> int:
     out = show.console()
     out.print("asyncjobs demo: an example project on an embedded store of its own\n", style="bold")
     screen = Screen(out)
+    logging.getLogger("asyncjobs").addHandler(logging.NullHandler())  # every failure is on the screen already
     began = time.monotonic()
     kept: list[Services] = []
     with _store() as folder:

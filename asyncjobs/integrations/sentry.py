@@ -6,16 +6,13 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal
 
 from asyncjobs.errors import Discard, RetryLater
 from asyncjobs.events import Event, EventBus
 from asyncjobs.job import ActiveJob
+from asyncjobs.stack import exc_info
 
-OUR_FOLDER: Final = str(Path(__file__).parent.parent)
-OUR_FRAMES: Final = (OUR_FOLDER, "concurrent/futures/thread.py", "asyncio/")
 NOTHING: Final = nullcontext()
 
 
@@ -92,9 +89,8 @@ class Sentry:
         self.silence_logs()
         from sentry_sdk.utils import event_from_exception
 
-        exc_info = (type(error), error, _without_our_frames(error.__traceback__))
         record, hint = event_from_exception(
-            exc_info,
+            exc_info(error),
             client_options=sdk.get_client().options,
             mechanism={"type": "asyncjobs", "handled": False},
         )
@@ -117,14 +113,6 @@ class Sentry:
         sdk = self._sdk()
         if sdk is not None:
             await asyncio.to_thread(sdk.flush, 2)
-
-
-def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """From the handler on: our own frames hold the raw job."""
-    at = traceback
-    while at is not None and any(part in at.tb_frame.f_code.co_filename for part in OUR_FRAMES):
-        at = at.tb_next
-    return at or traceback
 
 
 def _drop_locals(record: Any) -> None:

@@ -14,6 +14,11 @@ from asyncjobs import Backoff, ConfigError, Discard, JobFailedError, Limiter, Pa
 from tests.helpers import Watcher, eventually
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 async def outcome(job, timeout=10):
     try:
         return await job.wait(timeout)
@@ -21,7 +26,7 @@ async def outcome(job, timeout=10):
         return error.reason
 
 
-async def test_tries_follow_attempts_and_backoff(runtime, seen):
+async def test_tries_follow_attempts_and_backoff(runtime, seen, caplog):
     starts = []
 
     @runtime.job("flaky", attempts=4, backoff=Backoff("exponential", 0.1), limiter=None)
@@ -45,6 +50,7 @@ async def test_tries_follow_attempts_and_backoff(runtime, seen):
     assert "in flaky" in record.error[0].stack
     assert "ConnectionError: try 2" in str(record.error)
     assert "executor.py" not in str(record.error)
+    assert "failed at try 1 of 4, again in 0.1 s: ConnectionError: try 1" in caplog.text
     assert [event.attempts_made for event in seen.all("job.retrying")] == [1, 2, 3]
     assert seen.all("job.completed")[0].attempts_made == 4
 
@@ -115,6 +121,22 @@ async def test_steering(runtime, seen):
     assert [made for what, made in tries if what == "later"] == [0, 0, 0]
 
 
+async def test_a_failure_is_logged_with_its_stack_from_the_handler_on(runtime, caplog):
+    @runtime.job("thread", attempts=1, limiter=None)
+    def thread(data):
+        raise LookupError("nothing there")
+
+    async with runtime:
+        job = await runtime.queue.add("thread", {})
+        await outcome(job)
+        record = await runtime.queue.get_job("thread", job.id)
+    assert f"thread {job.id} failed for good at try 1: LookupError: nothing there" in caplog.text
+    for text in (caplog.text, str(record.error)):
+        assert "in thread" in text
+        assert "definition.py" not in text
+        assert "concurrent" not in text
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -123,6 +145,7 @@ async def test_steering(runtime, seen):
         (KeyboardInterrupt(), "KeyboardInterrupt"),
         (RecursionError("deep"), "RecursionError: deep"),
         (ValueError(), "ValueError"),
+        (Unspeakable(), "Unspeakable: <its text cannot be read>"),
     ],
 )
 async def test_whatever_a_handler_raises_is_a_failure_and_no_more(runtime, error, text):
