@@ -58,11 +58,15 @@ class GroupRegistry:
         else:
             consumer.wake(group_id, delay)
 
-    async def discover(self) -> None:
-        """Open every registered group that is not open: at start, and after news may have been lost."""
+    async def discover(self, look_at_open: bool = True) -> None:
+        """Open every registered group that is not open: at start, and now and then.
+
+        `look_at_open`: those that are open get a turn as well, since their news may have been lost.
+        """
         async for group_ids in self._broker.groups(self.spec.name):
             for group_id in group_ids:
-                self.wake(group_id)
+                if look_at_open or group_id not in self.open:
+                    self.wake(group_id)
 
     def _rest(self, consumer: Consumer) -> None:
         assert consumer.rested_at is not None

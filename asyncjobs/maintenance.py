@@ -48,11 +48,14 @@ class Maintenance:
 
     # Looking ----------------------------------------------------------------------------------------------
     async def look_everywhere(self) -> None:
-        """Every queue gets a turn, whether there was news of it or not."""
+        """Every queue gets a turn, whether there was news of it or not.
+
+        Open groups do not: a link that could lose their news is noticed, and they are looked at when it is back.
+        """
         for consumer in tuple(self._consumers.values()):
             consumer.look_again()
         for registry in tuple(self._registries.values()):
-            await registry.discover()
+            await registry.discover(look_at_open=False)
 
     async def run_looking(self) -> None:
         while True:

@@ -1,0 +1,95 @@
+"""A TCP proxy that misbehaves on request, between a runtime and a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Literal, Self
+
+Mode = Literal["pass", "drop-reply", "drop-request", "black-hole", "refuse"]
+
+
+class Proxy:
+    """Forwards to a server; `mode` decides what happens to what passes from now on.
+
+    ``drop-reply``: the next reply of each connection is swallowed and the connection cut: the command was applied,
+    its sender cannot know. ``drop-request``: the next request likewise: it was not applied. ``black-hole``: nothing
+    passes, nothing is cut. ``refuse``: new connections are cut at once. The first two fall back to ``pass`` when
+    `left` of them have happened.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.mode: Mode = "pass"
+        self.left = 0
+        self.happened = 0
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.mode = "pass"
+        while self._writers:
+            self.cut_all()
+            await asyncio.sleep(0.01)
+
+    def cut_all(self) -> None:
+        """Cut every connection, whatever is on its way."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+
+    def drop(self, what: Literal["drop-reply", "drop-request"], times: int = 1) -> None:
+        self.mode, self.left = what, times
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.mode == "refuse":
+            writer.transport.abort()
+            return
+        try:
+            upstream, down = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, down}
+        try:
+            await asyncio.gather(
+                self._pipe(reader, down, "drop-request", (writer, down)),
+                self._pipe(upstream, writer, "drop-reply", (writer, down)),
+            )
+        finally:
+            for one in (writer, down):
+                self._writers.discard(one)
+                one.transport.abort()
+
+    async def _pipe(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        drop: Mode,
+        both: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+    ) -> None:
+        with contextlib.suppress(ConnectionError, OSError):
+            while data := await reader.read(65536):
+                while self.mode == "black-hole":
+                    await asyncio.sleep(0.01)
+                if self.mode == drop and self.left > 0:
+                    self.left -= 1
+                    self.happened += 1
+                    if not self.left:
+                        self.mode = "pass"
+                    break
+                writer.write(data)
+                await writer.drain()
+        for one in both:
+            one.transport.abort()

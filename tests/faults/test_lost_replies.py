@@ -1,0 +1,125 @@
+"""Replies that never arrive: whatever was or was not applied, every job runs, and runs once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from asyncjobs import Backoff, BrokerError, Runtime
+from tests.faults.proxy import Proxy
+from tests.helpers import Server, Watcher, eventually
+
+
+@pytest.fixture
+def tcp_server():
+    folder = Path(tempfile.mkdtemp(prefix="aj-"))
+    server = Server(folder, tcp=True).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def proxy(tcp_server):
+    async with Proxy(tcp_server.port) as proxy:
+        yield proxy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["drop-reply", "drop-request", "cut"])
+async def test_without_a_death_every_job_runs_exactly_once(proxy, prefix, what):
+    """Not one duplicate: a lost reply is no reason to run anything twice."""
+    ran: Counter[int] = Counter()
+    runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=20)
+    seen = Watcher(runtime)
+
+    @runtime.job("work", limiter=None, concurrency=8, attempts=3, backoff=Backoff("fixed", 0.02), remove_on_complete=5)
+    async def work(data, job):
+        if data % 5 == 0 and job.attempts_made == 0:
+            raise ValueError
+        ran[data] += 1
+
+    @runtime.job("tenant", limiter=None, group=True, remove_on_complete=True)
+    async def tenant(data):
+        ran[data] += 1
+
+    rng = random.Random(11)
+
+    async def misbehave():
+        while True:
+            await asyncio.sleep(rng.random() * 0.06)
+            if what == "cut":
+                proxy.cut_all()
+                proxy.happened += 1
+            else:
+                proxy.drop(what)
+
+    async with runtime:
+        trouble = asyncio.create_task(misbehave())
+        added = 0
+        while proxy.happened < 25:
+            await runtime.queue.add("work", added)
+            await runtime.queue.add("tenant", added + 1, group_id=f"g{added % 6}")
+            added += 2
+        trouble.cancel()
+        proxy.mode = "pass"
+        await eventually(lambda: len(ran) == added, 40, "every job has run")
+        await runtime.wait_idle(20)
+    assert [number for number, times in ran.items() if times > 1] == []
+    assert max(Counter(event.job_id for event in seen.all("job.completed")).values()) == 1
+
+
+async def test_a_link_that_swallows_everything_is_noticed_and_left(proxy, prefix):
+    runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=1)
+    runtime.job("echo", limiter=None)(lambda data: data)
+    async with runtime:
+        assert await (await runtime.queue.add("echo", 1)).wait(5) == 1
+        proxy.mode = "black-hole"
+        with pytest.raises(BrokerError):
+            await asyncio.wait_for(runtime.queue.add("echo", 2), 12)
+        proxy.mode = "pass"
+        proxy.cut_all()
+        assert await (await runtime.queue.add("echo", 3)).wait(15) == 3
+
+
+async def test_out_of_memory_refuses_adds_and_lets_work_drain(tcp_server, prefix):
+    from redis.asyncio import Redis
+
+    runtime = Runtime(tcp_server.url, prefix=prefix)
+    go = asyncio.Event()
+
+    @runtime.job("work", limiter=None)
+    async def work(data):
+        await go.wait()
+        return "done"
+
+    redis = Redis.from_url(tcp_server.url)
+    async with runtime:
+        jobs = await runtime.queue.add_bulk([("work", i) for i in range(30)])
+        await redis.config_set("maxmemory", 1)
+        with pytest.raises(BrokerError, match="out of memory and took nothing"):
+            await runtime.queue.add("work", 99)
+        go.set()
+        await runtime.wait_idle(10)
+        await redis.config_set("maxmemory", 0)
+        assert (await runtime.queue.counts("work"))["completed"] == 30
+        assert await (await runtime.queue.add("work", 100)).wait(5) == "done"
+        assert (await runtime.queue.get_job("work", jobs[0].id)).result == "done"
+    await redis.aclose()
+
+
+async def test_flushed_scripts_are_loaded_again(tcp_server, prefix):
+    from redis.asyncio import Redis
+
+    runtime = Runtime(tcp_server.url, prefix=prefix)
+    runtime.job("echo", limiter=None)(lambda data: data)
+    redis = Redis.from_url(tcp_server.url)
+    async with runtime:
+        for i in range(30):
+            await redis.script_flush()
+            assert await (await runtime.queue.add("echo", i)).wait(5) == i
+    await redis.aclose()
