@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 ADD_OPTIONS: Final = (
     "group_id", "job_id", "delay", "at", "attempts", "backoff", "timeout", "remove_on_complete", "remove_on_fail",
 )  # fmt: skip
-JOB_OVERRIDES: Final = ADD_OPTIONS[4:]
 LONGEST_ID: Final = 512  # bytes of UTF-8
 
 

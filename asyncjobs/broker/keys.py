@@ -10,7 +10,8 @@
       :c :f       zset    finished jobs; of all groups where the job is grouped
 
     {prefix:name}  or  {prefix:name:group}     of a queue: a job name, or one of its groups
-      :s          stream  {j: job id}, consumer group `w`; exists only while jobs are waiting or active
+      :s          stream  {j: job id}, consumer group `w`; exists only while jobs are waiting or active;
+                          the consumer `head` stands for "back at the head of the queue"
       :d          zset    delayed jobs, id → due ms
       :b          list    token bucket; expires when its last token is back
       :n          hash    process → its last add; expires a minute after it
@@ -27,11 +28,7 @@ meet whatever their names hold.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
 from urllib.parse import quote
-
-CONSUMER_GROUP: Final = "w"
-HEAD: Final = "head"  # the stream consumer that stands for "back at the head of the queue"
 
 
 def encode_group(group_id: str) -> str:

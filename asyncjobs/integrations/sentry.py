@@ -23,7 +23,6 @@ class Sentry:
     """
 
     def __init__(self, bus: EventBus, capture: Literal["every", "final"], payload: bool) -> None:
-        self._capture = capture
         self._payload = payload
         self._silenced = False
         bus.on("job.failed", self._on_job)
