@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Literal, NamedTuple
 
 from asyncjobs import clock
-from asyncjobs.broker import WORK_LANES, Broker, Keys, TakenJob, WorkCall, WorkReply
+from asyncjobs.broker import WORK_LANES, Broker, BrokerBusyError, Keys, TakenJob, WorkCall, WorkReply
 from asyncjobs.config import Limiter, duration
 from asyncjobs.definition import JobSpec
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, Discard, JobStalledError
+from asyncjobs.errors import BrokerError, Discard, JobStalledError
 from asyncjobs.events import EventBus
 from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
 from asyncjobs.job import ActiveJob, current
@@ -243,8 +243,12 @@ class Consumer:
         else:
             self.hungry = True
 
-    def unanswered(self, turn: Turn) -> None:
-        """The reply was lost: settle again with the same tokens, and see what we own before taking more."""
+    def unanswered(self, turn: Turn, rest: float = 0.0) -> None:
+        """The reply was lost: settle again with the same tokens, and see what we own before taking more.
+
+        `rest`: seconds to leave the queue alone, where the pump itself goes on.
+        """
+        self.resting_until = clock.monotonic() + rest if rest else self.resting_until
         self.lost_reply = self.lost_reply or turn.reserved > 0
         self._back_to_outbox(turn)
         self._shop.pump.offer(self)
@@ -252,7 +256,7 @@ class Consumer:
     def refused(self, turn: Turn, error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
         self._back_to_outbox(turn)
-        pause = 0.05 if isinstance(error, BrokerUnavailableError) else QUARANTINE
+        pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
             logger.error("%r is left alone for %g s: %s", self, pause, error)
         self.resting_until = clock.monotonic() + pause

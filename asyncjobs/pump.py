@@ -179,7 +179,9 @@ class Pump:
             self.overflowed.set()
         for turn, reply in zip(turns, replies, strict=True):
             self._reserved -= turn.reserved
-            if isinstance(reply, BrokerError):
+            if isinstance(reply, BrokerUnavailableError):
+                turn.consumer.unanswered(turn, rest=SHORTEST_PAUSE)
+            elif isinstance(reply, BrokerError):
                 turn.consumer.refused(turn, reply)
             else:
                 turn.consumer.absorb(turn, reply, sent_at)

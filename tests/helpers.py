@@ -36,11 +36,17 @@ class Server:
         self.url = f"redis://127.0.0.1:{self.port}/0" if tcp else f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Server:
-        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+    def start(self, *more: str) -> Server:
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *more]
         command += ["--save", "", "--appendonly", "yes" if self.appendonly else "no", "--appendfsync", "always"]
         if not self.tcp:
             command += ["--unixsocket", str(self.socket)]
+        return self._launch(command)
+
+    def start_sentinel(self, config: Path) -> Server:
+        return self._launch([self.binary, str(config), "--sentinel"])
+
+    def _launch(self, command: list[str]) -> Server:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + BOUND

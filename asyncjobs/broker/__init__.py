@@ -4,6 +4,7 @@ from asyncjobs.broker.adds import AddCall
 from asyncjobs.broker.broker import (
     WORK_LANES,
     Broker,
+    BrokerBusyError,
     Settlement,
     TakenJob,
     WorkCall,
@@ -15,6 +16,7 @@ __all__ = [
     "WORK_LANES",
     "AddCall",
     "Broker",
+    "BrokerBusyError",
     "Keys",
     "Settlement",
     "TakenJob",

@@ -161,7 +161,7 @@ class AddBatcher:
             if self._replicas:
                 commands.append(("WAIT", self._replicas, WAIT_MS))
             try:
-                replies = (await self._lane.run([*before, *commands]))[len(before) :]
+                replies = (await self._lane.run([*before, *commands], first=len(before)))[len(before) :]
             except BrokerUnavailableError as error:
                 batches = self._give_up(batches, error)
             except BrokerError as error:
@@ -178,7 +178,9 @@ class AddBatcher:
         again = []
         uncertain = bool(self._replicas) and not (isinstance(replies[-1], int) and replies[-1] >= self._replicas)
         for batch, reply in zip(batches, replies, strict=False):
-            if isinstance(reply, ResponseError):
+            if isinstance(reply, BrokerUnavailableError):  # one node of a Cluster
+                again += self._give_up([batch], reply)
+            elif isinstance(reply, ResponseError):
                 if is_transient(reply):
                     again += self._give_up([batch], BrokerUnavailableError(f"the store is busy: {reply}"))
                 else:

@@ -16,7 +16,9 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker import scripts
+from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply
+from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.keys import (
     Keys,
     done_channel,
@@ -29,9 +31,9 @@ from asyncjobs.broker.keys import (
     split_member,
     ticks_key,
 )
-from asyncjobs.broker.link import Address, Command, Lane, is_transient, refusal
+from asyncjobs.broker.link import Command, Lane, is_transient, refusal
 from asyncjobs.broker.subscriber import Subscriber
-from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError
 
 WORK_LANES: Final = 2
 LOG_LINES: Final = 1000
@@ -94,6 +96,10 @@ class WorkReply(NamedTuple):
     jobs: list[TakenJob]
 
 
+class BrokerBusyError(BrokerError):
+    """The server said "not now" and applied nothing; the same call may succeed in a moment."""
+
+
 class Overflow(NamedTuple):
     """Finished jobs of groups that their name's retention lets go."""
 
@@ -123,10 +129,18 @@ class Broker:
         self.prefix = prefix
         self.address = Address(target, connect_timeout)
         self._timeout = connect_timeout
-        self._adds = AddBatcher(Lane(self.address, connect_timeout), process, connect_timeout, replicas)
-        self._work = [Lane(self.address, connect_timeout) for _ in range(WORK_LANES)]
-        self._misc = Lane(self.address, connect_timeout)
-        self._beats = Lane(self.address, connect_timeout)
+        if replicas and self.address.seeds:
+            raise ConfigError("durability='replicated' is not available on a Cluster; use 'local'")
+        topology = Topology(self.address, connect_timeout)
+
+        def lane() -> Lane:
+            if self.address.seeds:
+                return ClusterLane(self.address, connect_timeout, topology)
+            return Lane(self.address, connect_timeout)
+
+        self._adds = AddBatcher(lane(), process, connect_timeout, replicas)
+        self._work = [lane() for _ in range(WORK_LANES)]
+        self._misc, self._beats = lane(), lane()
         self.subscriber = Subscriber(self.address)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
         self._lines = itertools.count(1)
@@ -298,24 +312,27 @@ class Broker:
         """Settle and take on several queues in one pipeline.
 
         Returns:
-            A reply or an error for each call, and the grouped job names with more finished jobs than they keep.
+            A reply for each call, or `BrokerBusyError`, or `BrokerUnavailableError` where one node of a Cluster gave
+            no answer, or another `BrokerError` where it was refused; and the grouped job names with more finished
+            jobs than they keep.
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
         names, indexing = self._index_commands(calls)
         commands = [*indexing, *(self._work_command(process, call) for call in calls)]
-        replies = await self._work[lane].run(commands)
+        replies = await self._work[lane].run(commands, first=len(indexing))
         over: list[str] = []
         for name, reply in zip(names, replies, strict=False):
-            if isinstance(reply, ResponseError):
+            if isinstance(reply, (ResponseError, BrokerError)):
                 continue  # its work command meets the same trouble, or retention comes by timer
             if reply[0] or reply[1]:
                 over.append(name)
         results: list[WorkReply | BrokerError] = []
         for call, reply in zip(calls, replies[len(names) :], strict=True):
-            if isinstance(reply, ResponseError):
-                transient = is_transient(reply)
-                results.append(BrokerUnavailableError(str(reply)) if transient else refusal(reply))
+            if isinstance(reply, BrokerUnavailableError):
+                results.append(reply)
+            elif isinstance(reply, ResponseError):
+                results.append(BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply))
             else:
                 statuses, wait, rows = reply
                 taken = list(_taken(rows, 7, call.token))
@@ -413,9 +430,9 @@ class Broker:
         await self._ask(("ZREM", processes_key(self.prefix), process))
 
     async def beat(self, process: str, joining: bool) -> Silence:
-        """Show a sign of life; see `Silence`."""
+        """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""
         command = scripts.BEAT(processes_key(self.prefix), process, "1" if joining else "0")
-        reply = (await self._beats.run([command]))[0]
+        reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
         if isinstance(reply, ResponseError):
             raise BrokerUnavailableError(str(reply)) if is_transient(reply) else refusal(reply)
         alive, *rest = reply

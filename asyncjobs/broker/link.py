@@ -1,8 +1,4 @@
-"""How commands reach the server: where it is, one pipelined connection at a time, errors translated once.
-
-redis-py re-sends by default after a lost reply, which duplicates writes. Here every option is explicit and
-its retries are off; what is safe to send again is decided above, call by call.
-"""
+"""How commands reach a server: one pipelined connection, and its errors translated once."""
 
 from __future__ import annotations
 
@@ -11,14 +7,9 @@ import logging
 import ssl
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 import hiredis
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -29,15 +20,14 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from asyncjobs.broker.address import REPLY_TIMEOUT, Address
 from asyncjobs.broker.scripts import BY_SHA
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError, NotRunningError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
 
 logger = logging.getLogger("asyncjobs")
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
-REPLY_TIMEOUT: Final = 5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
-SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
     "NOREPLICAS", "UNBLOCKED",
@@ -60,120 +50,6 @@ def refusal(error: BaseException) -> BrokerError:
     return BrokerError(f"the store refused a command: {error}")
 
 
-class Address:
-    """Where the store is: a URL, or what a client of the app is connected to.
-
-    Raises:
-        ConfigError: a URL that cannot be one, or an object that is no `redis.asyncio` client.
-    """
-
-    def __init__(self, target: Any, connect_timeout: float) -> None:
-        self._options: dict[str, Any] = {
-            "retry": Retry(NoBackoff(), 0),
-            "retry_on_timeout": False,
-            "retry_on_error": [],
-            "socket_timeout": None,  # one bound around a whole pipeline instead of one a reply
-            "socket_connect_timeout": min(connect_timeout, REPLY_TIMEOUT),
-            "socket_keepalive": True,
-            "decode_responses": False,
-            "health_check_interval": 0,
-            # RESP2: scripts answer in arrays and strings alone, and no push message can come between them.
-            "protocol": 2,
-        }
-        if isinstance(target, str):
-            self._pool, self.text = self._from_url(target)
-        elif isinstance(target, Redis):
-            self._pool, self.text = self._from_client(target)
-        else:
-            raise ConfigError(
-                f"redis={target!r}: expected a URL ({', '.join(one + '://' for one in SCHEMES)}), "
-                "a redis.asyncio client, or None for the embedded store"
-            )
-
-    def _from_url(self, url: str) -> tuple[ConnectionPool, str]:
-        shown = without_password(url)
-        scheme = url.partition("://")[0]
-        if scheme not in SCHEMES:
-            raise ConfigError(f"redis={shown!r}: unknown scheme, expected {', '.join(one + '://' for one in SCHEMES)}")
-        try:
-            if scheme.endswith("+sentinel"):
-                return self._sentinel_pool(url), shown
-            options = dict(self._options)
-            if scheme == "unix":
-                options.pop("socket_keepalive")
-            elif (path := urlsplit(url).path.strip("/")) and not path.isdigit():
-                raise ValueError(f"the database is a number, not {path!r}")  # redis-py would take database 0
-            return ConnectionPool.from_url(url, **options), shown
-        except (ValueError, TypeError, RedisError) as error:
-            raise ConfigError(f"redis={shown!r}: {error}") from error
-
-    def _sentinel_pool(self, url: str) -> ConnectionPool:
-        """``redis+sentinel://user:password@host:port,host:port/service/db``"""
-        parts = urlsplit(url)
-        hosts, path = parts.netloc.rpartition("@")[2], parts.path.strip("/").split("/")
-        if not path[0]:
-            raise ValueError("a Sentinel URL names the service: redis+sentinel://host:port,host:port/mymaster/0")
-        nodes = []
-        for host in hosts.split(","):
-            name, _, port = host.rpartition(":") if ":" in host else (host, "", "26379")
-            nodes.append((name or host, int(port)))
-        options = dict(self._options, db=int(path[1]) if len(path) > 1 and path[1] else 0)
-        options["ssl"] = parts.scheme.startswith("rediss")
-        if parts.username:
-            options["username"] = unquote(parts.username)
-        if parts.password:
-            options["password"] = unquote(parts.password)
-        query = parse_qs(parts.query)
-        guard = {key.removeprefix("sentinel_"): value[0] for key, value in query.items() if key.startswith("sentinel_")}
-        sentinel = Sentinel(nodes, sentinel_kwargs={**self._options, "socket_timeout": 2.0, **guard}, **options)  # type: ignore[no-untyped-call]
-        options.pop("ssl")
-        secure = parts.scheme.startswith("rediss")
-        return SentinelConnectionPool(path[0], sentinel, ssl=secure, **options)  # type: ignore[no-untyped-call]
-
-    def _from_client(self, client: Redis) -> tuple[ConnectionPool, str]:
-        """Our own connections to the same server: the client's options may retry, decode or time out."""
-        theirs = client.connection_pool
-        if isinstance(theirs, SentinelConnectionPool):
-            pool: ConnectionPool = SentinelConnectionPool(
-                theirs.service_name,
-                theirs.sentinel_manager,
-                **{**theirs.connection_kwargs, **self._options},
-            )  # type: ignore[no-untyped-call]
-            return pool, f"redis+sentinel://{theirs.service_name}"
-        kwargs = {
-            key: value
-            for key, value in theirs.connection_kwargs.items()
-            if not key.startswith(("maint", "event_", "orig_", "oss_"))
-        }
-        options = dict(self._options)
-        if "path" in kwargs:
-            options.pop("socket_keepalive")
-        pool = ConnectionPool(connection_class=theirs.connection_class, **{**kwargs, **options})
-        where = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
-        return pool, f"{'unix' if 'path' in kwargs else 'redis'}://{where}/{kwargs.get('db', 0)}"
-
-    def new_connection(self) -> AbstractConnection:
-        """A connection that is not connected yet."""
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        return connection
-
-    def client(self) -> Redis:
-        """A client for publish and subscribe."""
-        return Redis(connection_pool=self._pool)
-
-
-def without_password(url: str) -> str:
-    """`url` as it may be printed and logged."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("://")[0] + "://…"
-    userinfo, at, hosts = parts.netloc.rpartition("@")
-    user = userinfo.partition(":")[0] + (":***" if ":" in userinfo else "")
-    query = "" if "password" in parts.query else parts.query
-    return urlunsplit((parts.scheme, user + at + hosts, parts.path, query, ""))
-
-
 class Lane:
     """One connection with one pipeline in flight; it connects when first used and again after every loss.
 
@@ -189,16 +65,17 @@ class Lane:
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._drain: asyncio.Task[None] | None = None
 
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
+    async def run(self, commands: Sequence[Command], first: int = 0) -> list[Any]:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
 
+        Args:
+            first: how many of them must have been applied before the others are; of itself true on one connection.
         Raises:
             BrokerUnavailableError: no answer, so each command is wholly applied or not at all.
             BrokerError: the server wants other credentials.
             NotRunningError: shut.
         """
-        if self._shut:
-            raise _stopped()
+        self._check_shut()
         try:
             async with asyncio.timeout(REPLY_TIMEOUT + (0 if self._connection else self._connect_timeout)):
                 connection = self._connection or await self._connect()
@@ -225,6 +102,10 @@ class Lane:
         if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
             await self.close()  # a demoted primary: the next connect finds the new one
         return replies
+
+    def _check_shut(self) -> None:
+        if self._shut:
+            raise _stopped()
 
     async def call(self, command: Command) -> Any:
         """Send `command` together with whatever else is called in this turn of the loop.

@@ -11,7 +11,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from asyncjobs.broker.link import Address
+from asyncjobs.broker.address import Address
 
 logger = logging.getLogger("asyncjobs")
 
