@@ -44,6 +44,7 @@ class Address:
             # RESP2: scripts answer in arrays and strings alone, and no push message can come between them.
             "protocol": 2,
         }
+        self._sentinel: Sentinel | None = None
         self.seeds: list[tuple[str, int]] = []  # nodes of a Cluster to ask for its slots; empty for no Cluster
         if isinstance(target, str):
             self._pool, self.text = self._from_url(target)
@@ -84,7 +85,7 @@ class Address:
         options = {**self._options, **_credentials(parts), "db": int(path[1]) if len(path) > 1 and path[1] else 0}
         query = parse_qs(parts.query)
         guard = {key.removeprefix("sentinel_"): value[0] for key, value in query.items() if key.startswith("sentinel_")}
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        self._sentinel = sentinel = Sentinel(  # type: ignore[no-untyped-call]
             _hosts(parts, 26379), sentinel_kwargs={**self._options, "socket_timeout": 2.0, **guard}, **options
         )
         return SentinelConnectionPool(path[0], sentinel, ssl=secure, **options)  # type: ignore[no-untyped-call]
@@ -121,6 +122,12 @@ class Address:
         pool = ConnectionPool(connection_class=theirs.connection_class, **{**kwargs, **options})
         where = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
         return pool, f"{'unix' if 'path' in kwargs else 'redis'}://{where}/{kwargs.get('db', 0)}"
+
+    async def close(self) -> None:
+        """Leave the Sentinels that were asked."""
+        if self._sentinel is not None:
+            for client in self._sentinel.sentinels:
+                await client.aclose()
 
     def at(self, host: str, port: int) -> Address:
         """The same store, reached at this one node of its Cluster."""

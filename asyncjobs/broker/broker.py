@@ -188,6 +188,7 @@ class Broker:
         await self._adds.close()
         for lane in (*self._work, self._misc, self._beats):
             await lane.shut()
+        await self.address.close()
         for futures in self._watched.values():
             for future in futures:
                 future.cancel()
