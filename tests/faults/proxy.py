@@ -23,6 +23,7 @@ class Proxy:
         self.mode: Mode = "pass"
         self.left = 0
         self.happened = 0
+        self.passed = 0  # pieces forwarded, both ways
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -90,6 +91,7 @@ class Proxy:
                         self.mode = "pass"
                     break
                 writer.write(data)
+                self.passed += 1
                 await writer.drain()
         for one in both:
             one.transport.abort()
