@@ -158,8 +158,7 @@ class Consumer:
     # Turns ------------------------------------------------------------------------------------------------
     def look_again(self) -> None:
         """There may be something to take."""
-        self.hungry = True
-        self.calls += 1
+        self._more_may_be_there()
         self._shop.pump.offer(self)
 
     def wake(self, group_id: str, delay: float) -> None:
@@ -241,7 +240,12 @@ class Consumer:
         if delay_ms:
             self._shop.pump.alarms.set_earlier(self, delay_ms / 1000)
         else:
-            self.hungry = True
+            self._more_may_be_there()
+
+    def _more_may_be_there(self) -> None:
+        """Since the turns on the wire were made up; a short reply of theirs must not hide it."""
+        self.hungry = True
+        self.calls += 1
 
     def unanswered(self, turn: Turn, rest: float = 0.0) -> None:
         """The reply was lost: settle again with the same tokens, and see what we own before taking more.
@@ -265,8 +269,7 @@ class Consumer:
     def _back_to_outbox(self, turn: Turn) -> None:
         self.turns.remove(turn)
         self.outbox[:0] = [finished._replace(resent=True) for finished in turn.sending]
-        self.hungry = True
-        self.calls += 1
+        self._more_may_be_there()
 
     def adopt(self, owned: list[TakenJob]) -> None:
         """Start what is pending for this process and not known here; no other turn is on the wire."""
@@ -278,6 +281,12 @@ class Consumer:
                     self.fail_stalled(taken)
                 else:
                     self._start(taken, None, 0.0)
+
+    def make_room(self, turn: Turn) -> None:
+        """What was adopted has taken slots that `turn`, the only one, had asked for."""
+        if self.spec.concurrency is not None:
+            left = self.spec.concurrency - len(self.running) - self.zombies
+            turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
     def _start(self, taken: TakenJob, sent_at: float | None, margin: float) -> None:
@@ -374,7 +383,7 @@ class Consumer:
         else:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
-            self.hungry = True  # a slot of the group is free
+            self._more_may_be_there()  # a slot of the group is free
         self._shop.pump.offer(self)
 
     def fail_stalled(self, taken: TakenJob) -> None:

@@ -170,6 +170,9 @@ class Pump:
             if consumer.lost_reply:
                 consumer.adopt(await self._broker.own(consumer.keys, self._process()))
                 consumer.lost_reply = False
+                asked = turn.reserved
+                consumer.make_room(turn)
+                self._reserved -= asked - turn.reserved
 
     async def _serve(self, lane: int, turns: list[Turn]) -> None:
         sent_at = clock.monotonic()

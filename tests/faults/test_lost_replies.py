@@ -125,3 +125,32 @@ async def test_flushed_scripts_are_loaded_again(tcp_server, prefix):
             await redis.script_flush()
             assert await (await runtime.queue.add("echo", i)).wait(5) == i
     await redis.aclose()
+
+
+async def test_what_is_adopted_after_a_lost_reply_counts_towards_the_concurrency(proxy, prefix):
+    """At concurrency 1 an adopted job and one that the next turn takes must not run side by side."""
+    order: list[int] = []
+    active = most = 0
+    runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=20)
+
+    @runtime.job("one", limiter=None, concurrency=1)
+    async def one(data):
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        order.append(data)
+        await asyncio.sleep(0.02)
+        active -= 1
+
+    rng = random.Random(3)
+    async with runtime:
+        await runtime.queue.add_bulk([("one", i) for i in range(60)])
+        while len(order) < 50:
+            enough = proxy.passed + rng.randrange(8, 16)
+            await eventually(lambda enough=enough: proxy.passed >= enough or len(order) >= 50)
+            proxy.drop("drop-reply")
+        proxy.mode = "pass"
+        await runtime.wait_idle(20)
+    assert proxy.happened >= 5
+    assert order == list(range(60))
+    assert most == 1

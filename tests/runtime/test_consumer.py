@@ -61,6 +61,14 @@ async def test_two_turns_never_ask_for_more_than_there_is_room_for():
     assert one.hungry, "the news came after both"
 
 
+async def test_what_became_free_or_due_during_a_turn_is_not_hidden_by_its_short_reply():
+    one = consumer(Shop())
+    turn = one.prepare(4)
+    one._expect(0)
+    one.absorb(turn, EMPTY, 0.0)
+    assert one.hungry
+
+
 async def test_a_lost_reply_is_settled_again_and_what_was_taken_adopted():
     one = consumer(Shop())
     first, second = one.prepare(4), one.prepare(4)

@@ -133,6 +133,7 @@ async def test_groups_with_work_are_found_at_start_and_on_due_time(make_runtime)
         async with worker:
             for job in (*jobs, due):
                 await job.wait(10)
+            assert (await worker.queue.counts("sync"))["completed"] == 31
 
 
 @pytest.mark.slow

@@ -130,8 +130,8 @@ def test_what_is_plainly_meant_is_not_asked_about():
         warnings.simplefilter("error")
         Backoff("fixed", 3600 * 12)
         Backoff("fixed", timedelta(days=3))
-        Retention(age=30 * DAY)
-        JobOptions(timeout=600)
+        assert Retention(age=30 * DAY).age == 30 * DAY
+        assert JobOptions(timeout=600).timeout == 600
 
 
 def test_backoff_waits():
