@@ -12,10 +12,10 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from asyncjobs import clock
-from asyncjobs.broker import WORK_LANES, Broker, BrokerBusyError, Keys, TakenJob, WorkCall, WorkReply
+from asyncjobs.broker import WORK_LANES, Broker, BrokerBusyError, Keys, TakenJob, WorkReply
 from asyncjobs.config import Limiter, duration
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, Discard, JobStalledError
@@ -25,6 +25,7 @@ from asyncjobs.job import ActiveJob, current
 from asyncjobs.pump import Pump
 from asyncjobs.retry import Decision, decide
 from asyncjobs.stack import exc_info, said
+from asyncjobs.turn import Finished, Turn
 
 logger = logging.getLogger("asyncjobs")
 
@@ -63,41 +64,6 @@ class Shop:
         self.scope = scope  # entered around each try; what it yields travels with the try's events
         numbers = itertools.count(1)
         self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)
-
-
-class Finished(NamedTuple):
-    """A decision on its way to the store."""
-
-    job: ActiveJob
-    decision: Decision
-    resent: bool = False
-
-
-class Turn:
-    """One queue's turn on the wire: what it settles, how many slots it asked for, and what it cannot know.
-
-    Attributes:
-        reserved: slots that wait for its reply.
-        calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
-        margin: seconds that a start may lag behind the tokens that it takes.
-    """
-
-    __slots__ = ("calls", "consumer", "margin", "reserved", "sending", "token")
-
-    def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, token: bytes) -> None:
-        self.consumer, self.sending, self.reserved, self.token = consumer, sending, reserved, token
-        self.calls = consumer.calls
-        self.margin = consumer.margin
-
-    def call(self) -> WorkCall:
-        """The turn, as the broker takes it."""
-        consumer, spec = self.consumer, self.consumer.spec
-        bucket = (*spec.bucket, round(self.margin * 1e6)) if spec.limiter is not None else (0, 0, 0)
-        settlements = [finished.decision.settlement for finished in self.sending]
-        return WorkCall(
-            spec.name, consumer.keys, spec.grouped, self.token, self.reserved, spec.slots, bucket, spec.retention,
-            settlements,
-        )  # fmt: skip
 
 
 class Consumer:

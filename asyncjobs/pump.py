@@ -20,7 +20,8 @@ from asyncjobs.broker import Broker
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
-    from asyncjobs.consumer import Consumer, Turn
+    from asyncjobs.consumer import Consumer
+    from asyncjobs.turn import Turn
 
 logger = logging.getLogger("asyncjobs")
 

@@ -20,6 +20,7 @@ FLOORS = [
     {"scheduler", "maintenance", "integrations", "loader", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
     {"consumer"},
+    {"turn"},
     {"pump", "retry", "queue", "live"},
     {"executor"},
     {"job"},
@@ -32,7 +33,7 @@ ARROWS = {
     ("cli", "demo"), ("demo", "cli"), ("__main__", "cli"), ("maintenance", "groups"), ("queue", "job"),
 }  # fmt: skip
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
-TYPES_ONLY = {("pump", "consumer"), ("queue", "events")}
+TYPES_ONLY = {("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("queue", "events")}
 
 
 def modules() -> list[tuple[str, Path]]:
