@@ -184,7 +184,7 @@ async def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path, mon
     (folder / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
     with pytest.raises(Exception, match=r"did not start: .*(manifest|AOF)"):
         await Runtime(data_dir=folder).start()
-    assert keepers_of(folder) == []
+    await eventually(lambda: keepers_of(folder) == [], what="the keeper has left")
 
 
 def test_a_bad_folder_is_refused(tmp_path):
