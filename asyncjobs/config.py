@@ -328,6 +328,8 @@ class RuntimeConfig:
     sentry_payload: bool = False
     sweep_interval: Seconds = 15
     data_dir: str = field(default=".asyncjobs")
+    allow_eviction: bool = False
+    strict_load: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.prefix):
@@ -336,6 +338,8 @@ class RuntimeConfig:
             raise ConfigError(f"environment={shown(self.environment)}: expected a name such as 'production'")
         flag(self.consume, "consume")
         flag(self.schedule, "schedule")
+        flag(self.allow_eviction, "allow_eviction")
+        flag(self.strict_load, "strict_load")
         flag(self.sentry_payload, "sentry_payload")
         choice(self.durability, "durability", ("local", "replicated"))
         choice(self.sentry_capture, "sentry_capture", ("every", "final"))

@@ -36,13 +36,14 @@ STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its 
 LEAST_MARGIN: Final = 0.002
 MOST_MARGIN: Final = 0.05
 STALE, GONE = b"03"
+SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
 QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
 
 class Shop:
     """What all consumers of a process share."""
 
-    __slots__ = ("broker", "bus", "environment", "pump", "scope", "threads", "tokens")
+    __slots__ = ("broker", "bus", "environment", "pump", "scope", "suspects", "threads", "tokens")
 
     def __init__(
         self,
@@ -61,6 +62,9 @@ class Shop:
             environment,
             threads,
         )
+        # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
+        # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
+        self.suspects = asyncio.Lock()
         self.scope = scope  # entered around each try; what it yields travels with the try's events
         numbers = itertools.count(1)
         self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)
@@ -225,10 +229,11 @@ class Consumer:
 
     def refused(self, turn: Turn, error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
+        self.lost_reply = self.lost_reply or turn.reserved > 0  # a script that failed half way may have taken some
         self._back_to_outbox(turn)
         pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
-            logger.error("%r is left alone for %g s: %s", self, pause, error)
+            self._shop.pump.complaints.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
         self.resting_until = clock.monotonic() + pause
         self._shop.pump.offer(self)
 
@@ -271,18 +276,37 @@ class Consumer:
         try:
             if job.leaving:
                 raise asyncio.CancelledError
-            if sent_at is not None and self.spec.limiter is not None:
-                await self._in_time(self.spec.limiter, sent_at, margin)
-            limit = job.overrides.timeout(self.spec.job_options)
-            if limit is not None:
-                job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
-            if self._shop.bus.wants("job.active"):
-                self._tell("job.active", job)
-            with self._shop.scope(job) as job.context:
-                outcome = await execute(job, self._shop.environment, self._shop.threads)
+            if job.stalled_count >= max(1, min(SUSPECT, self.spec.worker_options.max_stalled_count)):
+                async with self._shop.suspects:
+                    outcome = await self._run_stalled(job, sent_at, margin)
+            elif job.stalled_count:
+                outcome = await self._run_stalled(job, sent_at, margin)
+            else:
+                outcome = await self._run(job, sent_at, margin)
         except asyncio.CancelledError:
             outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
         self._ended(job, outcome)
+
+    async def _run_stalled(self, job: ActiveJob, sent_at: float | None, margin: float) -> Outcome:
+        """Begin for all to see: should this process die too, it is this job that is charged with it."""
+        try:
+            ours = await self._shop.broker.note(self.keys, job.id, job.token, "begin", b"")
+        except BrokerError:
+            return Released()
+        return await self._run(job, sent_at, margin) if ours else Lost()
+
+    async def _run(self, job: ActiveJob, sent_at: float | None, margin: float) -> Outcome:
+        if job.unreadable is not None:
+            return Failed(job.unreadable, final=True)
+        if sent_at is not None and self.spec.limiter is not None:
+            await self._in_time(self.spec.limiter, sent_at, margin)
+        limit = job.overrides.timeout(self.spec.job_options)
+        if limit is not None:
+            job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
+        if self._shop.bus.wants("job.active"):
+            self._tell("job.active", job)
+        with self._shop.scope(job) as job.context:
+            return await execute(job, self._shop.environment, self._shop.threads)
 
     async def _in_time(self, limiter: Limiter, sent_at: float, margin: float) -> None:
         """Never start later than the token's margin: the window it was counted in would be over.

@@ -274,7 +274,7 @@ class ActiveJob:
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "context", "data", "discarded",
         "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec", "stalled_count",
-        "timer", "token",
+        "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -294,7 +294,13 @@ class ActiveJob:
             options,
             self.token,
         ) = taken
-        self.overrides = Overrides.decode(options) if options else NO_OVERRIDES
+        self.overrides = NO_OVERRIDES
+        self.unreadable: PayloadError | None = None
+        if options:
+            try:
+                self.overrides = Overrides.decode(options)
+            except msgspec.MsgspecError as error:
+                self.unreadable = PayloadError(f"the options of {self.name} {self.id} cannot be read: {error}")
         self.data: Any = None
         self.discarded = False
         # Kept by the consumer:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from asyncjobs.errors import BrokerError
 
 logger = logging.getLogger("asyncjobs")
 
+LONGEST_NAP_WITHOUT: Final = 2.0  # seconds between two tries to reach a store that does not answer
 BEATS_A_LEASE: Final = 4  # with detection at the exact expiry, a dead process is found within 1 lease of its death
 BURIED_AFTER: Final = 3  # leases: long enough for every living process to have swept what only it knows of
 
@@ -61,7 +63,8 @@ class Liveness:
     """Beats, and tells the runtime who fell silent.
 
     State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;
-    `_hold_until`, before which nobody is given up; `_given_up`, the silent processes already swept.
+    `_hold_until`, before which nobody is given up; `_given_up`, the silent processes already swept; `_epoch`, what
+    the data were marked with; `data_lost_at`, when that was last found changed and nobody has acknowledged it.
     """
 
     def __init__(
@@ -81,10 +84,12 @@ class Liveness:
         self._last = clock.monotonic()
         self._hold_until = 0.0
         self._given_up: dict[str, float] = {}
+        self._epoch = b""
+        self.data_lost_at: datetime | None = None
 
     async def join(self) -> None:
         """Show the first sign of life, before anything is taken."""
-        await self._broker.beat(self.process, joining=True)
+        self._epoch = (await self._broker.beat(self.process, joining=True)).epoch
         self._last = clock.monotonic()
 
     def since_last_beat(self) -> float:
@@ -100,17 +105,25 @@ class Liveness:
                 nap = await self._beat()
             except BrokerError as error:
                 logger.debug("no beat: %s", error)
-                nap = min(0.25, self._shortest_lease() / BEATS_A_LEASE)
+                nap = min(LONGEST_NAP_WITHOUT, self._shortest_lease() / BEATS_A_LEASE)
 
     async def _beat(self) -> float:
         """One beat and what it brings; returns seconds until the next."""
         lease = self._shortest_lease()
-        alive, others = await self._broker.beat(self.process, joining=False)
+        alive, epoch, others = await self._broker.beat(self.process, joining=False)
         gap, self._last = self.since_last_beat(), clock.monotonic()
+        lost_data = epoch != self._epoch
+        if lost_data:
+            self._epoch, self.data_lost_at = epoch, clock.now()
+            logger.critical(
+                "the store has lost its data: jobs that were waiting or delayed are gone. It was flushed, or came back "
+                "without what it had; new jobs run. Runtime.health() is degraded until acknowledge_data_loss()"
+            )
         if gap > lease / 2:
             self._hold_until = self._last + lease
-        if not alive:
+        if not alive and not lost_data:
             logger.warning("this process was silent for %.1f s and was declared dead; it goes on under a new name", gap)
+        if not alive:
             self.process = new_process_name()
             await self._broker.beat(self.process, joining=True)
         if not alive or gap > lease:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ from asyncjobs.definition import (
     TaskSpec,
 )
 from asyncjobs.errors import AsyncjobsError, AsyncjobsWarning, Complaint, ConfigError, LoadError
+
+logger = logging.getLogger("asyncjobs")
 
 IGNORED: Final = re.compile(r"^(_.*|\..*|index|conftest|test_.*|.*_test|.*_spec|.*\.spec)$")
 JOB_PLAIN: Final = ("handle", "job_options", "worker_options", "group")
@@ -85,12 +88,14 @@ async def load(
     timezone: str,
     known: tuple[JobSpec, ...] = (),
     known_tasks: tuple[TaskSpec, ...] = (),
+    strict: bool = True,
 ) -> Loaded:
     """Import every file and make its definition.
 
     Args:
         given: what `define` may ask for: services, queue, io.
         known: what was registered in code, whose names are taken.
+        strict: False logs every bad file as an error and goes on with the others.
     Raises:
         LoadError: with every bad file and its reason.
     """
@@ -118,6 +123,10 @@ async def load(
                 complaints.append(Complaint(source.shown, reason, error))
     if complaints:
         complaints.sort(key=lambda one: one.path)
+        if not strict:
+            for one in complaints:
+                logger.error("left out, its jobs wait until it loads: %s: %s", one.path, one.reason, exc_info=one.cause)
+            return Loaded(job_specs, task_specs)
         raise LoadError(complaints) from next((one.cause for one in complaints if one.cause is not None), None)
     return Loaded(job_specs, task_specs)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker
+from asyncjobs.broker import Broker, Store
 from asyncjobs.consumer import Consumer, Shop
 from asyncjobs.crew import Crew
 from asyncjobs.definition import JobSpec
@@ -29,8 +30,9 @@ class Parts:
     maintenance: Maintenance
     scheduler: Scheduler
 
-    def __init__(self, stack: AsyncExitStack, crew: Crew, store: EmbeddedStore | None) -> None:
-        self.stack, self.crew, self.store = stack, crew, store
+    def __init__(self, stack: AsyncExitStack, crew: Crew, embedded: EmbeddedStore | None) -> None:
+        self.stack, self.crew, self.embedded = stack, crew, embedded
+        self.store: Store | None = None  # what it said of itself
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
 
@@ -47,6 +49,24 @@ class Parts:
 
     def unsettled(self) -> int:
         return sum(consumer.unsettled for consumer in self.all_consumers())
+
+    def health(self) -> dict[str, Any]:
+        """How this process is doing; see `Runtime.health`."""
+        connected = self.broker.subscriber.connected and self.pump.outage_since is None
+        lost_at = self.liveness.data_lost_at
+        return {
+            "status": "ok" if connected and lost_at is None else "degraded",
+            "store": self.broker.address.text,
+            "keeps": self.store.keeps if self.store else "unknown",
+            "data_lost_at": lost_at,
+            "process": self.liveness.process,
+            "connected": connected,
+            "seconds_since_beat": round(self.liveness.since_last_beat(), 3),
+            "running": self.running(),
+            "unsettled": self.unsettled(),
+            "groups": {name: len(registry.open) for name, registry in self.registries.items()},
+            "tasks": self.scheduler.planned(),
+        }
 
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
         """Wait until `reached()`, for `timeout` seconds at most."""

@@ -11,12 +11,14 @@ import asyncio
 import heapq
 import itertools
 import logging
+import random
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
+from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ logger = logging.getLogger("asyncjobs")
 
 TURNS_A_TRIP: Final = 64
 SHORTEST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 4.0
+REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
 
 
 class Alarms:
@@ -98,6 +101,7 @@ class Pump:
         self.overflow: set[str] = set()
         self.overflowed = asyncio.Event()
         self.outage_since: float | None = None
+        self.complaints = Complaints(logger)
 
     def offer(self, consumer: Consumer) -> None:
         """Put `consumer` into the ring, unless it is there."""
@@ -128,19 +132,20 @@ class Pump:
             if not turns:
                 continue
             try:
-                await self._adopt(turns)
-                await self._serve(lane, turns)
-                pause = SHORTEST_PAUSE
-                self.outage_since = None
+                known = await self._adopt(turns)
+                if known:
+                    await self._serve(lane, known)
+                    pause = SHORTEST_PAUSE
+                    self.outage_since = None
             except BrokerUnavailableError as error:
                 if self.outage_since is None:
                     self.outage_since = clock.monotonic()
                     logger.warning("the store does not answer; carrying on as soon as it does: %s", error)
                 self._put_back(turns)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # many processes must not come back as one
                 pause = min(pause * 2, LONGEST_PAUSE)
             except BrokerError as error:
-                logger.error("the store refuses to work; trying again in %g s: %s", LONGEST_PAUSE, error)
+                self.complaints.error("store", "the store refuses to work; trying again every few seconds: %s", error)
                 self._put_back(turns)
                 await asyncio.sleep(LONGEST_PAUSE)
             except BaseException:
@@ -164,16 +169,35 @@ class Pump:
                 self._starved.append(consumer)
         return turns
 
-    async def _adopt(self, turns: list[Turn]) -> None:
-        """After a lost reply jobs may be pending for us that nobody here knows of."""
-        for turn in turns:
-            consumer = turn.consumer
-            if consumer.lost_reply:
-                consumer.adopt(await self._broker.own(consumer.keys, self._process()))
+    async def _adopt(self, turns: list[Turn]) -> list[Turn]:
+        """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
+        unsure = [turn for turn in turns if turn.consumer.lost_reply]
+        if not unsure:
+            return turns
+        asked = [self._broker.own(turn.consumer.keys, self._process()) for turn in unsure]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        left = [turn for turn in turns if turn not in unsure]
+        for turn, owned in zip(unsure, found, strict=True):
+            consumer, reserved = turn.consumer, turn.reserved
+            if isinstance(owned, BrokerError):
+                self._reserved -= reserved
+                self._unserved(turn, owned)
+            elif isinstance(owned, BaseException):
+                raise owned
+            else:
+                consumer.adopt(owned)
                 consumer.lost_reply = False
-                asked = turn.reserved
                 consumer.make_room(turn)
-                self._reserved -= asked - turn.reserved
+                self._reserved -= reserved - turn.reserved
+                left.append(turn)
+        return left
+
+    @staticmethod
+    def _unserved(turn: Turn, error: BrokerError) -> None:
+        if isinstance(error, BrokerUnavailableError):
+            turn.consumer.unanswered(turn, rest=REST)
+        else:
+            turn.consumer.refused(turn, error)
 
     async def _serve(self, lane: int, turns: list[Turn]) -> None:
         sent_at = clock.monotonic()
@@ -183,10 +207,8 @@ class Pump:
             self.overflowed.set()
         for turn, reply in zip(turns, replies, strict=True):
             self._reserved -= turn.reserved
-            if isinstance(reply, BrokerUnavailableError):
-                turn.consumer.unanswered(turn, rest=SHORTEST_PAUSE)
-            elif isinstance(reply, BrokerError):
-                turn.consumer.refused(turn, reply)
+            if isinstance(reply, BrokerError):
+                self._unserved(turn, reply)
             else:
                 turn.consumer.absorb(turn, reply, sent_at)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
 from asyncjobs import clock, loader, services
-from asyncjobs.broker import WORK_LANES, Broker
+from asyncjobs.broker import WORK_LANES, Broker, Store
 from asyncjobs.config import (
     JobOptions,
     RuntimeConfig,
@@ -40,6 +40,7 @@ from asyncjobs.parts import Parts
 from asyncjobs.pump import Pump
 from asyncjobs.queue import Queue
 from asyncjobs.scheduler import Scheduler
+from asyncjobs.watchdog import Watchdog
 
 logger = logging.getLogger("asyncjobs")
 
@@ -73,6 +74,8 @@ class Runtime:
         sentry_capture, sentry_payload: every failed try or only the last; whether payloads may be sent.
         sweep_interval: seconds between two looks for work whose news was lost.
         data_dir: the folder of the embedded store.
+        allow_eviction: start even on a store whose `maxmemory-policy` lets it delete what we keep.
+        strict_load: False leaves bad files of the folders out instead of refusing to start.
     Raises:
         ConfigError: an option with a value it cannot take. No I/O is done here; safe at import.
     """
@@ -99,6 +102,8 @@ class Runtime:
         sentry_payload: bool = False,
         sweep_interval: Seconds = 15,
         data_dir: str | os.PathLike[str] = ".asyncjobs",
+        allow_eviction: bool = False,
+        strict_load: bool = True,
     ) -> None:
         self.config = RuntimeConfig(
             prefix=prefix,
@@ -115,6 +120,8 @@ class Runtime:
             sentry_payload=sentry_payload,
             sweep_interval=sweep_interval,
             data_dir=os.fspath(data_dir),
+            allow_eviction=allow_eviction,
+            strict_load=strict_load,
         )
         zone(timezone)
         self._redis = redis
@@ -212,7 +219,8 @@ class Runtime:
         Raises:
             LoadError: every bad file of the folders; nothing was started.
             BrokerUnavailableError: the store was not reached within `connect_timeout`.
-            ConfigError: a store that cannot be had.
+            ConfigError: a store that cannot be had, is too old, or may delete what it keeps.
+            BrokerError: a store that refuses us, or a command that we need; the message names it.
         """
         if self._lock is None:
             self._lock = asyncio.Lock()
@@ -277,14 +285,14 @@ class Runtime:
 
     async def _launch(self, parts: Parts) -> None:
         """Reach the store, then start the parts."""
-        await parts.broker.check()
+        parts.store = await self._checked(parts.broker)
         self._sentry.silence_logs()
         self.queue.open(parts.broker)
         specs = self.loaded.jobs if self.config.consume else []
         crew = parts.crew
-        if parts.store is not None:
-            store = parts.store
-            parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", store.ensure())
+        if parts.embedded is not None:
+            embedded = parts.embedded
+            parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure())
         if specs or self._active_tasks():
             await parts.liveness.join()
         crew.start("live update", self.io.run)
@@ -293,6 +301,8 @@ class Runtime:
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
             crew.start("heartbeat", parts.liveness.run)
+            lease = min((spec.lease for spec in specs), default=DEFAULT_LEASE)
+            crew.start("watchdog", Watchdog(lease).run)
         if self.config.consume:
             for lane in range(WORK_LANES):
                 crew.start("work", functools.partial(parts.pump.run, lane))
@@ -301,6 +311,21 @@ class Runtime:
             crew.start("retention", parts.maintenance.run_trimming)
             crew.start("forgetting", parts.maintenance.run_forgetting)
         await parts.scheduler.start()
+
+    async def _checked(self, broker: Broker) -> Store:
+        """What the store is; said in the log, and refused where it may delete jobs by itself."""
+        store = await broker.check()
+        logger.info("the store %s is %s", broker.address.text, store)
+        if store.evicts and not self.config.allow_eviction:
+            raise ConfigError(
+                f"the store's maxmemory-policy is {store.policy!r}: short of memory it would delete jobs; "
+                "set it to 'noeviction', or say Runtime(allow_eviction=True)"
+            )
+        if not store.durable:
+            logger.warning("the store keeps nothing over a restart of its own; set appendonly to yes to keep jobs")
+        if self.config.durability == "replicated" and not store.replicas:
+            logger.warning("durability='replicated', and the store has no replica: every add will fail")
+        return store
 
     async def _consume(self, parts: Parts, spec: JobSpec) -> None:
         """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
@@ -325,6 +350,7 @@ class Runtime:
             timezone=self.config.timezone,
             known=tuple(self._own_jobs.values()),
             known_tasks=tuple(self._own_tasks.values()),
+            strict=self.config.strict_load,
         )
         for spec in self._loaded.jobs:
             self.queue.register(spec)
@@ -482,28 +508,20 @@ class Runtime:
         """How this process is doing, without asking the store.
 
         Returns:
-            state, store (its address without password), process, connected, seconds_since_beat, running,
-            unsettled, groups (open ones by job), tasks (next tick by name), io (accepted, sent, dropped), and
-            status: ``ok``, ``degraded`` while the store does not answer, or ``stopped``.
+            state, store (its address without password), keeps (what of a write outlives the store), data_lost_at
+            (when the store was found to have lost its data, or None), process, connected, seconds_since_beat,
+            running, unsettled, groups (open ones by job), tasks (next tick by name), io (accepted, sent, dropped),
+            and status: ``ok``, ``stopped``, or ``degraded`` while the store does not answer, or after a loss of data
+            until `acknowledge_data_loss`.
         """
+        parts = {"status": "stopped"} if self._parts is None else self._parts.health()
         io = {"accepted": self.io.accepted, "sent": self.io.sent, "dropped": self.io.dropped}
-        parts = self._parts
-        if parts is None:
-            return {"status": "stopped", "state": self._state, "io": io}
-        connected = parts.broker.subscriber.connected and parts.pump.outage_since is None
-        return {
-            "status": "ok" if connected else "degraded",
-            "state": self._state,
-            "store": parts.broker.address.text,
-            "process": parts.liveness.process,
-            "connected": connected,
-            "seconds_since_beat": round(parts.liveness.since_last_beat(), 3),
-            "running": parts.running(),
-            "unsettled": parts.unsettled(),
-            "groups": {name: len(registry.open) for name, registry in parts.registries.items()},
-            "tasks": parts.scheduler.planned(),
-            "io": io,
-        }
+        return {**parts, "state": self._state, "io": io}
+
+    def acknowledge_data_loss(self) -> None:
+        """Somebody knows that the store has lost its data: `health` is well again."""
+        if self._parts is not None:
+            self._parts.liveness.data_lost_at = None
 
 
 def _kebab(function: Callable[..., Any]) -> str:

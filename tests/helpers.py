@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,71 +15,13 @@ from typing import Any
 
 from asyncjobs import Event, Runtime
 from asyncjobs.demo.show import most_in_window
-from asyncjobs.embedded import server_binary
+from benchmarks.servers import Server, free_port
 
 BOUND = 20.0
 __all__ = [
     "BOUND", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger", "most_in_window",
     "write",
 ]  # fmt: skip
-
-
-class Server:
-    """A real Valkey of our own on a Unix socket or a free loopback port, without persistence unless asked."""
-
-    def __init__(self, folder: Path, *, tcp: bool = False, appendonly: bool = False) -> None:
-        self.folder, self.tcp, self.appendonly = folder, tcp, appendonly
-        self.binary = os.environ.get("ASYNCJOBS_TEST_SERVER") or server_binary()
-        self.port = free_port() if tcp else 0
-        self.socket = folder / "test.sock"
-        self.url = f"redis://127.0.0.1:{self.port}/0" if tcp else f"unix://{self.socket}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *more: str) -> Server:
-        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *more]
-        command += ["--save", "", "--appendonly", "yes" if self.appendonly else "no", "--appendfsync", "always"]
-        if not self.tcp:
-            command += ["--unixsocket", str(self.socket)]
-        return self._launch(command)
-
-    def start_sentinel(self, config: Path) -> Server:
-        return self._launch([self.binary, str(config), "--sentinel"])
-
-    def _launch(self, command: list[str]) -> Server:
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + BOUND
-        while not self.answers():
-            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
-            time.sleep(0.005)
-        return self
-
-    def answers(self) -> bool:
-        try:
-            family = socket.AF_INET if self.tcp else socket.AF_UNIX
-            with socket.socket(family) as probe:
-                probe.settimeout(1)
-                probe.connect(("127.0.0.1", self.port) if self.tcp else str(self.socket))
-                probe.sendall(b"PING\r\n")
-                return probe.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def eventually(condition: Callable[[], Any], timeout: float = BOUND, what: str = "") -> Any:

@@ -17,7 +17,7 @@ FLOORS = [
     {"cli", "demo", "__main__"},
     {"runtime"},
     {"parts"},
-    {"scheduler", "maintenance", "integrations", "loader", "crew", "services", "embedded", "keeper"},
+    {"scheduler", "maintenance", "watchdog", "integrations", "loader", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
     {"consumer"},
     {"turn"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"job"},
     {"definition", "broker", "events"},
     {"cron", "payload"},
-    {"config"},
+    {"config", "complaints"},
     {"errors", "clock", "stack"},
 ]
 ARROWS = {
@@ -134,7 +134,7 @@ def test_no_module_has_outgrown_its_noun():
 def test_every_script_is_declared_and_called():
     files = {path.stem for path in LUA.glob("*.lua")}
     assert files == {script.name for script in scripts.BY_SHA.values()}
-    users = (ROOT / "broker" / "broker.py").read_text() + (ROOT / "broker" / "adds.py").read_text()
+    users = "".join((ROOT / "broker" / f"{name}.py").read_text() for name in ("broker", "adds", "preflight"))
     for script in scripts.BY_SHA.values():
         assert re.search(rf"\b(scripts\.)?{script.name.upper()}\(", users), f"{script.name} is called by nobody"
 
@@ -158,3 +158,26 @@ def test_no_user_text_is_ever_formatted_into_a_script():
     text = (ROOT / "broker" / "scripts.py").read_text()
     assert "format(" not in text
     assert not re.search(r"text\s*%|\.replace\(", text)
+
+
+def test_every_command_in_use_is_asked_for_before_anything_relies_on_it():
+    """`permit.lua` names what an ACL user must be allowed; a command that it forgets would be denied half way."""
+    call = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '(CREATE|DELCONSUMER)')?")
+    used = {match.groups() for path in LUA.glob("*.lua") for match in call.finditer(path.read_text())}
+    sent = re.compile(r"""\(\s*"([A-Z]{3,})",""")
+    for path in (ROOT / "broker").glob("*.py"):
+        used |= {(name, None) for name in sent.findall(path.read_text())}
+    used -= {
+        ("SCRIPT", None),
+        ("EVALSHA", None),
+        ("CLUSTER", None),
+        ("INFO", None),
+        ("CONFIG", None),
+        ("READONLY", None),
+    }
+    asked = {
+        (name, more if more in ("CREATE", "DELCONSUMER") else None)
+        for name, more in re.findall(r"\{'([A-Z]+)'(?:, '?(\w+)'?)?", (LUA / "permit.lua").read_text())
+    }
+    assert used - asked == set()
+    assert asked - used <= {("SUBSCRIBE", None), ("PING", None)}

@@ -11,6 +11,7 @@ from asyncjobs.broker.broker import (
     WorkReply,
 )
 from asyncjobs.broker.keys import Keys
+from asyncjobs.broker.preflight import Store
 
 __all__ = [
     "WORK_LANES",
@@ -19,6 +20,7 @@ __all__ = [
     "BrokerBusyError",
     "Keys",
     "Settlement",
+    "Store",
     "TakenJob",
     "WorkCall",
     "WorkReply",

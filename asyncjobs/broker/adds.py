@@ -1,7 +1,7 @@
 """Adding: whatever is added in one turn of the loop travels in one pipeline, and arrives exactly once.
 
 A call whose reply was lost is sent again under the same number, by which the script recognises it. That
-holds because a sender has one call per number range in flight: nothing newer overtakes an unknown one.
+holds because no newer add of a queue is sent while the fate of an older one is unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
 JOBS_A_PIPELINE: Final = 8000
-WAIT_MS: Final = 5000
+WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
+FIRST_PAUSE: Final = 0.02
+LONGEST_PAUSE: Final = 1.0
 LAST_CHANCE: Final = 2.0  # seconds that a stopping runtime gives adds on their way
 
 
@@ -70,6 +72,7 @@ class _Submission:
 class _Batch(NamedTuple):
     """The jobs of one queue that one script call adds."""
 
+    stream: str
     command: Command
     items: list[tuple[_Submission, int]]
 
@@ -87,6 +90,7 @@ class AddBatcher:
         self._replicas = replicas
         self._numbers = itertools.count(1)
         self._waiting: deque[tuple[_Submission, int]] = deque()
+        self._arrived = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
 
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
@@ -94,31 +98,66 @@ class AddBatcher:
         loop = asyncio.get_running_loop()
         submission = _Submission(calls, clock.monotonic() + self._timeout, loop.create_future())
         self._waiting.extend((submission, index) for index in range(len(calls)))
+        self._arrived.set()
         if self._drain is None:
             self._drain = loop.create_task(self._send_waiting())
         return await submission.future
 
     async def close(self) -> None:
         """Send what was accepted, for a bounded time, then close the connection."""
-        if self._drain is not None:
-            await asyncio.wait([self._drain], timeout=LAST_CHANCE)
-            self._drain.cancel()
+        drain = self._drain
+        if drain is not None:
+            await asyncio.wait([drain], timeout=LAST_CHANCE)
+            drain.cancel()
         await self._lane.shut()
 
     async def _send_waiting(self) -> None:
+        """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
+        unknown: list[_Batch] = []
+        delay, again_at = FIRST_PAUSE, 0.0
         try:
-            while self._waiting:
-                taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), JOBS_A_PIPELINE))]
+            while self._waiting or unknown:
+                self._arrived.clear()
+                held = {batch.stream for batch in unknown}
+                taken = self._take(held)
+                resent = unknown if clock.monotonic() >= again_at else []
+                if not taken and not resent:
+                    await _wait(self._arrived, again_at - clock.monotonic())
+                    continue
                 try:
-                    await self._send(self._batches(taken))
+                    failed = await self._send([*resent, *self._batches(taken)])
                 except BaseException:
                     self._waiting.extendleft(reversed(taken))
+                    self._waiting.extendleft(item for batch in unknown for item in batch.items)
                     raise
+                unknown = failed if resent else [*unknown, *failed]
+                if failed:
+                    again_at = clock.monotonic() + delay
+                    delay = min(delay * 2, LONGEST_PAUSE)
+                else:
+                    delay = FIRST_PAUSE
         finally:
             self._drain = None
             for submission, _ in self._waiting:
                 submission.fail(BrokerUnavailableError("the runtime was stopped before the store had answered"))
             self._waiting.clear()
+
+    def _take(self, held: set[str]) -> list[tuple[_Submission, int]]:
+        """The next jobs, but those of `held` queues, where an older add is not answered yet."""
+        if not held:
+            return [self._waiting.popleft() for _ in range(min(len(self._waiting), JOBS_A_PIPELINE))]
+        taken: list[tuple[_Submission, int]] = []
+        left: deque[tuple[_Submission, int]] = deque()
+        for item in self._waiting:
+            submission, index = item
+            if len(taken) < JOBS_A_PIPELINE and submission.calls[index].keys.stream not in held:
+                taken.append(item)
+            elif submission.deadline <= clock.monotonic():
+                submission.fail(BrokerUnavailableError("the store has not answered the adds before this one"))
+            elif not submission.future.done():
+                left.append(item)
+        self._waiting = left
+        return taken
 
     def _batches(self, items: list[tuple[_Submission, int]]) -> list[_Batch]:
         queues: dict[str, list[tuple[_Submission, int]]] = {}
@@ -140,52 +179,56 @@ class AddBatcher:
         for submission, index in items:
             call = submission.calls[index]
             args += (call.job_id, call.kind, call.when, call.data, call.options, "1" if call.named else "")
-        return _Batch(ADD(*args), items)
+        return _Batch(keys.stream, ADD(*args), items)
 
-    def _registrations(self, batches: list[_Batch]) -> list[Command]:
-        """Groups are registered before their work is added: the other way round, a crash would hide it."""
+    def _commands(self, batches: list[_Batch]) -> tuple[list[Command], list[int], int]:
+        """Groups are registered before their work is added: the other way round, a crash would hide it.
+
+        Returns:
+            All commands; for each, the registration that it needs, or -1; and how many registrations come first.
+        """
         groups: dict[str, dict[str, None]] = {}
+        places: dict[str, int] = {"": -1}
+        needs: list[int] = []
         for batch in batches:
             submission, index = batch.items[0]
             call = submission.calls[index]
             if call.registry:
                 groups.setdefault(call.registry, {})[call.keys.group] = None
-        return [REGISTER(registry, *ids) for registry, ids in groups.items()]
+            needs.append(places.setdefault(call.registry, len(groups) - 1))
+        registrations = [REGISTER(registry, *ids) for registry, ids in groups.items()]
+        first = len(registrations)
+        return [*registrations, *(batch.command for batch in batches)], [-1] * first + needs, first
 
-    async def _send(self, batches: list[_Batch]) -> None:
-        """Send until every batch has its answer or nobody waits for it any more."""
-        delay = 0.02
-        while batches:
-            before = self._registrations(batches)
-            commands = [batch.command for batch in batches]
+    async def _send(self, batches: list[_Batch]) -> list[_Batch]:
+        """Send once; return the batches whose answer is not known and that somebody still waits for."""
+        commands, needs, first = self._commands(batches)
+        try:
             if self._replicas:
-                commands.append(("WAIT", self._replicas, WAIT_MS))
-            try:
-                replies = (await self._lane.run([*before, *commands], first=len(before)))[len(before) :]
-            except BrokerUnavailableError as error:
-                batches = self._give_up(batches, error)
-            except BrokerError as error:
-                self._fail(batches, error)
-                return
+                replies, reached = await self._lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
             else:
-                batches = self._absorb(batches, replies)
-            if batches:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 1.0)
+                replies, reached = await self._lane.run(commands, needs), [True] * len(commands)
+        except BrokerUnavailableError as error:
+            return self._give_up(batches, error)
+        except BrokerError as error:
+            self._fail(batches, error)
+            return []
+        return self._absorb(batches, replies[first:], reached[first:])
 
-    def _absorb(self, batches: list[_Batch], replies: list[Any]) -> list[_Batch]:
-        """Answer what is settled; return the batches that a busy server asks to send again."""
+    def _absorb(self, batches: list[_Batch], replies: list[Any], reached: list[bool]) -> list[_Batch]:
+        """Answer what is settled; return the batches to send again."""
         again = []
-        uncertain = bool(self._replicas) and not (isinstance(replies[-1], int) and replies[-1] >= self._replicas)
-        for batch, reply in zip(batches, replies, strict=False):
+        for batch, reply, there in zip(batches, replies, reached, strict=True):
             if isinstance(reply, BrokerUnavailableError):  # one node of a Cluster
                 again += self._give_up([batch], reply)
+            elif isinstance(reply, BrokerError):
+                self._fail([batch], reply)
             elif isinstance(reply, ResponseError):
                 if is_transient(reply):
                     again += self._give_up([batch], BrokerUnavailableError(f"the store is busy: {reply}"))
                 else:
                     self._fail([batch], refusal(reply))
-            elif uncertain:
+            elif not there:
                 text = f"added, but no replica confirmed it within {WAIT_MS / 1000:g} s"
                 self._fail([batch], BrokerUnavailableError(text))
             else:
@@ -210,3 +253,11 @@ class AddBatcher:
         for batch in batches:
             for submission, _ in batch.items:
                 submission.fail(error)
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    try:
+        async with asyncio.timeout(max(0.0, timeout)):
+            await event.wait()
+    except TimeoutError:
+        pass

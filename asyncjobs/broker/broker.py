@@ -22,6 +22,7 @@ from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.keys import (
     Keys,
     done_channel,
+    epoch_key,
     groups_key,
     index_keys,
     index_member,
@@ -32,8 +33,9 @@ from asyncjobs.broker.keys import (
     ticks_key,
 )
 from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.subscriber import Subscriber
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 WORK_LANES: Final = 2
 LOG_LINES: Final = 1000
@@ -116,9 +118,14 @@ class Finish(NamedTuple):
 
 
 class Silence(NamedTuple):
-    """What a beat brought: whether we still count as alive, and seconds since each other process's last beat."""
+    """What a beat brought: whether we still count as alive, and seconds since each other process's last beat.
+
+    Attributes:
+        epoch: what the data are marked with; another one than before means that they were lost in between.
+    """
 
     alive: bool
+    epoch: bytes
     others: dict[str, float]
 
 
@@ -129,8 +136,6 @@ class Broker:
         self.prefix = prefix
         self.address = Address(target, connect_timeout)
         self._timeout = connect_timeout
-        if replicas and self.address.seeds:
-            raise ConfigError("durability='replicated' is not available on a Cluster; use 'local'")
         topology = Topology(self.address, connect_timeout)
 
         def lane() -> Lane:
@@ -147,24 +152,21 @@ class Broker:
         self._process = process
 
     # Connections ------------------------------------------------------------------------------------------
-    async def check(self) -> None:
-        """Reach the store once.
+    async def check(self) -> Store:
+        """Reach the store, and see what it is.
 
         Raises:
-            BrokerUnavailableError: not reached within the connection timeout.
+            BrokerUnavailableError: not reached, or not ready, within the connection timeout.
+            ConfigError: it is too old.
             BrokerError: reached, but it refuses us.
         """
         deadline = clock.monotonic() + self._timeout
         while True:
             try:
                 async with asyncio.timeout(max(0.05, deadline - clock.monotonic())):
-                    reply = (await self._misc.run([("PING",)]))[0]
-                if isinstance(reply, ResponseError):
-                    if not is_transient(reply):
-                        raise refusal(reply)
-                    raise BrokerUnavailableError(f"{self.address.text} is not ready: {reply}")
-                return
+                    return await examine(self._misc, self.prefix)
             except (BrokerUnavailableError, TimeoutError) as error:
+                await self._misc.close()  # what answers next may be another server
                 if clock.monotonic() + 0.1 >= deadline:
                     text = str(error) or f"{self.address.text} is out of reach"
                     raise BrokerUnavailableError(f"{text} (tried for {self._timeout:g} s)") from error
@@ -321,16 +323,18 @@ class Broker:
         """
         names, indexing = self._index_commands(calls)
         commands = [*indexing, *(self._work_command(process, call) for call in calls)]
-        replies = await self._work[lane].run(commands, first=len(indexing))
+        places = {name: i for i, name in enumerate(names)}
+        needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
+        replies = await self._work[lane].run(commands, needs if names else ())
         over: list[str] = []
         for name, reply in zip(names, replies, strict=False):
             if isinstance(reply, (ResponseError, BrokerError)):
-                continue  # its work command meets the same trouble, or retention comes by timer
+                continue  # its work command meets the same trouble
             if reply[0] or reply[1]:
                 over.append(name)
         results: list[WorkReply | BrokerError] = []
         for call, reply in zip(calls, replies[len(names) :], strict=True):
-            if isinstance(reply, BrokerUnavailableError):
+            if isinstance(reply, BrokerError):
                 results.append(reply)
             elif isinstance(reply, ResponseError):
                 results.append(BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply))
@@ -369,11 +373,18 @@ class Broker:
         return scripts.WORK(*args)
 
     async def own(self, keys: Keys, process: str) -> list[TakenJob]:
-        """Everything of one queue that is pending for `process`: what a lost reply would have brought."""
+        """Everything of one queue that is pending for `process`: what a lost reply would have brought.
+
+        Raises:
+            BrokerUnavailableError: no answer, or not now; at once, since whoever asks has other queues to serve.
+        """
         jobs: list[TakenJob] = []
         after: bytes | str = "-"
         while True:
-            rows = await self._ask(scripts.OWN(keys.stream, keys.jobs, process, after))
+            try:
+                rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
+            except ResponseError as error:
+                raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
             page = list(_taken(rows, 8))
             jobs += page
             if len(page) < 500:
@@ -432,17 +443,23 @@ class Broker:
 
     async def beat(self, process: str, joining: bool) -> Silence:
         """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""
-        command = scripts.BEAT(processes_key(self.prefix), process, "1" if joining else "0")
+        command = self._beat_command(process, joining)
         reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
+        if isinstance(reply, BrokerError):
+            raise reply
         if isinstance(reply, ResponseError):
             raise BrokerUnavailableError(str(reply)) if is_transient(reply) else refusal(reply)
-        alive, *rest = reply
+        alive, epoch, *rest = reply
         others = {rest[i].decode(): rest[i + 1] / 1000 for i in range(0, len(rest), 2)}
-        return Silence(bool(alive), others)
+        return Silence(bool(alive), epoch, others)
+
+    def _beat_command(self, process: str, joining: bool) -> Command:
+        draw = f"{self._process}.{next(self._lines)}"
+        return scripts.BEAT(processes_key(self.prefix), epoch_key(self.prefix), process, "1" if joining else "0", draw)
 
     async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
         """Seconds since each process's last beat; infinite for one that never beat or is buried."""
-        others = (await self._ask(scripts.BEAT(processes_key(self.prefix), "-", "0")))[1:]
+        others = (await self._ask(self._beat_command("-", False)))[2:]
         known = {others[i].decode(): others[i + 1] / 1000 for i in range(0, len(others), 2)}
         return {process: known.get(process, float("inf")) for process in processes}
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
+from asyncjobs import clock
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.link import Command, Lane
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 Node = tuple[str, int]
+_Send: TypeAlias = Callable[[Lane, Sequence[Command]], Awaitable[tuple[list[Any], list[bool]]]]
+
+LAG: Final = 1.0  # seconds that a node may answer later than another one in the same trip
+SHORTEST_REST: Final = 0.05
+LONGEST_REST: Final = 5.0
+STAGGER: Final = 0.1  # seconds after which another node is asked who holds which slot
 MOVED = ("MovedError", "AskError", "ClusterDownError", "TryAgainError", "ReadOnlyError")
 
 
@@ -46,29 +53,75 @@ class Topology:
                     self._nodes = await self._ask()
         return self._nodes[key_slot(key)]
 
+    async def primaries(self) -> list[Node]:
+        """Every primary that holds a slot."""
+        await self.node_of(b"")
+        return sorted(set(self._nodes))
+
     async def _ask(self) -> list[Node]:
+        """Ask one node, and the next one beside it whenever there is no answer in a moment."""
+        asking: dict[asyncio.Task[list[Node]], Node] = {}
+        left = list(self._known)
         reason: object = "it names no nodes"
-        for host, port in tuple(self._known):
-            lane = Lane(self._address.at(host, port), self._connect_timeout)
-            try:
-                (ranges,) = await lane.run([("CLUSTER", "SLOTS")])
-            except BrokerUnavailableError as error:
-                reason = error
-                continue
-            finally:
-                await lane.close()
-            if isinstance(ranges, ResponseError):
-                raise BrokerError(f"{self._address.text} is no Cluster: {ranges}; use redis:// for one server")
-            nodes: list[Node | None] = [None] * 16384
-            for first, last, primary, *_ in ranges:
-                node = (primary[0].decode() or host, primary[1])
-                nodes[first : last + 1] = [node] * (last + 1 - first)
-                if node not in self._known:
-                    self._known.append(node)
-            if None not in nodes:
-                return nodes  # type: ignore[return-value]
-            reason = "not every slot has a node"
-        raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}")
+        try:
+            while left or asking:
+                if left:
+                    node = left.pop(0)
+                    asking[asyncio.ensure_future(self._ask_one(node))] = node
+                done, _ = await asyncio.wait(
+                    asking, timeout=STAGGER if left else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for one in done:
+                    node = asking.pop(one)
+                    error = one.exception()
+                    if error is None:
+                        return one.result()
+                    if not isinstance(error, BrokerUnavailableError):
+                        raise error
+                    reason = error
+                    self._known.remove(node)
+                    self._known.append(node)  # asked last from now on
+            raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}")
+        finally:
+            for one in asking:
+                one.cancel()
+            if asking:
+                await asyncio.wait(asking)
+
+    async def _ask_one(self, node: Node) -> list[Node]:
+        lane = Lane(self._address.at(*node), self._connect_timeout)
+        try:
+            (ranges,) = await lane.run([("CLUSTER", "SLOTS")])
+        finally:
+            await lane.close()
+        if isinstance(ranges, ResponseError):
+            raise BrokerError(f"{self._address.text} is no Cluster: {ranges}; use redis:// for one server")
+        nodes: list[Node | None] = [None] * 16384
+        for first, last, primary, *_ in ranges:
+            one = (primary[0].decode() or node[0], primary[1])
+            nodes[first : last + 1] = [one] * (last + 1 - first)
+            if one not in self._known:
+                self._known.append(one)
+        if None in nodes:
+            raise BrokerUnavailableError("not every slot has a node")
+        return nodes  # type: ignore[return-value]
+
+
+class _Breaker:
+    """Whether a node is left alone for a moment, because it did not answer when the others did."""
+
+    __slots__ = ("pause", "until")
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        self.until = 0.0
+
+    def failed(self, rest: float) -> None:
+        self.pause = min(max(2 * self.pause, rest), LONGEST_REST)
+        self.until = clock.monotonic() + self.pause
+
+    def answered(self) -> None:
+        self.pause = self.until = 0.0
 
 
 class ClusterLane(Lane):
@@ -78,41 +131,108 @@ class ClusterLane(Lane):
         super().__init__(address, connect_timeout)
         self._topology = topology
         self._lanes: dict[Node, Lane] = {}
+        self._breakers: dict[Node, _Breaker] = {}
 
-    async def run(self, commands: Sequence[Command], first: int = 0) -> list[Any]:
+    async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
         """Send each command to its node; see `Lane.run`.
 
         A node that does not answer costs its own commands alone: their replies are the error. It is raised only
-        if no node answered.
+        if no node knows who holds the slots.
         """
+        replies, _ = await self._run(commands, needs, lambda lane, mine: _with_nothing(lane.run(mine)), LAG)
+        return replies
+
+    async def run_and_wait(
+        self, commands: Sequence[Command], needs: Sequence[int], replicas: int, wait_ms: int
+    ) -> tuple[list[Any], list[bool]]:
+        """Each primary waits for replicas of its own."""
+        lag = LAG + wait_ms / 1000
+        return await self._run(commands, needs, lambda lane, mine: lane.run_and_wait(mine, (), replicas, wait_ms), lag)
+
+    async def everywhere(self, commands: Sequence[Command]) -> list[list[Any]]:
+        return await asyncio.gather(*(self._lane(node).run(commands) for node in await self._topology.primaries()))
+
+    async def _run(
+        self, commands: Sequence[Command], needs: Sequence[int], send: _Send, lag: float
+    ) -> tuple[list[Any], list[bool]]:
         self._check_shut()
         replies: list[Any] = [None] * len(commands)
-        for part in (range(first), range(first, len(commands))):
+        reached = [False] * len(commands)
+        needed = {i for i in needs if i >= 0}
+        for part in (sorted(needed), [i for i in range(len(commands)) if i not in needed]):
             by_node: dict[Node, list[int]] = {}
             for i in part:
-                by_node.setdefault(await self._topology.node_of(_key(commands[i])), []).append(i)
-            await asyncio.gather(*(self._run_on(node, mine, commands, replies) for node, mine in by_node.items()))
+                need = needs[i] if needs else -1
+                if need >= 0 and isinstance(replies[need], (BrokerError, ResponseError)):
+                    replies[i] = replies[need]
+                else:
+                    by_node.setdefault(await self._topology.node_of(_key(commands[i])), []).append(i)
+            by_command = {node: [commands[i] for i in mine] for node, mine in by_node.items()}
+            answers = await self._all_nodes(by_command, send, lag)
+            for mine, (theirs, there) in zip(by_node.values(), answers, strict=True):
+                for i, reply, one in zip(mine, theirs, there, strict=True):
+                    replies[i], reached[i] = reply, one
         lost = [reply for reply in replies if isinstance(reply, BrokerUnavailableError)]
         if lost or any(type(reply).__name__ in MOVED for reply in replies):
             self._topology.forget()
-        if lost and len(lost) == len(replies):
-            raise lost[0]
-        return replies
+        return replies, reached
 
-    async def _run_on(self, node: Node, mine: list[int], commands: Sequence[Command], replies: list[Any]) -> None:
-        lane = self._lanes.get(node)
-        if lane is None:
-            lane = self._lanes[node] = Lane(self._address.at(*node), self._connect_timeout)
+    async def _all_nodes(
+        self, by_node: Mapping[Node, Sequence[Command]], send: _Send, lag: float
+    ) -> list[tuple[list[Any], list[bool]]]:
+        """What each node answers; one that lags behind the others is given up for now, so that they go on."""
+        sending = [asyncio.ensure_future(self._one_node(node, mine, send)) for node, mine in by_node.items()]
+        late: set[asyncio.Future[tuple[list[Any], list[bool]]]] = set()
         try:
-            answers = await lane.run([commands[i] for i in mine])
+            if len(sending) > 1:
+                await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+                _, late = await asyncio.wait(sending, timeout=lag)
+            elif sending:
+                await asyncio.wait(sending)
+        finally:
+            left = [one for one in sending if not one.done()]
+            for one in left:
+                one.cancel()
+            if left:
+                await asyncio.wait(left)
+        answers = []
+        for (node, mine), one in zip(by_node.items(), sending, strict=True):
+            if one in late and one.cancelled():
+                self._breakers[node].failed(LAG)
+                answers.append(_no_answer(f"{node[0]}:{node[1]} lags behind the other nodes", len(mine)))
+            else:
+                answers.append(one.result())
+        return answers
+
+    async def _one_node(self, node: Node, mine: Sequence[Command], send: _Send) -> tuple[list[Any], list[bool]]:
+        breaker = self._breakers.setdefault(node, _Breaker())
+        if breaker.until > clock.monotonic():
+            return _no_answer(f"{node[0]}:{node[1]} did not answer a moment ago", len(mine))
+        try:
+            answered = await send(self._lane(node), mine)
         except BrokerUnavailableError as error:
-            answers = [error] * len(mine)
-        for i, answer in zip(mine, answers, strict=True):
-            replies[i] = answer
+            breaker.failed(SHORTEST_REST)
+            return _no_answer(str(error), len(mine))
+        breaker.answered()
+        return answered
+
+    def _lane(self, node: Node) -> Lane:
+        if node not in self._lanes:
+            self._lanes[node] = Lane(self._address.at(*node), self._connect_timeout)
+        return self._lanes[node]
 
     async def close(self) -> None:
         for lane in self._lanes.values():
             await lane.close()
+
+
+def _no_answer(text: str, commands: int) -> tuple[list[Any], list[bool]]:
+    return [BrokerUnavailableError(text)] * commands, [False] * commands
+
+
+async def _with_nothing(replies: Awaitable[list[Any]]) -> tuple[list[Any], list[bool]]:
+    found = await replies
+    return found, [False] * len(found)
 
 
 def _key(command: Command) -> bytes:

@@ -4,6 +4,7 @@
       :processes  zset    process → ms of its last beat
       :ticks      hash    task → last tick claimed and by whom
       :running    hash    task → process that runs it, and the tick queued behind it
+      :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
       :groups     zset    group id → ms of its last sign of life      only where the job is grouped
@@ -17,8 +18,8 @@
       :n          hash    process → its last add; expires a minute after it
       :c :f       zset    completed, failed: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
-                          x state · r fence token · v result · p progress · F finished · w watched · q sender ·
-                          e<n> error of try n · l<n> log line, ln their number
+                          x state · r fence token · z not begun yet, of one that stalled · v result · p progress ·
+                          F finished · w watched · q sender · e<n> error of try n · l<n> log line, ln their number
 
 The braces are Redis Cluster's hash tag: what one script touches lies in one slot, and queues and groups
 spread over the shards. A job name holds no ``:``, and a group id is percent-encoded, so no two queues can
@@ -79,6 +80,10 @@ def split_member(member: str) -> tuple[str, str]:
 
 def processes_key(prefix: str) -> str:
     return f"{{{prefix}}}:processes"
+
+
+def epoch_key(prefix: str) -> str:
+    return f"{{{prefix}}}:epoch"
 
 
 def ticks_key(prefix: str) -> str:

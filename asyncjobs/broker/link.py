@@ -32,6 +32,7 @@ TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
     "NOREPLICAS", "UNBLOCKED",
 )  # fmt: skip
+IMPATIENT_MS: Final = 100
 _TRANSIENT_TYPES: Final = (
     "ReadOnlyError", "BusyLoadingError", "MasterDownError", "ClusterDownError", "TryAgainError", "MovedError",
     "AskError",
@@ -39,14 +40,18 @@ _TRANSIENT_TYPES: Final = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the server said "not now": nothing was applied, and the same call may succeed in a moment."""
-    return type(error).__name__ in _TRANSIENT_TYPES or str(error).split(" ", 1)[0] in TRANSIENT
+    """Whether the server said "not now": the same call may succeed in a moment."""
+    if type(error).__name__ in _TRANSIENT_TYPES or str(error).split(" ", 1)[0] in TRANSIENT:
+        return True
+    return "non local key" in str(error)  # a script met a job of a slot that is on its way to another node
 
 
 def refusal(error: BaseException) -> BrokerError:
     """An error reply as ours: the server answered, and nothing was written."""
     if type(error).__name__ == "OutOfMemoryError" or str(error).startswith("OOM"):
         return BrokerError(f"the store is out of memory and took nothing: {error}; raise its maxmemory or drain")
+    if type(error).__name__ == "NoPermissionError" or str(error).startswith("NOPERM"):
+        return BrokerError(f"the store refused a command: {error}; the README has the rule for this user")
     return BrokerError(f"the store refused a command: {error}")
 
 
@@ -62,22 +67,25 @@ class Lane:
         self._connect_timeout = connect_timeout
         self._connection: AbstractConnection | None = None
         self._shut = False
+        self._replicas_reached = True
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._drain: asyncio.Task[None] | None = None
 
-    async def run(self, commands: Sequence[Command], first: int = 0) -> list[Any]:
+    async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
 
         Args:
-            first: how many of them must have been applied before the others are; of itself true on one connection.
+            needs: for each command the index of an earlier one that must have been applied before it, or -1; of
+                itself true on one connection.
         Raises:
             BrokerUnavailableError: no answer, so each command is wholly applied or not at all.
             BrokerError: the server wants other credentials.
             NotRunningError: shut.
         """
         self._check_shut()
+        connection_is_new = self._connection is None
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT + (0 if self._connection else self._connect_timeout)):
+            async with asyncio.timeout(REPLY_TIMEOUT + (self._connect_timeout if connection_is_new else 0)):
                 connection = self._connection or await self._connect()
                 replies = await _exchange(connection, commands)
                 missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -95,13 +103,27 @@ class Lane:
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError) as error:
             # AttributeError: redis-py's, when another task closed the socket under a write.
             await self.close()
-            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                raise BrokerError(f"{self._address.text}: {error}") from error
+            if isinstance(error.__cause__, ssl.SSLError) and connection_is_new:
+                raise BrokerError(f"{self._address.text}: TLS failed, and will again: {error}") from error
             reason = str(error) or "no answer in time"
             raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}") from error
         if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
             await self.close()  # a demoted primary: the next connect finds the new one
         return replies
+
+    async def run_and_wait(
+        self, commands: Sequence[Command], needs: Sequence[int], replicas: int, wait_ms: int
+    ) -> tuple[list[Any], list[bool]]:
+        """`run`, and then wait for `replicas` replicas to have it; also whether each command is known to be there."""
+        # Who has just found no replica does not hold everybody up for the whole time again.
+        patience = wait_ms if self._replicas_reached else min(wait_ms, IMPATIENT_MS)
+        *replies, reached = await self.run([*commands, ("WAIT", replicas, patience)], needs)
+        self._replicas_reached = isinstance(reached, int) and reached >= replicas
+        return replies, [self._replicas_reached] * len(replies)
+
+    async def everywhere(self, commands: Sequence[Command]) -> list[list[Any]]:
+        """`run` on every primary; one list of replies each. For commands without keys."""
+        return [await self.run(commands)]
 
     def _check_shut(self) -> None:
         if self._shut:

@@ -48,15 +48,16 @@ TRIM: Final = Script("trim", 2)
 IDLE: Final = Script("idle", 1)
 REAP: Final = Script("reap", 4)
 UNREGISTER: Final = Script("unregister", 1)
-BEAT: Final = Script("beat", 1)
+BEAT: Final = Script("beat", 2)
 BURY: Final = Script("bury", 1)
 TICK: Final = Script("tick", 3)
 TOCK: Final = Script("tock", 1)
+PERMIT: Final = Script("permit", 0)
 
 BY_SHA: Final = {
     script.sha: script
     for script in (
         ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, SPEND, REGISTER, INDEX, FORGET,
-        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, TICK, TOCK,
+        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, TICK, TOCK, PERMIT,
     )
 }  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncjobs import Backoff, BrokerError, Runtime
-from tests.faults.proxy import Proxy
+from benchmarks.proxy import Proxy
 from tests.helpers import Server, Watcher, eventually
 
 

@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.keys import Keys, done_channel, groups_key, index_keys, news_channel
+from asyncjobs.broker.keys import Keys, done_channel, epoch_key, groups_key, index_keys, news_channel
+from tests.helpers import eventually
 
 numbers = itertools.count(1)
 
@@ -229,6 +230,7 @@ async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
     keys = desk.keys
     for token in ("d1", "d2"):
         await desk.work(me="dead", token=token)
+        await desk.run(scripts.NOTE, keys.job("a"), token, "begin", "", 9, "x")
         back, _, doomed = await desk.run(
             scripts.SWEEP, keys.stream, keys.jobs, news_channel(desk.prefix, "job"), "", "dead", "p2", "s" + token, 1
         )
@@ -308,15 +310,80 @@ async def test_forget_leaves_a_job_that_lives_again(desk):
 
 async def test_a_beat_tells_of_the_others_and_of_our_own_death(redis, prefix):
     desk, processes = Desk(redis, prefix), f"{{{prefix}}}:processes"
-    assert await desk.run(scripts.BEAT, processes, "one", "0") == [0]
-    assert await desk.run(scripts.BEAT, processes, "one", "1") == [1]
-    alive, other, age = await desk.run(scripts.BEAT, processes, "two", "1")
+    keys = (processes, epoch_key(prefix))
+    assert await desk.run(scripts.BEAT, *keys, "one", "0", "first") == [0, b"first"]
+    assert await desk.run(scripts.BEAT, *keys, "one", "1", "second") == [1, b"first"]
+    alive, _, other, age = await desk.run(scripts.BEAT, *keys, "two", "1", "third")
     assert (alive, other) == (1, b"one")
     assert 0 <= age < 5000
     assert await desk.run(scripts.BURY, processes, "one", 60_000) == 0
     assert await desk.run(scripts.BURY, processes, "one", 0) == 1
-    assert (await desk.run(scripts.BEAT, processes, "one", "0"))[:2] == [0, b"two"]
+    assert (await desk.run(scripts.BEAT, *keys, "one", "0", "x"))[:3] == [0, b"first", b"two"]
     assert await redis.zrange(processes, 0, -1) == [b"two"]
+
+
+async def test_an_epoch_changes_only_when_the_data_are_gone(redis, prefix):
+    desk, keys = Desk(redis, prefix), (f"{{{prefix}}}:processes", epoch_key(prefix))
+    for draw in ("a", "b"):
+        assert (await desk.run(scripts.BEAT, *keys, "one", "1", draw))[1] == b"a"
+    await redis.delete(*keys)
+    assert (await desk.run(scripts.BEAT, *keys, "one", "0", "c"))[:2] == [0, b"c"]
+
+
+async def test_a_job_that_stalled_is_charged_again_only_once_its_handler_has_begun(redis, prefix):
+    desk = Desk(redis, prefix)
+    sweep = (desk.keys.stream, desk.keys.jobs, "news", "", "p1", "p2", "s", 9)
+    await desk.add("a")
+    await desk.work()
+    await desk.run(scripts.SWEEP, *sweep)
+    await desk.work(token="t2")
+    await desk.run(scripts.SWEEP, *sweep)
+    assert (await desk.record("a"))[b"s"] == b"1", "it was only waiting for its turn among the suspects"
+    await desk.work(token="t3")
+    assert await desk.run(scripts.NOTE, desk.keys.job("a"), "t2", "begin", "", 9, "x") == 0
+    assert await desk.run(scripts.NOTE, desk.keys.job("a"), "t3", "begin", "", 9, "x") == 1
+    await desk.run(scripts.SWEEP, *sweep)
+    assert (await desk.record("a"))[b"s"] == b"2"
+
+
+async def test_a_record_of_a_foreign_type_is_dropped_and_its_neighbours_run(redis, prefix):
+    desk = Desk(redis, prefix)
+    await desk.add("a", "b", "c")
+    await redis.set(desk.keys.job("b"), "not a hash")
+    _, _, rows = await desk.work()
+    assert sorted(rows) == ["a", "c"]
+    assert (await desk.counts())[:2] == [0, 2]
+
+
+@pytest.mark.parametrize("script", ["work", "spend", "reap"])
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix, script, hours):
+    """The scripts see no other clock than Redis's; here that clock jumps, by a change of their text."""
+
+    def at(shift: int, one: scripts.Script) -> str:
+        moved = f"(function() local t = redis.call('TIME') t[1] = t[1] + {shift} return t end)()"
+        return one.text.replace("redis.call('TIME')", moved)
+
+    desk = Desk(redis, prefix)
+    keys = desk.keys
+    await desk.add(*"abcdefgh")
+    head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.jobs, "n", "d", "")
+    limits = (0, 3, 1_000_000, 10_000, -1, -1, -1, -1)
+
+    async def take(shift: int, token: str) -> tuple[int, int]:
+        reply = await redis.eval(at(shift, scripts.WORK), 5, *head, "p1", token, 10, *limits)
+        return len(reply[2]) // 7, reply[1]
+
+    assert (await take(0, "t1"))[0] == 3
+    jumped = hours * 3600
+    if script == "spend":
+        await redis.eval(at(jumped, scripts.SPEND), 1, keys.bucket, 1_000_000, 10_000)
+    elif script == "reap":
+        await redis.eval(at(jumped, scripts.REAP), 4, keys.stream, keys.delayed, keys.bucket, keys.senders)
+    taken, wait = await take(jumped, "t2")
+    assert taken <= 3
+    assert wait <= 4000, "the bucket opens after a duration or two, not after an hour"
+    assert (await take(jumped + 5, "t3"))[0] + taken >= 3
 
 
 async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
@@ -336,7 +403,7 @@ async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis
     desk = Desk(redis, prefix)
     ticks, running, processes = f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes"
     now = int((await redis.time())[0]) * 1000
-    await desk.run(scripts.BEAT, processes, "p1", "1")
+    await desk.run(scripts.BEAT, processes, epoch_key(prefix), "p1", "1", "e")
     assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 3000, "p1", "queue", 30_000, "1") == [
         b"fire"
     ]

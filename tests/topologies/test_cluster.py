@@ -1,55 +1,27 @@
-"""A real Cluster of three primaries: queues and the groups of one queue spread over the shards."""
+"""A real Cluster of three primaries and three replicas: queues and groups spread over the shards and follow them."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import tempfile
-from pathlib import Path
-
 import pytest
-from redis.asyncio import Redis
 
 from asyncjobs import Backoff, ConfigError, Limiter, Runtime
-from tests.helpers import Server, Watcher, eventually, free_port
-
-SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
+from benchmarks.servers import Cluster
+from tests.faults.load import Load
+from tests.helpers import Server, Watcher, eventually
 
 
 @pytest.fixture
-async def nodes():
-    base = Path(tempfile.mkdtemp(prefix="aj-"))
-    servers, bus_ports = [], []
-    for n in range(3):
-        folder = base / str(n)
-        folder.mkdir()
-        bus_ports.append(free_port())
-        server = Server(folder, tcp=True)
-        servers.append(server.start("--cluster-enabled", "yes", "--cluster-port", str(bus_ports[n])))
-    clients = [Redis.from_url(server.url) for server in servers]
-    for client, (first, last) in zip(clients, SLOTS, strict=True):
-        await client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-    for server, bus in zip(servers[1:], bus_ports[1:], strict=True):
-        await clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, bus)
-
-    async def formed():
-        states = [await client.execute_command("CLUSTER INFO") for client in clients]
-        return all(one["cluster_state"] == "ok" and one["cluster_known_nodes"] == "3" for one in states)
-
-    await eventually(formed, what="the Cluster has formed")
-    yield servers, clients
-    for client in clients:
-        await client.aclose()
-    for server in servers:
-        server.stop()
-    shutil.rmtree(base, ignore_errors=True)
+async def cluster():
+    cluster = Cluster()
+    try:
+        yield await cluster.start()
+    finally:
+        await cluster.stop()
 
 
 @pytest.mark.slow
-async def test_everything_works_on_a_cluster_and_groups_spread_over_its_shards(nodes):
-    servers, clients = nodes
-    url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in servers[:2])
-    runtime = Runtime(url, prefix="shop")
+async def test_everything_works_on_a_cluster_and_groups_spread_over_its_shards(cluster):
+    runtime = Runtime(cluster.url, prefix="shop")
     seen = Watcher(runtime)
     ran: list[str] = []
 
@@ -71,7 +43,7 @@ async def test_everything_works_on_a_cluster_and_groups_spread_over_its_shards(n
         assert await (await runtime.queue.add("echo", "retry", delay=0.1)).wait(10) == "retry"
         groups = [f"tenant-{i}" for i in range(40)]
         await runtime.queue.add_bulk([("sync", i, {"group_id": group}) for group in groups for i in range(3)])
-        spread = [await client.dbsize() for client in clients]
+        spread = [await cluster.clients[node.port].dbsize() for node in await cluster.primaries()]
         assert all(keys > 0 for keys in spread), spread
         await runtime.wait_idle(20)
         assert sorted(ran) == sorted(groups * 3)
@@ -87,29 +59,61 @@ async def _kept(runtime, count):
 
 
 @pytest.mark.slow
-async def test_flushed_scripts_and_a_moved_slot_are_noticed(nodes):
-    servers, clients = nodes
-    runtime = Runtime(f"redis+cluster://127.0.0.1:{servers[0].port}", prefix="shop")
-    runtime.job("echo", limiter=None)(lambda data: data)
-    async with runtime:
-        assert await (await runtime.queue.add("echo", 0)).wait(10) == 0
-        slot = await clients[0].execute_command("CLUSTER", "KEYSLOT", "{shop:echo}:s")
-        owner = next(n for n, (first, last) in enumerate(SLOTS) if first <= slot <= last)
-        target = (owner + 1) % 3
-        names = [await client.execute_command("CLUSTER", "MYID") for client in clients]
-        for client in clients:
-            await client.script_flush()
-        keys = [key async for key in clients[owner].scan_iter(match="{shop:echo}*")]
-        await clients[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[owner])
-        await clients[owner].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
-        adding = asyncio.create_task(runtime.queue.add("echo", 1))
-        await clients[owner].execute_command("MIGRATE", "127.0.0.1", servers[target].port, "", 0, 5000, "KEYS", *keys)
-        for client in (clients[target], clients[owner]):
-            await client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", names[target])
-        assert await (await adding).wait(15) == 1
-        for i in range(2, 10):
-            assert await (await runtime.queue.add("echo", i)).wait(10) == i
-        assert (await runtime.queue.counts("echo"))["completed"] == 10
+@pytest.mark.parametrize(
+    ("how", "durability"),
+    [("graceful", "replicated"), ("kill -9", "replicated"), ("kill -9", "local"), ("freeze", "local")],
+)
+async def test_a_failover_under_load_is_followed_and_the_other_shards_go_on(cluster, how, durability):
+    runtime = Runtime(cluster.url, durability=durability, connect_timeout=20)
+    load = Load(runtime)
+    async with runtime, load:
+        await load.goes_on()
+        queues = [""] + [f"g{n}" for n in range(load.groups)]
+        keys = {one: runtime.queue._broker.queue_keys(*(("tenant", one) if one else ("plain", None))) for one in queues}
+        owners = {one: (await cluster.owner(keys[one].stream))[1] for one in queues}
+        _, registry = await cluster.owner("{asyncjobs:tenant}:groups")
+        victim = next(node for node in await cluster.primaries() if node is not registry)
+        others = {one for one, owner in owners.items() if owner is not victim}
+        load.longest_gap.clear()
+        replica = cluster.data[cluster.data.index(victim) + 3]
+        if how == "graceful":
+            await cluster.clients[replica.port].execute_command("CLUSTER", "FAILOVER")
+        elif how == "kill -9":
+            victim.kill()
+        else:
+            victim.freeze(True)
+
+        async def taken_over():
+            return replica in await cluster.primaries()
+
+        if how != "freeze":  # a frozen node would be asked as well
+            await eventually(taken_over, 20, "its replica has taken over")
+        await load.goes_on(within=10)
+        # A second for a frozen node, two for replicas that cannot confirm any more.
+        pause = 2 * (durability == "replicated") + (how == "freeze") + 1.5
+        assert max(load.longest_gap[one] for one in others) < pause, "other shards hardly notice"
+        await load.end()
+    assert load.lost == []
+    assert load.twice == []
+
+
+@pytest.mark.slow
+async def test_slots_that_move_under_load_lose_and_repeat_nothing(cluster):
+    runtime = Runtime(cluster.url, connect_timeout=20)
+    load = Load(runtime)
+    async with runtime, load:
+        await load.goes_on()
+        broker = runtime.queue._broker
+        keys = [broker.queue_keys("plain", None)] + [broker.queue_keys("tenant", f"g{n}") for n in range(4)]
+        for one in [*keys, *keys]:
+            for node in await cluster.primaries():
+                await cluster.clients[node.port].script_flush()
+            slot, owner = await cluster.owner(one.stream)
+            await cluster.move_slot(slot, next(node for node in await cluster.primaries() if node is not owner))
+        await load.goes_on()
+        await load.end()
+    assert load.lost == []
+    assert load.twice == []
 
 
 async def test_one_server_is_no_cluster(own_server, tmp_path):
@@ -121,5 +125,3 @@ async def test_one_server_is_no_cluster(own_server, tmp_path):
         tcp.stop()
     with pytest.raises(ConfigError, match="no numbered databases"):
         await Runtime("redis+cluster://127.0.0.1:1/3").start()
-    with pytest.raises(ConfigError, match="not available on a Cluster"):
-        await Runtime("redis+cluster://127.0.0.1:1", durability="replicated").start()

@@ -1,75 +1,63 @@
-"""Behind a real Sentinel: found by the service's name, and followed when the primary changes."""
+"""Behind three real Sentinels: found by the service's name, and followed when the primary changes."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
+import asyncio
 
 import pytest
-from redis.asyncio import Redis
 
-from asyncjobs import Runtime
-from tests.helpers import Server, eventually
+from asyncjobs import BrokerUnavailableError, Runtime
+from benchmarks.servers import Sentinels
+from tests.faults.load import Load
+from tests.helpers import eventually
 
 
 @pytest.fixture
 async def trio():
-    """A primary, a replica, and one Sentinel that watches them."""
-    base = Path(tempfile.mkdtemp(prefix="aj-"))
-    servers = []
-    for name in ("primary", "replica", "sentinel"):
-        folder = base / name
-        folder.mkdir()
-        servers.append(Server(folder, tcp=True))
-    primary, replica, sentinel = servers
-    primary.start()
-    replica.start("--replicaof", "127.0.0.1", str(primary.port))
-    config = sentinel.folder / "sentinel.conf"
-    config.write_text(
-        f"port {sentinel.port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
-        "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n"
-    )
-    sentinel.start_sentinel(config)
-    watcher = Redis.from_url(sentinel.url)
-
-    async def ready():
-        info = await watcher.sentinel_master("mymaster")
-        return info["num-slaves"] == 1 and "disconnected" not in str(info["flags"])
-
-    await eventually(ready, what="the Sentinel knows the replica")
-    yield primary, replica, sentinel
-    await watcher.aclose()
-    for server in servers:
-        server.stop()
-    shutil.rmtree(base, ignore_errors=True)
+    trio = Sentinels()
+    try:
+        yield await trio.start()
+    finally:
+        await trio.stop()
 
 
 @pytest.mark.slow
-async def test_a_failover_is_followed(trio):
-    primary, replica, sentinel = trio
-    runtime = Runtime(
-        f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster/0", durability="replicated", connect_timeout=20
-    )
+@pytest.mark.parametrize("how", ["graceful", "kill -9"])
+async def test_a_failover_under_load_is_followed_and_loses_nothing_confirmed(trio, how):
+    runtime = Runtime(trio.url, durability="replicated", connect_timeout=20)
+    load = Load(runtime)
+    async with runtime, load:
+        await load.goes_on()
+        before = await trio.primary()
+        if how == "graceful":
+            await trio.failover()
+        else:
+            before.kill()
+
+        async def changed():
+            return await trio.primary() is not before
+
+        await eventually(changed, 20, "the Sentinels have chosen another primary")
+        await load.goes_on(within=10)
+        await load.end()
+    assert load.lost == []
+    assert load.twice == []
+
+
+@pytest.mark.slow
+async def test_an_add_that_no_replica_confirms_says_so_and_may_be_sent_again(trio):
+    replicas = trio.data[1:]
+    runtime = Runtime(trio.url, durability="replicated", connect_timeout=5)
     runtime.job("echo", limiter=None)(lambda data: data)
     async with runtime:
         assert await (await runtime.queue.add("echo", 1)).wait(10) == 1
-        kept = await runtime.queue.add("echo", 2, delay=60)
-        primary.kill()
-        runtime_after = await eventually(lambda: _added(runtime), 30, "adds work again")
-        assert runtime_after is not None
-        assert (await runtime.queue.get_job("echo", kept.id)).state == "delayed", "what was confirmed has survived"
-        assert replica.answers()
-
-
-async def _added(runtime):
-    """Without a replica left nothing can be confirmed, but what was written runs."""
-    from asyncjobs import BrokerUnavailableError
-
-    try:
-        job = await runtime.queue.add("echo", 3)
-    except BrokerUnavailableError as error:
-        if "no replica confirmed" not in str(error):
-            return None
-        job = await runtime.queue.get_job("echo", error.job_ids[0])
-    return await job.wait(10) == 3
+        for replica in replicas:
+            replica.freeze(True)
+        with pytest.raises(BrokerUnavailableError, match="no replica confirmed it") as caught:
+            await runtime.queue.add("echo", 2)
+        for replica in replicas:
+            replica.freeze(False)
+        (job_id,) = caught.value.job_ids
+        again = await asyncio.wait_for(runtime.queue.add("echo", 2, job_id=job_id), 15)
+        assert not again.added, "it was there already"
+        assert await again.wait(10) == 2

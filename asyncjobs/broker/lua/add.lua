@@ -53,10 +53,9 @@ for i = 6, #ARGV, 6 do
   end
 end
 
-if not replayed and (not last or tonumber(last) < number) then
-  redis.call('HSET', senders, sender, ARGV[5])
-  redis.call('PEXPIRE', senders, 60000)
-end
+if not last or tonumber(last) < number then redis.call('HSET', senders, sender, ARGV[5]) end
+-- Written even when nothing else is: a WAIT behind a repeated add has to wait for something.
+redis.call('PEXPIRE', senders, 60000)
 if waiting then
   -- A queue that already had something waiting is being looked at: only the first job is news.
   local busy = false

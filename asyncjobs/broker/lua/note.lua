@@ -1,9 +1,9 @@
 #!lua
--- note: write the progress of a running job, or a line of its log, if the caller still owns it.
+-- note: write the progress of a running job, a line of its log, or that its handler begins, if the caller still owns it.
 --
 -- KEYS[1] job        hash
 -- ARGV[1] token      the fence
--- ARGV[2] kind       'progress' or 'log'
+-- ARGV[2] kind       'progress', 'log' or 'begin'
 -- ARGV[3] value      JSON, or the line
 -- ARGV[4] most       log lines kept
 -- ARGV[5] number     of the line, unique: one that is sent again is written once
@@ -13,6 +13,8 @@ local job = redis.call('HMGET', KEYS[1], 'r', 'x')
 if job[1] ~= ARGV[1] or job[2] ~= 'a' then return 0 end
 if ARGV[2] == 'progress' then
   redis.call('HSET', KEYS[1], 'p', ARGV[3])
+elseif ARGV[2] == 'begin' then
+  redis.call('HDEL', KEYS[1], 'z')
 elseif redis.call('HGET', KEYS[1], 'li') ~= ARGV[5] then
   redis.call('HSET', KEYS[1], 'li', ARGV[5])
   local n = redis.call('HINCRBY', KEYS[1], 'ln', 1)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- sweep: give back the jobs of a dead process on one queue, each with one more stall on its record.
+-- sweep: give back the jobs of a dead process on one queue, each whose handler had begun with one more stall.
 --
 -- KEYS[1] stream
 -- ARGV[1] jobs       prefix of the job hashes
@@ -19,12 +19,12 @@ if pending.err then return {back, 0, doomed} end
 for _, row in ipairs(pending) do
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
-  local job = id and redis.call('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o')
+  local job = id and redis.call('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
   if not job or not job[1] then
     redis.call('XACK', stream, 'w', row[1])
     redis.call('XDEL', stream, row[1])
   else
-    local stalled = (tonumber(job[3]) or 0) + 1
+    local stalled = (tonumber(job[3]) or 0) + (job[6] and 0 or 1)
     if stalled > tonumber(ARGV[7]) then
       redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
       redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')

@@ -30,6 +30,9 @@
 --   wait: until the next job is due or the next token is back
 --   rows: per job taken: id · entry · data · attempts made · stalled count · added ms · options
 -- Fence: a settlement counts only while the job is active under its token. New state first, XACK and XDEL last.
+-- Lua does not roll back: whatever can fail (a foreign type, a job whose slot is on the move) is read before anything is
+-- written, and what is met while taking goes back to the head.
+-- Suspects: a job that stalled before is marked `z` until its handler begins: waiting for that costs it no stall.
 -- Token bucket: a token returns `duration` after it was taken, so no window of `duration` sees more than `max`.
 local stream, delayed, bucket = KEYS[1], KEYS[2], KEYS[3]
 local prefix, news, group, consumer, token = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
@@ -40,6 +43,14 @@ local now_us = t[1] * 1000000 + t[2]
 
 -- settle ------------------------------------------------------------------------------------------------
 local statuses, acked, settled, released = {}, {}, 0, false
+local length, known = redis.call('XLEN', stream), {}
+for i = 16, #ARGV, 7 do
+  if i == 16 then
+    redis.call('ZCARD', KEYS[4])
+    redis.call('ZCARD', KEYS[5])
+  end
+  known[i] = redis.call('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
+end
 local first, soonest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2], nil
 local finished = {c = {}, f = {}}
 local zsets = {c = KEYS[4], f = KEYS[5]}
@@ -47,8 +58,8 @@ local zsets = {c = KEYS[4], f = KEYS[5]}
 local function forget(zset, ids)
   local keys = {}
   for i, id in ipairs(ids) do keys[i] = prefix .. id end
-  redis.call('UNLINK', unpack(keys))
-  redis.call('ZREM', zset, unpack(ids))
+  local gone = redis.pcall('UNLINK', unpack(keys))
+  if type(gone) == 'number' then redis.call('ZREM', zset, unpack(ids)) end
 end
 
 local function trim(zset, count, age, most)
@@ -66,7 +77,7 @@ local overrides = {}
 for i = 16, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
-  local job = redis.call('HMGET', key, 'r', 'x', 'a', 'w')
+  local job = known[i]
   local status = '1'
   if job[1] ~= ARGV[i + 3] then
     status = (job[1] or redis.call('EXISTS', key) == 1) and '0' or '3'
@@ -143,7 +154,8 @@ if free > 0 then
 end
 
 -- take ----------------------------------------------------------------------------------------------------
-local rows, length = {}, redis.call('XLEN', stream)
+local rows = {}
+length = redis.call('XLEN', stream)
 local want, head, waiting = 0, 0, 0
 if length > 0 then
   local pending = redis.pcall('XPENDING', stream, 'w')
@@ -220,14 +232,18 @@ if want > 0 then
   for _, entry in ipairs(entries) do
     local id = entry[2][2]
     local key = prefix .. id
-    local job = redis.call('HMGET', key, 'd', 'a', 's', 't', 'o')
-    if job[1] then
+    local job = redis.pcall('HMGET', key, 'd', 'a', 's', 't', 'o')
+    if job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then
+      redis.call('XCLAIM', stream, 'w', 'head', 0, entry[1], 'JUSTID')
+      wait = 50
+    elseif job[1] then
       redis.call('HSET', key, 'x', 'a', 'r', token, 'u', now)
+      if job[3] then redis.call('HSET', key, 'z', '1') end
       local n = #rows
       rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
       rows[n + 5], rows[n + 6], rows[n + 7] = job[3] or '0', job[4] or '0', job[5] or ''
     else
-      -- An entry whose record an operator deleted: nothing is left to run.
+      -- An entry whose record an operator deleted or overwrote: nothing is left to run.
       redis.call('XACK', stream, 'w', entry[1])
       redis.call('XDEL', stream, entry[1])
     end

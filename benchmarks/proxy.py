@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+from collections import deque
 from typing import Literal, Self
 
 Mode = Literal["pass", "drop-reply", "drop-request", "black-hole", "refuse"]
+Writers = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
 
 
 class Proxy:
@@ -16,17 +19,24 @@ class Proxy:
     its sender cannot know. ``drop-request``: the next request likewise: it was not applied. ``black-hole``: nothing
     passes, nothing is cut. ``refuse``: new connections are cut at once. The first two fall back to ``pass`` when
     `left` of them have happened.
+
+    Attributes:
+        latency: seconds that each piece takes in each direction, give or take `jitter` of them.
+        errors: each scripted pipeline that comes is answered, unapplied, by the next of these instead of by the server.
+        happened, passed, connected: drops done; pieces forwarded, both ways; connections accepted.
     """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.mode: Mode = "pass"
         self.left = 0
-        self.happened = 0
-        self.passed = 0  # pieces forwarded, both ways
+        self.latency = self.jitter = 0.0
+        self.errors: deque[str] = deque()
+        self.happened = self.passed = self.connected = 0
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._rng = random.Random(1)
 
     @property
     def url(self) -> str:
@@ -54,6 +64,7 @@ class Proxy:
         self.mode, self.left = what, times
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connected += 1
         if self.mode == "refuse":
             writer.transport.abort()
             return
@@ -74,15 +85,13 @@ class Proxy:
                 one.transport.abort()
 
     async def _pipe(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        drop: Mode,
-        both: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: Mode, both: Writers
     ) -> None:
         with contextlib.suppress(ConnectionError, OSError):
             while data := await reader.read(65536):
-                while self.mode == "black-hole":
+                if self.latency:
+                    await asyncio.sleep(max(0.0, self.latency + self._rng.uniform(-self.jitter, self.jitter)))
+                while self.mode == "black-hole":  # noqa: ASYNC110 - several pipes watch one attribute
                     await asyncio.sleep(0.01)
                 if self.mode == drop and self.left > 0:
                     self.left -= 1
@@ -90,8 +99,27 @@ class Proxy:
                     if not self.left:
                         self.mode = "pass"
                     break
+                if self.errors and drop == "drop-request" and b"\r\nEVALSHA\r\n" in data:
+                    error = f"-{self.errors.popleft()}\r\n".encode()
+                    self.happened += 1
+                    both[0].write(error * _commands(data))
+                    continue
                 writer.write(data)
                 self.passed += 1
                 await writer.drain()
         for one in both:
             one.transport.abort()
+
+
+def _commands(data: bytes) -> int:
+    """How many whole commands a pipeline holds."""
+    count = at = 0
+    while at < len(data):
+        end = data.index(b"\r\n", at)
+        fields = int(data[at + 1 : end])
+        at = end + 2
+        for _ in range(fields):
+            end = data.index(b"\r\n", at)
+            at = end + 2 + int(data[at + 1 : end]) + 2
+        count += 1
+    return count

@@ -1,0 +1,25 @@
+#!lua flags=no-writes
+-- permit: which commands of asyncjobs this user may not run. Asks only, and so can run on any node of a Cluster.
+--
+-- ARGV[1] key        a key of the installation
+-- ARGV[2] channel    a channel of it
+--
+-- Returns the commands that are denied
+local key, channel = ARGV[1], ARGV[2]
+local denied = {}
+for _, command in ipairs({
+  {'DEL', key}, {'EXISTS', key}, {'GET', key}, {'HDEL', key, 'f'}, {'HGET', key, 'f'}, {'HGETALL', key},
+  {'HINCRBY', key, 'f', '1'}, {'HMGET', key, 'f'}, {'HSET', key, 'f', 'v'}, {'HSETNX', key, 'f', 'v'},
+  {'LINDEX', key, '0'}, {'LPOP', key}, {'PEXPIRE', key, '1'}, {'PING'}, {'PUBLISH', channel, ''}, {'RPUSH', key, 'v'},
+  {'SET', key, 'v'}, {'SUBSCRIBE', channel}, {'TIME'}, {'UNLINK', key}, {'WAIT', '1', '1'}, {'XACK', key, 'w', '1'},
+  {'XADD', key, '*', 'j', 'v'}, {'XCLAIM', key, 'w', 'p', '0', '1'}, {'XDEL', key, '1'},
+  {'XGROUP', 'CREATE', key, 'w', '0'}, {'XGROUP', 'DELCONSUMER', key, 'w', 'p'}, {'XLEN', key}, {'XPENDING', key, 'w'},
+  {'XRANGE', key, '-', '+'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'}, {'ZADD', key, '1', 'm'},
+  {'ZCARD', key}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZREM', key, 'm'},
+  {'ZSCAN', key, '0'}, {'ZSCORE', key, 'm'},
+}) do
+  if not redis.acl_check_cmd(unpack(command)) then
+    denied[#denied + 1] = command[1] == 'XGROUP' and command[1] .. ' ' .. command[2] or command[1]
+  end
+end
+return denied
