@@ -88,6 +88,8 @@ async def test_a_failover_under_load_is_followed_and_the_other_shards_go_on(clus
 
         if how != "freeze":  # a frozen node would be asked as well
             await eventually(taken_over, 20, "its replica has taken over")
+        if how == "kill -9":
+            victim.again()  # as a replica from now on: without one, nothing could be confirmed
         await load.goes_on(within=10)
         # A second for a frozen node, two for replicas that cannot confirm any more.
         pause = 2 * (durability == "replicated") + (how == "freeze") + 1.5
