@@ -60,9 +60,14 @@ class Watchdog:
             self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._lag / LOOKS_A_LAG):
+        nap = self._lag / LOOKS_A_LAG
+        while True:
+            looked = clock.monotonic()
+            if self._stopped.wait(nap):
+                return
             lag = clock.monotonic() - self._seen
-            if lag > self._lag * (1 + 1 / LOOKS_A_LAG) and self._blocked_since is None:
+            suspended = clock.monotonic() - looked > 2 * nap  # with the whole process, which is nobody's fault
+            if lag > self._lag + nap and self._blocked_since is None and not suspended:
                 frame = sys._current_frames().get(self._loop_thread)
                 job = _job_of(frame)
                 self._by = f"it was blocked by {job!r}" if job is not None else "by what the stack above shows"

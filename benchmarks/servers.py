@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from asyncjobs.embedded import server_binary
@@ -89,7 +91,8 @@ class Server:
             return False
 
     def client(self) -> Any:
-        return Redis.from_url(self.url)
+        """For looking and for administration; it survives a restart of the server."""
+        return Redis.from_url(self.url, retry=Retry(NoBackoff(), 2))
 
     @property
     def alive(self) -> bool:

@@ -10,6 +10,11 @@ from typing import Final
 FOLDER: Final = Path(__file__).parent / "lua"
 
 
+def digest(text: str) -> str:
+    """By which the server knows a script."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """One file of ``lua/``: its name, how many keys it takes, its text and its SHA-1 digest."""
@@ -22,7 +27,7 @@ class Script:
     def __post_init__(self) -> None:
         text = (FOLDER / f"{self.name}.lua").read_text(encoding="utf-8")
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "sha", hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+        object.__setattr__(self, "sha", digest(text))
 
     def __call__(self, *keys_and_args: str | bytes | int) -> tuple[str | bytes | int, ...]:
         """The command that runs it."""

@@ -1,0 +1,68 @@
+"""What a chaos run proves: the ledger against what was acknowledged."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.chaos.worker import LEASE, LIMIT, Note
+
+
+class Fault(NamedTuple):
+    """`pid`: of the worker that it befell, 0 for the store; from `began` to `ended` by the monotonic clock."""
+
+    kind: str
+    pid: int
+    began: float
+    ended: float
+
+
+# What may make a job run twice: its process died or froze, or nobody could reach the store for a lease.
+EXCUSES = ("kill", "freeze worker", "restart", "freeze store")
+
+
+def judge(
+    acknowledged: Iterable[str], finished: Mapping[str, str], notes: list[Note], faults: list[Fault]
+) -> dict[str, Any]:
+    """All counts that a sound run keeps at zero, and what they rest on.
+
+    Args:
+        finished: job → the state that the store holds of it at the end.
+    """
+    ends: Counter[str] = Counter()
+    terminal: Counter[str] = Counter()
+    tries: dict[str, list[Note]] = defaultdict(list)
+    for note in notes:
+        if note.kind in ("start", "end"):
+            tries[note.job].append(note)
+            ends[note.job] += note.kind == "end"
+        else:
+            terminal[note.job] += 1
+    repeated = [job for job, times in ends.items() if times > 1]
+    ids = set(acknowledged)
+    return {
+        "lost": sum(finished.get(job) != "completed" for job in ids),
+        "never_ran": sum(not ends[job] for job in ids),
+        "double_terminal": sum(times > 1 for times in terminal.values()),
+        "unexplained": sum(not _explained(tries[job], faults) for job in repeated),
+        "over_limit": _over_limit(notes),
+        "duplicates": sum(ends[job] - 1 for job in repeated),
+    }
+
+
+def _explained(notes: list[Note], faults: list[Fault]) -> bool:
+    """Whether something befell one of a job's processes, or the store, while it was on its way."""
+    pids = {note.pid for note in notes}
+    first, last = min(note.at for note in notes), max(note.at for note in notes)
+    return any(
+        fault.kind in EXCUSES and fault.pid in (0, *pids) and fault.began <= last and fault.ended >= first - LEASE
+        for fault in faults
+    )
+
+
+def _over_limit(notes: list[Note]) -> int:
+    """How many starts of the limited job came too early for the one `max` before them."""
+    starts = sorted(note.at for note in notes if note.kind == "start" and note.name == "limited")
+    window, most = float(LIMIT.duration), LIMIT.max  # type: ignore[arg-type]
+    return sum(later - earlier < window for earlier, later in zip(starts, starts[most:], strict=False))

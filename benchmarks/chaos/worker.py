@@ -1,0 +1,172 @@
+"""A worker of the chaos run: ``python -m benchmarks.chaos.worker '<Plan as JSON>'``.
+
+Every start, end and terminal transition goes to the ledger, a second server that nothing befalls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from redis.asyncio import Redis
+
+from asyncjobs import Backoff, Event, Limiter, Runtime
+from asyncjobs.cli.project import run_loop
+
+LOG: Final = "log"
+LIMIT: Final = Limiter(max=150, duration=1)
+LEASE: Final = 1.0
+
+
+class Plan(msgspec.Struct):
+    """What a worker is told: the store, the ledger, and which protection to leave out, to see that it is missed."""
+
+    store: str
+    ledger: str
+    without: str = ""  # "fence" or "adoption"
+
+
+class Note(msgspec.Struct, array_like=True):
+    """One line of the ledger; `at` is this machine's monotonic clock, the same for all of its processes."""
+
+    kind: str  # "start", "end", or an event type
+    job: str
+    pid: int
+    at: float
+    attempt: int = 0
+    stalled: int = 0
+    name: str = ""
+
+
+class Ledger:
+    """Notes on their way to the ledger, in order, many a round trip."""
+
+    def __init__(self, url: str) -> None:
+        self._redis: Any = Redis.from_url(url)
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def write(self, note: Note) -> None:
+        """Returns once it is written: what a handler has done is known before its job can complete."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((msgspec.json.encode(note), future))
+        if self._sending is None:
+            self._sending = loop.create_task(self._send())
+        await future
+
+    async def _send(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            await self._redis.rpush(LOG, *(line for line, _ in batch))
+            for _, future in batch:
+                if not future.done():
+                    future.set_result(None)
+        self._sending = None
+
+    async def close(self) -> None:
+        if self._sending is not None:
+            await self._sending
+        await self._redis.aclose()
+
+
+def make_runtime(store: str, ledger: Ledger | None, consume: bool = True) -> Runtime:
+    """Three kinds of jobs: plain ones of which some fail at first, limited ones, and those of fifty tenants."""
+    runtime = Runtime(store, prefix="chaos", consume=consume, schedule=False, connect_timeout=5, sweep_interval=2)
+    pid = os.getpid()
+
+    def kind(name: str, **options: Any) -> None:
+        async def handle(data: Any, job: Any) -> str:
+            if ledger is None:
+                return ""
+            await ledger.write(Note("start", job.id, pid, time.monotonic(), job.attempts_made, job.stalled_count, name))
+            if data["takes"]:
+                await asyncio.sleep(data["takes"])
+            if job.attempts_made < data["fails"]:
+                raise ValueError("as planned")
+            await ledger.write(Note("end", job.id, pid, time.monotonic(), job.attempts_made, job.stalled_count, name))
+            return "done"
+
+        runtime.job(
+            name, lease=LEASE, attempts=5, backoff=Backoff("fixed", 0.05), max_stalled_count=1000,
+            remove_on_complete=False, remove_on_fail=False, **options,
+        )(handle)  # fmt: skip
+
+    kind("plain", limiter=None, concurrency=20)
+    kind("limited", limiter=LIMIT, concurrency=20)
+    kind("tenant", limiter=None, group=True, group_idle=1)
+    return runtime
+
+
+def leave_out(protection: str) -> None:
+    """Take a protection away. What the run then finds shows that it would have found it missing."""
+    if protection == "fence":
+        from asyncjobs.broker import scripts
+
+        text = scripts.WORK.text
+        weak = text.replace("if job[1] ~= ARGV[i + 3] then", "if false then").replace(
+            "elseif job[2] ~= 'a' then", "elseif false then"
+        )
+        assert weak.count("if false then") == 2
+        scripts.BY_SHA.pop(scripts.WORK.sha)
+        object.__setattr__(scripts.WORK, "text", weak)
+        object.__setattr__(scripts.WORK, "sha", scripts.digest(weak))
+        scripts.BY_SHA[scripts.WORK.sha] = scripts.WORK
+    elif protection == "adoption":
+        from asyncjobs.pump import Pump
+        from asyncjobs.turn import Turn
+
+        async def nothing(self: Pump, turns: list[Turn]) -> list[Turn]:
+            for turn in turns:
+                turn.consumer.lost_reply = False
+            return turns
+
+        setattr(Pump, "_adopt", nothing)  # noqa: B010 - it is another's method
+    elif protection:
+        raise SystemExit(f"--without {protection}: expected 'fence' or 'adoption'")
+
+
+async def main(plan: Plan) -> None:
+    leave_out(plan.without)
+    ledger = Ledger(plan.ledger)
+    runtime = make_runtime(plan.store, ledger)
+    pid, numbers = os.getpid(), itertools.count()
+    writing: set[asyncio.Task[None]] = set()
+
+    def tell(event: Event) -> None:
+        note = Note(event.type, event.job_id or "", pid, time.monotonic(), next(numbers), 0, event.name)
+        aio_task = asyncio.get_running_loop().create_task(ledger.write(note))
+        writing.add(aio_task)
+        aio_task.add_done_callback(writing.discard)
+
+    subscribe: Callable[..., Any] = runtime.on
+    subscribe("job.completed", tell)
+    subscribe("job.failed", tell)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    import signal
+
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    while True:
+        try:
+            await runtime.start()
+            break
+        except Exception as error:
+            print(f"starting: {error}", flush=True)
+    print("ready", flush=True)
+    await stopped.wait()
+    await runtime.stop(grace=5)
+    await asyncio.gather(*writing)
+    await ledger.close()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    run_loop(main(msgspec.json.decode(sys.argv[1], type=Plan)))
