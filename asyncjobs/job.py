@@ -6,6 +6,7 @@ import contextvars
 import itertools
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -167,11 +168,11 @@ def read_job(
     lines = sorted(
         (int(field[1:]), value) for field, value in record.items() if field[0] == "l" and field[1:].isdigit()
     )
-    overrides = Overrides.decode(record.get("o", b""))
-    try:
+    overrides, data = NO_OVERRIDES, None
+    with suppress(msgspec.MsgspecError):  # what cannot be read cannot be run either, and its error says so
+        overrides = Overrides.decode(record.get("o", b""))
+    with suppress(msgspec.MsgspecError, KeyError):
         data = payload.decode(record["d"])
-    except (msgspec.DecodeError, KeyError):
-        data = None
 
     def instant(field: str) -> datetime | None:
         return clock.from_ms(record[field]) if field in record else None

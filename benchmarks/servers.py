@@ -154,8 +154,12 @@ class _Fleet:
 class Sentinels(_Fleet):
     """A primary and its replicas, watched by three Sentinels; `data` are the servers that hold the data."""
 
-    def __init__(self, *, replicas: int = 2, appendonly: bool = False, binary: str | None = None) -> None:
+    def __init__(
+        self, *, replicas: int = 2, appendonly: bool = False, binary: str | None = None, careful: bool = False
+    ) -> None:
+        """`careful`: a primary that has lost its replicas, since they follow another by now, takes no writes."""
         super().__init__()
+        self._more = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "1") if careful else ()
         options = {"appendonly": appendonly, "binary": binary}
         self.data = [self._server(f"data{n}", **options) for n in range(1 + replicas)]
         self.sentinels = [self._server(f"sentinel{n}", binary=binary) for n in range(3)]
@@ -163,9 +167,9 @@ class Sentinels(_Fleet):
 
     async def start(self) -> Self:
         primary, *replicas = self.data
-        primary.start(*REPLICATION)
+        primary.start(*REPLICATION, *self._more)
         for replica in replicas:
-            replica.start(*REPLICATION, "--replicaof", "127.0.0.1", str(primary.port))
+            replica.start(*REPLICATION, *self._more, "--replicaof", "127.0.0.1", str(primary.port))
         for sentinel in self.sentinels:
             config = sentinel.folder / "sentinel.conf"
             config.write_text(

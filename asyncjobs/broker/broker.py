@@ -160,17 +160,19 @@ class Broker:
             ConfigError: it is too old.
             BrokerError: reached, but it refuses us.
         """
-        deadline = clock.monotonic() + self._timeout
+        deadline, pause = clock.monotonic() + self._timeout, 0.1
         while True:
             try:
                 async with asyncio.timeout(max(0.05, deadline - clock.monotonic())):
                     return await examine(self._misc, self.prefix)
             except (BrokerUnavailableError, TimeoutError) as error:
                 await self._misc.close()  # what answers next may be another server
-                if clock.monotonic() + 0.1 >= deadline:
+                left = deadline - clock.monotonic()
+                if left <= 0.1:
                     text = str(error) or f"{self.address.text} is out of reach"
                     raise BrokerUnavailableError(f"{text} (tried for {self._timeout:g} s)") from error
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(min(pause, left - 0.05))
+            pause = min(pause * 1.5, 1.0)
 
     async def listen_for_news(
         self, name: str, on_news: Callable[[str, float], None], on_confirmed: Callable[[], None]

@@ -222,6 +222,8 @@ class ClusterLane(Lane):
         return self._lanes[node]
 
     async def close(self) -> None:
+        """Drop all connections, and what is known of the nodes."""
+        self._topology.forget()
         for lane in self._lanes.values():
             await lane.close()
 

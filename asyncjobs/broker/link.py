@@ -103,7 +103,7 @@ class Lane:
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError) as error:
             # AttributeError: redis-py's, when another task closed the socket under a write.
             await self.close()
-            if isinstance(error.__cause__, ssl.SSLError) and connection_is_new:
+            if connection_is_new and _about_tls(error):
                 raise BrokerError(f"{self._address.text}: TLS failed, and will again: {error}") from error
             reason = str(error) or "no answer in time"
             raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}") from error
@@ -199,6 +199,12 @@ class Lane:
 
 def _stopped() -> NotRunningError:
     return NotRunningError("the runtime that this belongs to has been stopped")
+
+
+def _about_tls(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 async def _load_scripts(connection: AbstractConnection) -> None:

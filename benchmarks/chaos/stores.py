@@ -116,7 +116,7 @@ class Fleet:
 async def make(kind: str, rng: random.Random, stack: AsyncExitStack) -> Store:
     """`kind`: embedded, redis, sentinel or cluster; all of it goes with `stack`."""
     if kind in ("sentinel", "cluster"):
-        fleet = Sentinels(appendonly=True) if kind == "sentinel" else Cluster(appendonly=True)
+        fleet = Sentinels(appendonly=True, careful=True) if kind == "sentinel" else Cluster(appendonly=True)
         stack.push_async_callback(fleet.stop)
         return Fleet(await fleet.start(), rng)
     binary = None

@@ -79,7 +79,17 @@ class Ledger:
 
 def make_runtime(store: str, ledger: Ledger | None, consume: bool = True) -> Runtime:
     """Three kinds of jobs: plain ones of which some fail at first, limited ones, and those of fifty tenants."""
-    runtime = Runtime(store, prefix="chaos", consume=consume, schedule=False, connect_timeout=5, sweep_interval=2)
+    # Behind a failover stands a replica: what is acknowledged has to be there as well.
+    durability: Any = "replicated" if "+" in store.partition("://")[0] else "local"
+    runtime = Runtime(
+        store,
+        prefix="chaos",
+        consume=consume,
+        schedule=False,
+        connect_timeout=5,
+        sweep_interval=2,
+        durability=durability,
+    )
     pid = os.getpid()
 
     def kind(name: str, **options: Any) -> None:

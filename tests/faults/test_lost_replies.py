@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from asyncjobs import Backoff, BrokerError, Runtime
-from benchmarks.proxy import Proxy
-from tests.helpers import Server, Watcher, eventually
-
-
-@pytest.fixture
-def tcp_server():
-    folder = Path(tempfile.mkdtemp(prefix="aj-"))
-    server = Server(folder, tcp=True).start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def proxy(tcp_server):
-    async with Proxy(tcp_server.port) as proxy:
-        yield proxy
+from tests.helpers import Watcher, eventually
 
 
 @pytest.mark.slow

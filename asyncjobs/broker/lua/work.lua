@@ -243,7 +243,8 @@ if want > 0 then
       rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
       rows[n + 5], rows[n + 6], rows[n + 7] = job[3] or '0', job[4] or '0', job[5] or ''
     else
-      -- An entry whose record an operator deleted or overwrote: nothing is left to run.
+      -- An entry whose record an operator deleted or overwrote: nothing is left to run, but there may be more behind.
+      wait = 0
       redis.call('XACK', stream, 'w', entry[1])
       redis.call('XDEL', stream, entry[1])
     end
