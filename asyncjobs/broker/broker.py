@@ -547,8 +547,13 @@ class Broker:
         return int(queued) if queued else None
 
     async def last_tick(self, task: str, baseline_ms: int) -> int:
-        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`."""
+        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`.
+
+        A baseline in Redis's future, by a clock that is ahead, would keep the others' ticks out until it is reached.
+        """
         key = ticks_key(self.prefix)
+        seconds, micros = await self._ask(("TIME",))
+        baseline_ms = min(baseline_ms, int(seconds) * 1000 + int(micros) // 1000)
         await self._ask(("HSETNX", key, task, f"{baseline_ms} -"))
         return int((await self._ask(("HGET", key, task))).partition(b" ")[0])
 
