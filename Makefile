@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BEHAVIOUR := tests/runtime tests/lua tests/integrations
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -19,8 +20,16 @@ $(READY): pyproject.toml
 demo: $(READY) ## run the example project on the embedded store: jobs, groups, limits, retries, ticks
 	@$(BIN)/python -m asyncjobs demo
 
-test: $(READY) lint ## format check, lint, types, architecture and every test
-	@$(BIN)/python -m pytest -n 4 --dist worksteal
+test: $(READY) lint ## format check, lint, types, architecture and every test, on each kind of store there is
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/faults/test_chaos.py
+	@echo "--- the behaviour once more, on a Cluster"
+	@ASYNCJOBS_TEST_TOPOLOGY=cluster $(BIN)/python -m pytest -q -n 4 --dist worksteal $(BEHAVIOUR)
+	@if command -v redis-server >/dev/null; then \
+	  echo "--- and on $$(redis-server --version | cut -d' ' -f1-3)"; \
+	  ASYNCJOBS_TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -q -n 4 --dist worksteal $(BEHAVIOUR); \
+	fi
+	@echo "--- chaos, with the machine to itself"
+	@$(BIN)/python -m pytest -q tests/faults/test_chaos.py
 
 lint: $(READY) ## only the static checks
 	@$(BIN)/ruff format --check .
@@ -33,6 +42,9 @@ format: $(READY) ## let ruff rewrite what it can
 
 bench: $(READY) ## measure throughput on this machine
 	@$(BIN)/python -m benchmarks.throughput
+
+chaos: $(READY) ## kill, cut and freeze everything, and count what was lost
+	@$(BIN)/python -m benchmarks.chaos
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build

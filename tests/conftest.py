@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -11,12 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from asyncjobs import Runtime
+from benchmarks.servers import Cluster
 from tests.helpers import Server, Watcher
 
 _numbers = itertools.count(1)
+
+
+OTHER_STORE = ("ASYNCJOBS_TEST_TOPOLOGY", "ASYNCJOBS_TEST_SERVER")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another store than the usual one only the tests are of interest that use it."""
+    if not any(os.environ.get(name) for name in OTHER_STORE):
+        return
+    shared = {"server", "own_server"}
+    kept = [item for item in items if shared & set(getattr(item, "fixturenames", ()))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,12 +42,25 @@ def _no_environment() -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server() -> Iterator[Any]:
+    """What most tests run on: one Valkey; or, with ASYNCJOBS_TEST_TOPOLOGY=cluster, a Cluster of three primaries."""
+    if os.environ.get("ASYNCJOBS_TEST_TOPOLOGY") == "cluster":
+        cluster = Cluster(replicas=False)
+        asyncio.run(_started(cluster))
+        yield cluster
+        asyncio.run(cluster.stop())
+        return
     folder = Path(tempfile.mkdtemp(prefix="aj-"))
     server = Server(folder).start()
     yield server
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _started(cluster: Cluster) -> None:
+    await cluster.start()
+    for client in cluster.clients.values():
+        await client.aclose()  # this loop ends here
 
 
 @pytest.fixture
@@ -51,14 +79,18 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def redis(server: Server) -> AsyncIterator[Redis]:
-    client = Redis.from_url(server.url)
+async def redis(server: Any) -> AsyncIterator[Any]:
+    """A plain client of that server, for looking behind the runtime's back."""
+    if isinstance(server, Cluster):
+        client: Any = RedisCluster(host="127.0.0.1", port=server.data[0].port)
+    else:
+        client = Redis.from_url(server.url)
     yield client
     await client.aclose()
 
 
 @pytest.fixture
-async def make_runtime(server: Server, prefix: str) -> AsyncIterator[Callable[..., Runtime]]:
+async def make_runtime(server: Any, prefix: str) -> AsyncIterator[Callable[..., Runtime]]:
     """Runtimes on the test's server under the test's prefix; every one is stopped at the end."""
     made: list[Runtime] = []
 
@@ -85,7 +117,7 @@ def seen(runtime: Runtime) -> Watcher:
 
 
 @pytest.fixture
-async def keys_left(redis: Redis, prefix: str) -> Callable[[], Any]:
+async def keys_left(redis: Any, prefix: str) -> Callable[[], Any]:
     """The keys of the test's prefix, by name."""
 
     async def keys() -> list[str]:

@@ -10,7 +10,7 @@ import copy
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit, urlunsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from asyncjobs.errors import ConfigError
 
 REPLY_TIMEOUT: Final = 5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
+_DERIVED: Final = ("maint", "event_", "orig_", "oss_")  # what redis-py adds to a client's options for itself
 SCHEMES: Final = (
     "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
 )  # fmt: skip
@@ -50,6 +51,8 @@ class Address:
             self._pool, self.text = self._from_url(target)
         elif isinstance(target, Redis):
             self._pool, self.text = self._from_client(target)
+        elif isinstance(target, RedisCluster):
+            self._pool, self.text = self._from_cluster_client(target)
         else:
             raise ConfigError(
                 f"redis={target!r}: expected a URL ({', '.join(one + '://' for one in SCHEMES)}), "
@@ -111,17 +114,23 @@ class Address:
                 **{**theirs.connection_kwargs, **self._options, "retry_on_timeout": False},
             )  # type: ignore[no-untyped-call]
             return pool, f"redis+sentinel://{theirs.service_name}"
-        kwargs = {
-            key: value
-            for key, value in theirs.connection_kwargs.items()
-            if not key.startswith(("maint", "event_", "orig_", "oss_"))
-        }
+        kwargs = {key: value for key, value in theirs.connection_kwargs.items() if not key.startswith(_DERIVED)}
         options = {**self._options, "retry_on_timeout": False}
         if "path" in kwargs:
             options.pop("socket_keepalive")
         pool = ConnectionPool(connection_class=theirs.connection_class, **{**kwargs, **options})
         where = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
         return pool, f"{'unix' if 'path' in kwargs else 'redis'}://{where}/{kwargs.get('db', 0)}"
+
+    def _from_cluster_client(self, client: RedisCluster) -> tuple[ConnectionPool, str]:
+        nodes = [*client.nodes_manager.startup_nodes.values(), *client.nodes_manager.nodes_cache.values()]
+        self.seeds = list(dict.fromkeys((node.host, int(node.port)) for node in nodes))
+        theirs = {key: value for key, value in client.connection_kwargs.items() if _identifies(key)}
+        kwargs = {**theirs, **self._options}
+        host, port = self.seeds[0]
+        kind = client.connection_kwargs.get("connection_class", Connection)
+        where = ",".join(f"{host}:{port}" for host, port in self.seeds)
+        return ConnectionPool(connection_class=kind, host=host, port=port, **kwargs), f"redis+cluster://{where}"
 
     async def close(self) -> None:
         """Leave the Sentinels that were asked."""
@@ -144,6 +153,11 @@ class Address:
             return self.at(*self.seeds[0]).new_connection()
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         return connection
+
+
+def _identifies(option: str) -> bool:
+    """Whether an option says who we are and how we are to know the server; the rest is the client's own business."""
+    return option in ("username", "password", "credential_provider", "client_name") or option.startswith("ssl_")
 
 
 def without_password(url: str) -> str:

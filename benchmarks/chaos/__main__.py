@@ -36,13 +36,12 @@ import msgspec
 from asyncjobs import BrokerError, Runtime
 from asyncjobs.cli.project import run_loop
 from benchmarks.chaos import stores, verdict
-from benchmarks.chaos.worker import LEASE, LOG, Note, Plan, make_runtime
+from benchmarks.chaos.worker import ENDED, LEASE, LOG, Note, Plan, make_runtime
 
 WORKERS: Final = 4
 BACKLOG: Final = 3000
 ADDERS: Final = 40
 FREEZE: Final = 2 * LEASE
-LINES_A_JOB: Final = 3.15  # in the ledger: start, end, completed, and some tries that fail
 MOST_DESCRIPTORS: Final = 60
 MOST_GROWTH: Final = 64  # MiB of a worker, between its first look and its last
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -110,8 +109,7 @@ class Chaos:
         self._numbers = iter(range(args.jobs))
 
     async def progress(self) -> float:
-        lines = float(await self.ledger.llen(LOG))
-        return lines / (LINES_A_JOB * int(self.args.jobs))
+        return int(await self.ledger.get(ENDED) or 0) / int(self.args.jobs)
 
     # Work -------------------------------------------------------------------------------------------------
     async def add_all(self, runtime: Runtime) -> None:
@@ -224,6 +222,10 @@ class Chaos:
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Set everything up, let it happen, and judge."""
+    here = asyncio.current_task()
+    assert here is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, here.cancel)  # leave no server behind
     rng = random.Random(args.seed)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aj-")))

@@ -21,6 +21,7 @@ from asyncjobs import Backoff, Event, Limiter, Runtime
 from asyncjobs.cli.project import run_loop
 
 LOG: Final = "log"
+ENDED: Final = "ended"  # how many ends the log has
 LIMIT: Final = Limiter(max=150, duration=1)
 LEASE: Final = 1.0
 
@@ -50,14 +51,14 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self._redis: Any = Redis.from_url(url)
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Note, asyncio.Future[None]]] = []
         self._sending: asyncio.Task[None] | None = None
 
     async def write(self, note: Note) -> None:
         """Returns once it is written: what a handler has done is known before its job can complete."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((msgspec.json.encode(note), future))
+        self._waiting.append((note, future))
         if self._sending is None:
             self._sending = loop.create_task(self._send())
         await future
@@ -65,7 +66,10 @@ class Ledger:
     async def _send(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            await self._redis.rpush(LOG, *(line for line, _ in batch))
+            async with self._redis.pipeline() as both:
+                both.rpush(LOG, *(msgspec.json.encode(note) for note, _ in batch))
+                both.incrby(ENDED, sum(note.kind == "end" for note, _ in batch))
+                await both.execute()
             for _, future in batch:
                 if not future.done():
                     future.set_result(None)

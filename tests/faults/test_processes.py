@@ -82,7 +82,9 @@ async def serving(tmp_path, monkeypatch):
 
     yield start
     for process in started:
-        process.kill()
+        if process.popen.poll() is None:  # killed at once, a reloader or an arbiter would leave its workers behind
+            process.signal(signal.SIGTERM)
+            await process.ended(15)
 
 
 async def run_again(folder, job_id):

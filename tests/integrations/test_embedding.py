@@ -99,7 +99,7 @@ async def test_jobs_added_in_a_request_run_and_emit_and_the_app_stops_within_its
         args = ("-m", "uvicorn", "main:app", "--port", str(port), "--workers", "2", "--log-level", "warning")
     else:
         args = ("main.py", str(port))
-    app = Process(tmp_path, *args, module=False, env={"IO_URL": server.url})
+    app = Process(tmp_path, *args, module=False, env={"IO_URL": getattr(server, "data", [server])[0].url})
     client = socketio.AsyncSimpleClient()
     try:
         await eventually(lambda: answers(port), 30, "the app answers")

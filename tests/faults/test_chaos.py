@@ -1,0 +1,96 @@
+"""The chaos run, short: nothing is lost; and with a protection left out it says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos.verdict import Fault, judge
+from benchmarks.chaos.worker import LIMIT, Note
+
+ROOT = Path(__file__).parent.parent.parent
+SOUND = ("lost", "never_ran", "double_terminal", "unexplained", "over_limit", "left_over")
+
+
+async def chaos(*args: str) -> tuple[int, dict[str, object]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.chaos", *args, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+    assert process.returncode is not None
+    return process.returncode, json.loads(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_whatever_breaks_nothing_is_lost():
+    code, found = await chaos(
+        "--jobs", "20000", "--kills", "25", "--restarts", "5", "--drops", "30", "--cuts", "10", "--freezes", "2"
+    )
+    assert {count: found[count] for count in SOUND} == dict.fromkeys(SOUND, 0), found
+    assert found["stuck"] == ""
+    assert code == 0, found
+    assert found["acknowledged"] == 20_000
+    assert found["faults"] == {
+        "kill": 25, "restart": 5, "drop": 30, "cut": 10, "freeze store": 2, "freeze worker": 2, "flush": 3,
+    }  # fmt: skip
+    assert found["duplicates"] <= 0.02 * 20_000
+
+
+@pytest.mark.slow
+async def test_without_faults_nothing_runs_twice():
+    code, found = await chaos("--jobs", "5000", *none("kills", "restarts", "drops", "cuts", "freezes", "flushes"))
+    assert code == 0, found
+    assert found["duplicates"] == 0
+
+
+@pytest.mark.slow
+async def test_without_the_fence_it_goes_red():
+    code, found = await chaos(
+        "--jobs", "4000", "--freezes", "4", *none("kills", "restarts", "drops", "cuts"), "--without", "fence"
+    )
+    assert code == 1
+    assert found["double_terminal"], found
+
+
+@pytest.mark.slow
+async def test_without_adoption_it_goes_red():
+    """What a lost reply had brought stays with a worker that knows nothing of it, and that is alive."""
+    code, found = await chaos(
+        "--jobs", "1500", "--drops", "40", "--patience", "8", *none("kills", "restarts", "cuts", "freezes"),
+        "--without", "adoption",
+    )  # fmt: skip
+    assert code == 1
+    assert found["stuck"], found
+    assert found["never_ran"], found
+
+
+def none(*faults: str) -> list[str]:
+    return [word for fault in faults for word in (f"--{fault}", "0")]
+
+
+def test_the_verdict_sees_each_kind_of_wrong():
+    def run(job: str, at: float, pid: int = 1, name: str = "plain") -> list[Note]:
+        return [Note("start", job, pid, at, name=name), Note("end", job, pid, at + 0.1, name=name)]
+
+    fine = [*run("a", 1), Note("job.completed", "a", 1, 1.2)]
+    assert not any(judge(["a"], {"a": "completed"}, fine, []).values())
+    assert judge(["a", "b"], {"a": "completed"}, fine, [])["lost"] == 1
+    assert judge(["a"], {"a": "completed"}, [], [])["never_ran"] == 1
+    twice = [*fine, Note("job.completed", "a", 2, 1.3)]
+    assert judge(["a"], {"a": "completed"}, twice, [])["double_terminal"] == 1
+    again = [*fine, *run("a", 5, pid=2)]
+    found = judge(["a"], {"a": "completed"}, again, [])
+    assert (found["duplicates"], found["unexplained"]) == (1, 1)
+    for fault, unexplained in ((Fault("kill", 1, 3, 3), 0), (Fault("kill", 9, 3, 3), 1), (Fault("cut", 0, 3, 3), 1)):
+        assert judge(["a"], {"a": "completed"}, again, [fault])["unexplained"] == unexplained
+    crowd = [note for n in range(LIMIT.max + 1) for note in run(f"n{n}", 1 + n / 1000, name="limited")]
+    assert judge([], {}, crowd, [])["over_limit"] == 1
