@@ -35,6 +35,7 @@ TURNS: Final = WORK_LANES
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 LEAST_MARGIN: Final = 0.002
 MOST_MARGIN: Final = 0.05
+LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
 STALE, GONE = b"03"
 SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
 QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
@@ -251,7 +252,7 @@ class Consumer:
                 if taken.stalled_count > self.spec.worker_options.max_stalled_count:
                     self.fail_stalled(taken)
                 else:
-                    self._start(taken, None, 0.0)
+                    self._start(taken, LONG_AGO, 0.0)
 
     def make_room(self, turn: Turn) -> None:
         """What was adopted has taken slots that `turn`, the only one, had asked for."""
@@ -260,7 +261,7 @@ class Consumer:
             turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
-    def _start(self, taken: TakenJob, sent_at: float | None, margin: float) -> None:
+    def _start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
         job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
         if job.id in self.running:
             return  # a failover forgot the take: this process runs it already
@@ -268,7 +269,7 @@ class Consumer:
         self._shop.pump.running += 1
         job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at, margin))
 
-    async def _try(self, job: ActiveJob, sent_at: float | None, margin: float) -> None:
+    async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> None:
         """The whole of one try, from its token to its place in the outbox."""
         current.set(job)
         job.began = True
@@ -287,7 +288,7 @@ class Consumer:
             outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
         self._ended(job, outcome)
 
-    async def _run_stalled(self, job: ActiveJob, sent_at: float | None, margin: float) -> Outcome:
+    async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """Begin for all to see: should this process die too, it is this job that is charged with it."""
         try:
             ours = await self._shop.broker.note(self.keys, job.id, job.token, "begin", b"")
@@ -295,11 +296,11 @@ class Consumer:
             return Released()
         return await self._run(job, sent_at, margin) if ours else Lost()
 
-    async def _run(self, job: ActiveJob, sent_at: float | None, margin: float) -> Outcome:
+    async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         if job.unreadable is not None:
             return Failed(job.unreadable, final=True)
-        if sent_at is not None and self.spec.limiter is not None:
-            await self._in_time(self.spec.limiter, sent_at, margin)
+        if self.spec.limiter is not None and not await self._in_time(self.spec.limiter, sent_at, margin):
+            return Released()
         limit = job.overrides.timeout(self.spec.job_options)
         if limit is not None:
             job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
@@ -308,21 +309,31 @@ class Consumer:
         with self._shop.scope(job) as job.context:
             return await execute(job, self._shop.environment, self._shop.threads)
 
-    async def _in_time(self, limiter: Limiter, sent_at: float, margin: float) -> None:
+    async def _in_time(self, limiter: Limiter, sent_at: float, margin: float) -> bool:
         """Never start later than the token's margin: the window it was counted in would be over.
 
         Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin
         keeps every window exact; one that lags more takes its token again first, with a margin that fits.
+
+        Returns:
+            Whether it may start; not so while the store does not answer.
         """
+        window = duration(limiter.duration)
         while (lag := clock.monotonic() - sent_at) > margin:
-            margin = self.margin = min(max(self.margin, 2 * lag), duration(limiter.duration))
+            if lag < window:
+                self.margin = min(max(self.margin, 2 * lag), window)
+            margin = self.margin
             sent_at = clock.monotonic()
+            bucket = (*self.spec.bucket, round(margin * 1e6))
             try:
-                await self._shop.broker.spend(self.keys, (*self.spec.bucket, round(margin * 1e6)))
+                while wait := await self._shop.broker.spend(self.keys, bucket, first_is_out=lag < window):
+                    await asyncio.sleep(wait)
+                    sent_at, lag = clock.monotonic(), window
             except BrokerError as error:
-                logger.warning("%r starts a job late: %s", self, error)
-                return
+                self._shop.pump.complaints.warning("late", "%r gives a job back that would start late: %s", self, error)
+                return False
         self.margin = max(self._least_margin(), self.margin * 0.98)
+        return True
 
     def _least_margin(self) -> float:
         """How much a start may lag behind its token: 1 % of the window, from 2 to 50 ms."""

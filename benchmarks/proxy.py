@@ -87,7 +87,7 @@ class Proxy:
     async def _pipe(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: Mode, both: Writers
     ) -> None:
-        with contextlib.suppress(ConnectionError, OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # uvloop's, for a write on a closed transport
             while data := await reader.read(65536):
                 if self.latency:
                     await asyncio.sleep(max(0.0, self.latency + self._rng.uniform(-self.jitter, self.jitter)))

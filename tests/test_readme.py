@@ -163,3 +163,14 @@ async def test_an_installed_wheel_has_all_it_needs(tmp_path):
     )
     out, _ = await run.communicate()
     assert out.decode().split() == [str(tmp_path / "site" / "asyncjobs" / "__init__.py"), "11"]
+
+
+def test_every_fault_has_a_test_that_exists():
+    folder = Path(__file__).parent
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|$", (folder / "faults" / "README.md").read_text(), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 55))
+    for number, where in rows:
+        for file, rest in re.findall(r"`([\w/]+\.py)`([^`]*)", where):
+            path = next(path for path in (folder / file, folder / "faults" / file) if path.exists())
+            for name in re.findall(r"(\w+)…", rest):
+                assert re.search(rf"def test_\w*{name}", path.read_text()), f"row {number}: {file} has no {name}…"

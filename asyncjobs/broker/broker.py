@@ -402,9 +402,17 @@ class Broker:
             kept += [flag == 0x31 for flag in reply]
         return kept
 
-    async def spend(self, keys: Keys, bucket: tuple[int, int, int]) -> None:
-        """Take a token again for a start that comes later than its token allows for."""
-        await self._ask(scripts.SPEND(keys.bucket, bucket[1], bucket[2]))
+    async def spend(self, keys: Keys, bucket: tuple[int, int, int], first_is_out: bool) -> float:
+        """Take a token again for a start that comes later than its token allows for.
+
+        Args:
+            first_is_out: whether its first token cannot be back yet, so that its place in the window is kept.
+        Returns:
+            Seconds until one may be had; 0: taken.
+        """
+        most, duration, margin = bucket
+        wait = await self._ask(scripts.SPEND(keys.bucket, duration, margin, 0 if first_is_out else most))
+        return float(wait) / 1000
 
     async def note(self, keys: Keys, job_id: str, token: bytes, kind: str, value: bytes) -> bool:
         """Write the progress or a log line of a running job; False: it is not ours any more."""

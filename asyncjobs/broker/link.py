@@ -100,8 +100,8 @@ class Lane:
         except (AuthenticationError, AuthorizationError) as error:
             await self.close()
             raise BrokerError(f"{self._address.text} refused the credentials: {error}") from error
-        except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError) as error:
-            # AttributeError: redis-py's, when another task closed the socket under a write.
+        except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError, RuntimeError) as error:
+            # AttributeError: redis-py's, when another task closed the socket under a write; RuntimeError: uvloop's.
             await self.close()
             if connection_is_new and _about_tls(error):
                 raise BrokerError(f"{self._address.text}: TLS failed, and will again: {error}") from error
@@ -226,5 +226,5 @@ async def _exchange(connection: AbstractConnection, commands: Iterable[Command])
 async def _disconnect(connection: AbstractConnection) -> None:
     try:
         await connection.disconnect(nowait=True)
-    except (RedisError, OSError, AttributeError) as error:
+    except (RedisError, OSError, AttributeError, RuntimeError) as error:
         logger.debug("closing a connection: %s", error)

@@ -17,6 +17,7 @@ logger = logging.getLogger("asyncjobs")
 
 QUIET: Final = 5.0  # seconds without a message after which the link is probed
 LONGEST_PAUSE: Final = 5.0
+LOST: Final = (RedisError, OSError, AttributeError, RuntimeError)  # the last two from a socket closed under a write
 
 
 class Subscriber:
@@ -51,7 +52,7 @@ class Subscriber:
         if self._connection is not None:
             try:
                 await self._send(self._connection, "SUBSCRIBE", channel)
-            except (RedisError, OSError, AttributeError) as error:
+            except LOST as error:
                 logger.debug("subscribing to %s: %s", channel, error)
 
     async def confirmed(self, *channels: str) -> None:
@@ -72,14 +73,14 @@ class Subscriber:
                     await self._send(connection, "SUBSCRIBE", *self._handlers)
                 pause = 0.05
                 await self._read(connection)
-            except (RedisError, OSError, AttributeError, TimeoutError) as error:
+            except (*LOST, TimeoutError) as error:
                 logger.debug("the subscriber lost its connection: %s", error)
             finally:
                 self._connection = None
                 self._confirmed.clear()
                 try:
                     await connection.disconnect(nowait=True)
-                except (RedisError, OSError, AttributeError) as error:
+                except LOST as error:
                     logger.debug("closing the subscriber: %s", error)
             self.on_lost()
             await asyncio.sleep(pause)

@@ -260,12 +260,15 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         said = (folder / "workers.log").read_text(errors="replace")
         if args.verbose:
             sys.stderr.write(said)
+    found = verdict.judge(chaos.acknowledged, states, notes, chaos.faults)
+    for each in found.pop("unexplained_notes"):
+        print("unexplained:", *each, sep="\n  ", file=sys.stderr)
     result = {
         "server": args.server, "jobs": args.jobs, "seed": args.seed, "without": args.without,
         "seconds": round(took, 1), "jobs_per_second": round(args.jobs / took),
         "faults": dict(Counter(fault.kind for fault in chaos.faults)),
         "acknowledged": len(chaos.acknowledged),
-        **verdict.judge(chaos.acknowledged, states, notes, chaos.faults),
+        **found,
         "left_over": len(left), "stuck": stuck, "growth_mib": workers.growth, "descriptors": workers.descriptors,
         "tracebacks": said.count("Traceback"),
     }  # fmt: skip

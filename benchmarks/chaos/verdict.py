@@ -40,14 +40,16 @@ def judge(
         else:
             terminal[note.job] += 1
     repeated = [job for job, times in ends.items() if times > 1]
+    unexplained = [job for job in repeated if not _explained(tries[job], faults)]
     ids = set(acknowledged)
     return {
         "lost": sum(finished.get(job) != "completed" for job in ids),
         "never_ran": sum(not ends[job] for job in ids),
         "double_terminal": sum(times > 1 for times in terminal.values()),
-        "unexplained": sum(not _explained(tries[job], faults) for job in repeated),
+        "unexplained": len(unexplained),
         "over_limit": _over_limit(notes),
         "duplicates": sum(ends[job] - 1 for job in repeated),
+        "unexplained_notes": [tries[job] for job in unexplained[:10]],
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 
 import pytest
 
-from asyncjobs import Backoff, BrokerError, Runtime
-from tests.helpers import Watcher, eventually
+from asyncjobs import Backoff, BrokerError, Limiter, Runtime
+from tests.helpers import Watcher, eventually, most_in_window
 
 
 @pytest.mark.slow
@@ -137,3 +138,29 @@ async def test_what_is_adopted_after_a_lost_reply_counts_towards_the_concurrency
     assert proxy.happened >= 5
     assert order == list(range(60))
     assert most == 1
+
+
+@pytest.mark.slow
+async def test_what_is_adopted_late_waits_for_a_token_like_any_other(proxy, prefix):
+    """The token of the take whose reply was lost may be back by the time its jobs are found."""
+    starts: list[float] = []
+    runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=20)
+
+    @runtime.job("limited", limiter=Limiter(20, 0.3), concurrency=60)
+    async def limited(data):
+        starts.append(time.monotonic())
+
+    async with runtime:
+        await runtime.queue.add_bulk([("limited", n) for n in range(400)])
+        while len(starts) < 330:
+            before = len(starts)
+            await eventually(lambda before=before: len(starts) >= before + 25)
+            proxy.drop("drop-reply")
+            await eventually(lambda: proxy.mode == "pass")
+            proxy.mode = "refuse"  # a moment without the store: longer than the tokens are out
+            proxy.cut_all()
+            await asyncio.sleep(0.4)
+            proxy.mode = "pass"
+        await runtime.wait_idle(30)
+    assert len(starts) == 400
+    assert most_in_window(starts, 0.3) <= 20

@@ -272,3 +272,47 @@ async def test_a_fast_clock_neither_makes_a_job_early_nor_a_tick(durable_server,
     assert all(0.99 <= float(line.split()[1]) - added < 3 for line in ledger(tmp_path / "ledger"))
     ticks = [float(line) for line in ledger(tmp_path / "ticks")]
     assert ticks[-1] - ticks[0] > (len(ticks) - 1) * 0.9, "one a second, not three"
+
+
+@pytest.mark.slow
+async def test_eight_processes_that_are_killed_now_and_then_tick_once_a_second(durable_server, tmp_path):
+    write(
+        tmp_path,
+        {
+            "tasks/tick.py": """
+                cron_time, is_active = "* * * * * *", True
+                async def task(queue):
+                    ...
+            """,
+            "watch.py": """
+                import os
+                from asyncjobs import Runtime
+                runtime = Runtime(tasks="tasks")
+                @runtime.on("task.fired")
+                def fired(event):
+                    with open("ticks", "a") as file:
+                        file.write(f"{event.scheduled_at.timestamp():.0f}\\n")
+            """,
+        },
+    )
+    env = {"ASYNCJOBS_REDIS_URL": durable_server.url}
+
+    def start() -> Process:
+        return Process(tmp_path, "run", "--app", "watch:runtime", env=env)
+
+    processes = [start() for _ in range(8)]
+    try:
+        for process in processes:
+            await process.says("ready")
+        for n in range(6):
+            enough = len(ledger(tmp_path / "ticks")) + 1
+            await eventually(lambda enough=enough: len(ledger(tmp_path / "ticks")) > enough)
+            processes[n].kill()
+            processes[n] = start()
+    finally:
+        for process in processes:
+            process.kill()
+    ticks = [int(line) for line in ledger(tmp_path / "ticks")]
+    assert len(ticks) == len(set(ticks)), "none fired twice"
+    # A tick that was claimed by a process just killed is the only one that may be missing.
+    assert len(ticks) >= max(ticks) - min(ticks) + 1 - 6

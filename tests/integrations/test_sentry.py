@@ -163,10 +163,13 @@ async def test_a_failing_task_is_captured(sentry, runtime, seen):
     assert all("asyncjobs.task" in event["tags"] for event in sentry.events), "its log line is no event of its own"
 
 
-async def test_a_dead_sentry_harms_nobody(runtime):
+@pytest.mark.parametrize("how", ["refused", "black hole"])
+async def test_a_dead_sentry_harms_nobody(runtime, how):
     import sentry_sdk
 
-    sentry_sdk.init(dsn=f"http://key@127.0.0.1:{free_port()}/1")
+    hole = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    port = hole.sockets[0].getsockname()[1] if how == "black hole" else free_port()
+    sentry_sdk.init(dsn=f"http://key@127.0.0.1:{port}/1")
     try:
 
         @runtime.job("charge", attempts=1, limiter=None)
@@ -181,6 +184,7 @@ async def test_a_dead_sentry_harms_nobody(runtime):
     finally:
         await asyncio.to_thread(sentry_sdk.get_client().close, 0.1)
         sentry_sdk.get_global_scope().set_client(None)
+        hole.close()
 
 
 async def test_an_app_without_sentry_pays_nothing(tmp_path):

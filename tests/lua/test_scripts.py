@@ -187,9 +187,20 @@ async def test_no_token_is_taken_when_nothing_is_there(desk):
 async def test_a_late_start_spends_its_token_again(desk):
     await desk.add(*"abc")
     await desk.work(bucket=(2, 60_000_000, 0), free=1)
-    await desk.run(scripts.SPEND, desk.keys.bucket, 60_000_000, 0)
+    assert await desk.run(scripts.SPEND, desk.keys.bucket, 60_000_000, 0, 0) == 0
     _, _, rows = await desk.work(bucket=(2, 60_000_000, 0), token="t2")
     assert rows == {}
+
+
+async def test_a_start_whose_token_may_be_back_waits_for_another(desk):
+    for _ in range(2):
+        assert await desk.run(scripts.SPEND, desk.keys.bucket, 300_000, 0, 2) == 0
+    assert 0 < await desk.run(scripts.SPEND, desk.keys.bucket, 300_000, 0, 2) <= 300
+
+    async def had():
+        return await desk.run(scripts.SPEND, desk.keys.bucket, 300_000, 0, 2) == 0
+
+    await eventually(had)
 
 
 async def test_a_bucket_far_in_the_future_opens_after_one_duration(desk):
@@ -377,7 +388,7 @@ async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix,
     assert (await take(0, "t1"))[0] == 3
     jumped = hours * 3600
     if script == "spend":
-        await redis.eval(at(jumped, scripts.SPEND), 1, keys.bucket, 1_000_000, 10_000)
+        await redis.eval(at(jumped, scripts.SPEND), 1, keys.bucket, 1_000_000, 10_000, 0)
     elif script == "reap":
         await redis.eval(at(jumped, scripts.REAP), 4, keys.stream, keys.delayed, keys.bucket, keys.senders)
     taken, wait = await take(jumped, "t2")

@@ -152,6 +152,17 @@ async def test_every_bad_file_is_named_in_one_error(tmp_path, monkeypatch):
     assert runtime.queue.names == ()
 
 
+async def test_bad_files_may_be_left_out_where_that_is_asked_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    files = {name: text for name, (text, _) in BAD.items()} | {"jobs/good.py": "def handle(): pass"}
+    loaded = await project(tmp_path, files, strict_load=False).load()
+    assert [spec.name for spec in loaded.jobs] == ["good"]
+    assert loaded.tasks == []
+    for name, (_, reason) in BAD.items():
+        assert any(name in record.message and reason in record.message for record in caplog.records), name
+    assert len(caplog.records) == len(BAD)
+
+
 async def test_a_missing_folder_is_said(tmp_path):
     with pytest.raises(LoadError, match="there is no such folder"):
         await Runtime("redis://127.0.0.1:1", jobs=tmp_path / "nowhere").load()
