@@ -63,8 +63,9 @@ class Liveness:
     """Beats, and tells the runtime who fell silent.
 
     State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;
-    `_hold_until`, before which nobody is given up; `_given_up`, the silent processes already swept; `_epoch`, what
-    the data were marked with; `data_lost_at`, when that was last found changed and nobody has acknowledged it.
+    `_hold_until`, before which nobody is given up; `_heard`, who was silent for longer than a lease at the last beat,
+    and for how long; `_given_up`, those already swept; `_lapsed`, we were silent ourselves; `_epoch`, what the data
+    were marked with; `data_lost_at`, when that was last found changed and nobody has acknowledged it.
     """
 
     def __init__(
@@ -85,6 +86,9 @@ class Liveness:
         self._hold_until = 0.0
         self._given_up: dict[str, float] = {}
         self._epoch = b""
+        self._heard: dict[str, float] = {}
+        self._news = asyncio.Event()
+        self._lapsed = False
         self.data_lost_at: datetime | None = None
 
     async def join(self) -> None:
@@ -97,7 +101,7 @@ class Liveness:
         return clock.monotonic() - self._last
 
     async def run(self) -> None:
-        """Beat until cancelled, also while the runtime drains."""
+        """Beat until cancelled, also while the runtime drains; to wait for anything else here would delay a beat."""
         nap = self._shortest_lease() / BEATS_A_LEASE
         while True:
             await asyncio.sleep(nap)
@@ -127,18 +131,30 @@ class Liveness:
             self.process = new_process_name()
             await self._broker.beat(self.process, joining=True)
         if not alive or gap > lease:
-            await self._on_declared_dead(self.process)
-        nap = lease / BEATS_A_LEASE
-        for other, silence in others.items():
-            gone = died_here(other)
-            if silence < lease and not gone:
-                self._given_up.pop(other, None)
-                nap = min(nap, max(0.02, lease - silence + 0.005))
-            elif gone or clock.monotonic() >= self._hold_until:
-                await self._give_up(other, float("inf") if gone else silence)
-        for name in self._given_up.keys() - others.keys():
-            del self._given_up[name]
-        return nap
+            self._lapsed = True
+        held = self._last < self._hold_until
+        silent = {other: silence for other, silence in others.items() if silence >= lease and not held}
+        self._heard = {**silent, **{other: float("inf") for other in others if died_here(other)}}
+        self._news.set()
+        waking = [max(0.02, lease - silence + 0.005) for silence in others.values() if silence < lease]
+        return min([lease / BEATS_A_LEASE, *waking])
+
+    async def run_consequences(self) -> None:
+        """Act upon what the beats brought, until cancelled: revalidate our tries after a lapse, give the silent up."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                if self._lapsed:
+                    await self._on_declared_dead(self.process)
+                    self._lapsed = False
+                silent = self._heard
+                for other in [name for name in self._given_up if name not in silent]:
+                    del self._given_up[other]
+                for other, silence in silent.items():
+                    await self._give_up(other, silence)
+            except BrokerError as error:
+                logger.debug("the next beat brings it again: %s", error)
 
     async def _give_up(self, other: str, silence: float) -> None:
         """Sweep after `other`, once for each lease that its silence has outgrown, and bury it in the end."""

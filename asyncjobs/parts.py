@@ -76,6 +76,4 @@ class Parts:
 
     async def keep_owned(self, process: str) -> None:
         """After a lapse: every try that another process took over meanwhile is cancelled."""
-        for consumer in self.all_consumers():
-            if consumer.running:
-                await consumer.keep_owned(process)
+        await asyncio.gather(*(one.keep_owned(process) for one in self.all_consumers() if one.running))

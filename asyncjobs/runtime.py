@@ -301,6 +301,7 @@ class Runtime:
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
             crew.start("heartbeat", parts.liveness.run)
+            crew.start("lapses and the dead", parts.liveness.run_consequences)
             lease = min((spec.lease for spec in specs), default=DEFAULT_LEASE)
             crew.start("watchdog", Watchdog(lease).run)
         if self.config.consume:
