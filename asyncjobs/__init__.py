@@ -22,6 +22,8 @@ from asyncjobs.errors import (
     LoadError,
     NotRunningError,
     PayloadError,
+    QueueFullError,
+    RateLimited,
     RetryLater,
     UnknownJobError,
 )
@@ -53,6 +55,8 @@ __all__ = [
     "NotRunningError",
     "PayloadError",
     "Queue",
+    "QueueFullError",
+    "RateLimited",
     "Retention",
     "RetryLater",
     "Runtime",

@@ -11,7 +11,7 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
@@ -176,16 +176,48 @@ def _as_timedelta(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limiter:
-    """Never more than `max` starts in any window of `duration` seconds, over all processes together."""
+    """Never more than `max` starts in any window of `duration` seconds, over all processes together.
+
+    One with a `name` is shared by every job, and every group, that names it.
+    """
 
     max: int
     duration: Seconds = 1
+    name: str | None = None
 
     def __post_init__(self) -> None:
         whole(self.max, "limiter.max", least=1, most=1_000_000)
         put(self, duration=seconds(self.duration, "limiter.duration", above=True))
+        if self.name is not None and not (
+            isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.name)
+        ):
+            raise ConfigError(f"limiter.name={shown(self.name)}: expected 1 to 64 of A-Z a-z 0-9 _ . -")
+
+    def __str__(self) -> str:
+        return f"{self.max} per {duration(self.duration):g} s" + (f" ({self.name})" if self.name else "")
 
 
+MOST_WINDOWS: Final = 4
+
+
+def limiters(value: Any, option: str) -> tuple[Limiter, ...]:
+    """One limiter, several of them, dicts of them, or ``None``; as a tuple."""
+    if value is None:
+        return ()
+    many = value if isinstance(value, (list, tuple)) else (value,)
+    made = tuple(_limiter(one, option, value) for one in many)
+    if len(made) > MOST_WINDOWS:
+        raise ConfigError(f"{option}={shown(value)}: expected {MOST_WINDOWS} windows at most")
+    return made
+
+
+def _limiter(one: Any, option: str, given: Any) -> Limiter:
+    if isinstance(one, (Limiter, Mapping)):
+        return build(Limiter, one, option)
+    raise ConfigError(f"{option}={shown(given)}: expected Limiter(max, duration), several of them, or None")
+
+
+Limits: TypeAlias = Limiter | Sequence[Limiter | Mapping[str, Any]] | Mapping[str, Any] | None
 KeepRule: TypeAlias = bool | int | Retention | None
 KEEP_ALL: Final = Retention()
 KEEP_NONE: Final = Retention(count=0)
@@ -252,18 +284,30 @@ class WorkerOptions:
     `concurrency` left out is 10, and 1 for a grouped job; ``None`` means bounded by the process alone.
     """
 
-    limiter: Limiter | Mapping[str, Any] | None = Limiter(max=2, duration=1)
+    limiter: Limits = Limiter(max=2, duration=1)
     concurrency: int | Unset | None = UNSET
     max_stalled_count: int = 5
     autorun: bool = False
     lease: Seconds = 30
     group_idle: Seconds = 600
+    total_limiter: Limits = None
+    total_concurrency: int | None = None
+    ordered: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.limiter, Mapping):
-            put(self, limiter=build(Limiter, self.limiter, "limiter"))
-        elif self.limiter is not None and not isinstance(self.limiter, Limiter):
-            raise ConfigError(f"limiter={shown(self.limiter)}: expected Limiter(max, duration) or None")
+        for option in ("limiter", "total_limiter"):
+            value = getattr(self, option)
+            made = limiters(value, option)
+            put(self, **{option: made if isinstance(value, (list, tuple)) else made[0] if made else None})
+        if any(one.name for one in limiters(self.total_limiter, "total_limiter")):
+            raise ConfigError(
+                "total_limiter: it has no name; give the named one as limiter=…, it holds over all groups anyway"
+            )
+        if self.total_concurrency is not None:
+            whole(self.total_concurrency, "total_concurrency", least=1)
+        flag(self.ordered, "ordered")
+        if self.ordered and self.concurrency not in (UNSET, 1):
+            raise ConfigError(f"ordered=True with concurrency={shown(self.concurrency)}: order needs concurrency 1")
         if self.concurrency is not None and not isinstance(self.concurrency, Unset):
             whole(self.concurrency, "concurrency", least=1)
         whole(self.max_stalled_count, "max_stalled_count", least=0)

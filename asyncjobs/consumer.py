@@ -16,15 +16,16 @@ from typing import Any, Final, Literal
 
 from asyncjobs import clock
 from asyncjobs.broker import WORK_LANES, Broker, BrokerBusyError, Keys, TakenJob, WorkReply
-from asyncjobs.config import Limiter, duration
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, Discard, JobStalledError
 from asyncjobs.events import EventBus
 from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
+from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob, current
 from asyncjobs.pump import Pump
 from asyncjobs.retry import Decision, decide
 from asyncjobs.stack import exc_info, said
+from asyncjobs.terms import Terms
 from asyncjobs.turn import Finished, Turn
 
 logger = logging.getLogger("asyncjobs")
@@ -33,8 +34,6 @@ BATCH: Final = 256  # jobs taken in one turn at most
 SETTLED_A_TURN: Final = 500
 TURNS: Final = WORK_LANES
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
-LEAST_MARGIN: Final = 0.002
-MOST_MARGIN: Final = 0.05
 LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
 STALE, GONE = b"03"
 SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
@@ -44,7 +43,7 @@ QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refus
 class Shop:
     """What all consumers of a process share."""
 
-    __slots__ = ("broker", "bus", "environment", "pump", "scope", "suspects", "threads", "tokens")
+    __slots__ = ("broker", "bus", "environment", "gates", "pump", "scope", "suspects", "threads", "tokens")
 
     def __init__(
         self,
@@ -66,6 +65,7 @@ class Shop:
         # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
         # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
         self.suspects = asyncio.Lock()
+        self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others
         self.scope = scope  # entered around each try; what it yields travels with the try's events
         numbers = itertools.count(1)
         self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)
@@ -82,15 +82,19 @@ class Consumer:
         calls: how often there was news; a reply is short only of what its turn could know of.
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
+        spent: jobs started in its present turn among those that starve, up to its weight.
+        parked: a gate keeps it waiting.
         queued, starving: in the pump's ring; waiting for a slot of the process.
         turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
         lost_reply: something may be pending for this process that it does not know of.
         margin: seconds that a start may lag behind its token.
+        base, set, terms: what holds for all queues of its name; what was set of this one; the one laid over the other.
     """
 
     __slots__ = (
-        "_shop", "alarm_at", "calls", "flowing", "group_id", "hungry", "keys", "lost_reply", "margin", "on_rest",
-        "outbox", "queued", "quiet", "rested_at", "resting_until", "running", "spec", "starving", "turns", "zombies",
+        "_shop", "alarm_at", "base", "calls", "flowing", "group_id", "hungry", "keys", "lost_reply", "margin",
+        "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "running", "set", "spec",
+        "spent", "starving", "terms", "turns", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +103,7 @@ class Consumer:
         spec: JobSpec,
         keys: Keys,
         group_id: str | None = None,
+        base: Terms | None = None,
         on_rest: Callable[[Consumer], None] | None = None,
     ) -> None:
         self._shop = shop
@@ -117,14 +122,22 @@ class Consumer:
         self.queued = False
         self.starving = False
         self.lost_reply = False
+        self.parked = False
+        self.spent = 0
         self.quiet = False
         self.resting_until = 0.0
         self.rested_at: float | None = None
-        self.margin = self._least_margin()
+        self.base = self.terms = base or spec.terms
+        self.set: tuple[str, str, str] | None = None
+        self.margin = self.terms.least_margin
 
     def __repr__(self) -> str:
         name = self.spec.name if self.group_id is None else f"{self.spec.name}:{self.group_id}"
         return f"<Consumer {name} [{len(self.running)} running]>"
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        return self._shop.gates.get(self.spec.name, ())
 
     # Turns ------------------------------------------------------------------------------------------------
     def look_again(self) -> None:
@@ -152,18 +165,18 @@ class Consumer:
 
     def free(self) -> int:
         """Slots of its own that are free and not asked for yet."""
-        if self.quiet:
+        if self.quiet or self.parked or self.terms.paused:
             return 0
-        if self.spec.concurrency is None:
+        if self.terms.concurrency is None:
             return BATCH
         used = len(self.running) + self.zombies
         for turn in self.turns:
             used += turn.reserved
-        return max(0, self.spec.concurrency - used)
+        return max(0, self.terms.concurrency - used)
 
     def _batch(self) -> int:
         """How many a turn takes at most: half of what may run, so that the server and this process work at once."""
-        concurrency = self.spec.concurrency
+        concurrency = self.terms.concurrency
         return BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
 
     def prepare(self, process_slots: int) -> Turn | None:
@@ -185,15 +198,26 @@ class Consumer:
         self.turns.append(turn)
         return turn
 
+    def withdraw(self, turn: Turn, reserved: int) -> bool:
+        """A gate lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
+        turn.reserved = reserved
+        if reserved or turn.sending:
+            return True
+        self.turns.remove(turn)
+        return False
+
     def absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
         """The turn was answered: tell what was settled, start what was taken."""
         self.turns.remove(turn)
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
             self._settled(finished, status)
-            if finished.decision.settlement.op == "r":
+            if finished.decision.settlement.op in "rbh" and finished.decision.event:
                 self._expect(finished.decision.settlement.number)
+        if reply.settings != self.set:
+            self._settle_terms(reply.settings)
+        margin = min(turn.margin or 1.0, self._least_margin()) if self.gates else turn.margin or self._least_margin()
         for taken in reply.jobs:
-            self._start(taken, sent_at, turn.margin)
+            self._start(taken, turn.sent_at or sent_at, margin)
         if turn.reserved:
             self.flowing = len(reply.jobs) == turn.reserved
             if not self.flowing:
@@ -205,6 +229,18 @@ class Consumer:
         elif self.on_rest is not None and self.idle:
             self.rested_at = clock.monotonic()
             self.on_rest(self)
+
+    def rebase(self, base: Terms) -> None:
+        """Other terms hold for all queues of this name."""
+        self.base = base
+        self._settle_terms(self.set)
+
+    def _settle_terms(self, settings: tuple[str, str, str] | None) -> None:
+        """What was set of this queue has changed."""
+        self.set = settings
+        self.terms = self.base if settings is None else self.base.laid_over(*settings)
+        self.margin = self._least_margin()
+        self._more_may_be_there()
 
     def _expect(self, delay_ms: int) -> None:
         """A retry is due in `delay_ms`; the news of it may be lost, and other processes may be gone by then."""
@@ -256,8 +292,8 @@ class Consumer:
 
     def make_room(self, turn: Turn) -> None:
         """What was adopted has taken slots that `turn`, the only one, had asked for."""
-        if self.spec.concurrency is not None:
-            left = self.spec.concurrency - len(self.running) - self.zombies
+        if self.terms.concurrency is not None:
+            left = self.terms.concurrency - len(self.running) - self.zombies
             turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
@@ -267,6 +303,8 @@ class Consumer:
             return  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
         self._shop.pump.running += 1
+        for gate in self.gates:
+            gate.running += 1
         job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at, margin))
 
     async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> None:
@@ -299,7 +337,7 @@ class Consumer:
     async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         if job.unreadable is not None:
             return Failed(job.unreadable, final=True)
-        if self.spec.limiter is not None and not await self._in_time(self.spec.limiter, sent_at, margin):
+        if (self.terms.window or self.gates) and not await self._in_time(sent_at, margin):
             return Released()
         limit = job.overrides.timeout(self.spec.job_options)
         if limit is not None:
@@ -309,7 +347,7 @@ class Consumer:
         with self._shop.scope(job) as job.context:
             return await execute(job, self._shop.environment, self._shop.threads)
 
-    async def _in_time(self, limiter: Limiter, sent_at: float, margin: float) -> bool:
+    async def _in_time(self, sent_at: float, margin: float) -> bool:
         """Never start later than the token's margin: the window it was counted in would be over.
 
         Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin
@@ -318,28 +356,36 @@ class Consumer:
         Returns:
             Whether it may start; not so while the store does not answer.
         """
-        window = duration(limiter.duration)
+        windows = [window for window in (self.terms.window, *(gate.window for gate in self.gates)) if window]
+        if not windows:
+            return True
+        shortest = min(windows)
         while (lag := clock.monotonic() - sent_at) > margin:
-            if lag < window:
-                self.margin = min(max(self.margin, 2 * lag), window)
-            margin = self.margin
+            if lag < shortest:
+                self.margin = min(max(self.margin, 2 * lag), shortest)
+            margin = min(self.margin, self._least_margin()) if self.gates else self.margin
             sent_at = clock.monotonic()
-            bucket = (*self.spec.bucket, round(margin * 1e6))
             try:
-                while wait := await self._shop.broker.spend(self.keys, bucket, first_is_out=lag < window):
-                    await asyncio.sleep(wait)
-                    sent_at, lag = clock.monotonic(), window
+                sent_at = await self._tokens_again(margin, first_is_out=lag < shortest, since=sent_at)
             except BrokerError as error:
                 self._shop.pump.complaints.warning("late", "%r gives a job back that would start late: %s", self, error)
                 return False
         self.margin = max(self._least_margin(), self.margin * 0.98)
         return True
 
+    async def _tokens_again(self, margin: float, first_is_out: bool, since: float) -> float:
+        """Take a token of each limit once more; the instant from which the start's lag counts."""
+        spend = self._shop.broker.spend
+        if self.terms.windows:
+            while wait := await spend(self.keys, self.terms.windows, round(margin * 1e6), first_is_out):
+                await asyncio.sleep(wait)
+                since, first_is_out = clock.monotonic(), False
+        for gate in self.gates:
+            since = await gate.pass_again(since)
+        return since
+
     def _least_margin(self) -> float:
-        """How much a start may lag behind its token: 1 % of the window, from 2 to 50 ms."""
-        if self.spec.limiter is None:
-            return 0.0
-        return max(LEAST_MARGIN, min(MOST_MARGIN, 0.01 * duration(self.spec.limiter.duration)))
+        return min([self.terms.least_margin or 1.0, *(gate.margin for gate in self.gates if gate.window)])
 
     def _time_out(self, job: ActiveJob) -> None:
         self._cancel(job, "timeout")
@@ -378,6 +424,8 @@ class Consumer:
     def _record(self, job: ActiveJob, outcome: Outcome | None) -> None:
         job.ended = True
         self.running.pop(job.id, None)
+        for gate in self.gates:
+            gate.running -= 1
         decision = decide(job, outcome) if outcome is not None else None
         if decision is None:
             logger.warning("%r was taken over by another process; its outcome does not count", job)

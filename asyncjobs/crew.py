@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from asyncjobs.errors import BrokerUnavailableError
+
 logger = logging.getLogger("asyncjobs")
 
 FIRST_PAUSE: Final = 0.1
@@ -20,7 +22,7 @@ class Crew:
         self._aio_tasks: set[asyncio.Task[None]] = set()
 
     def start(self, name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `run` until `stop`, again and again if it crashes."""
+        """Run `run` to its end or until `stop`, again and again if it crashes."""
         self._hold(self._supervise(name, run), name)
 
     def once(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -39,6 +41,8 @@ class Crew:
             try:
                 await run()
                 return
+            except BrokerUnavailableError as error:
+                logger.debug("%s: %s", name, error)  # said once for all, by the pump
             except Exception:
                 logger.exception("the %s loop crashed; it starts again in %.1f s", name, pause)
             await asyncio.sleep(pause)

@@ -17,7 +17,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from asyncjobs.config import (
     UNSET,
     JobOptions,
-    Limiter,
     Retention,
     Seconds,
     Unset,
@@ -26,6 +25,7 @@ from asyncjobs.config import (
     choice,
     duration,
     flag,
+    limiters,
     put,
     seconds,
     shown,
@@ -33,6 +33,7 @@ from asyncjobs.config import (
 from asyncjobs.cron import next_tick, normalise
 from asyncjobs.errors import ConfigError
 from asyncjobs.payload import Codec
+from asyncjobs.terms import terms
 
 JOB_ARGUMENTS: Final = ("data", "job", "queue", "io", "services")
 TASK_ARGUMENTS: Final = ("services", "queue", "io")
@@ -153,8 +154,9 @@ class JobSpec:
     """A registered job: its definition with every default resolved, in the units the broker wants."""
 
     __slots__ = (
-        "bucket", "call", "codec", "concurrency", "definition", "group_idle", "grouped", "job_options", "lease",
-        "limiter", "name", "retention", "slots", "source", "worker_options",
+        "call", "codec", "concurrency", "definition", "group_idle", "grouped", "job_options", "lease", "limiters",
+        "name", "named_limiters", "ordered", "retention", "slots", "source", "terms", "total_concurrency",
+        "total_limiters", "worker_options",
     )  # fmt: skip
 
     def __init__(self, name: str, definition: JobDefinition, source: str = "") -> None:
@@ -168,15 +170,20 @@ class JobSpec:
         assert isinstance(options, JobOptions)
         assert isinstance(worker, WorkerOptions)
         self.job_options, self.worker_options = options, worker
+        self.ordered = worker.ordered
         given = worker.concurrency
-        default = 1 if self.grouped else 10
+        default = 1 if self.grouped or self.ordered else 10
         self.concurrency: int | None = default if isinstance(given, Unset) else given
-        # A grouped job's concurrency holds over all processes, so Redis counts it; else each process counts.
-        self.slots = self.concurrency or 0 if self.grouped else 0
-        limiter = worker.limiter
-        assert limiter is None or isinstance(limiter, Limiter)
-        self.limiter = limiter
-        self.bucket = (0, 0) if limiter is None else (limiter.max, round(duration(limiter.duration) * 1e6))
+        # Concurrency of groups, and of what keeps its order, holds over all processes: Redis counts it.
+        self.slots = self.concurrency or 0 if self.grouped or self.ordered else 0
+        every = limiters(worker.limiter, "limiter")
+        self.limiters = tuple(one for one in every if one.name is None)
+        self.named_limiters = tuple(one for one in every if one.name is not None)
+        self.total_limiters = limiters(worker.total_limiter, "total_limiter")
+        self.total_concurrency = worker.total_concurrency
+        if not self.grouped and (self.total_limiters or self.total_concurrency):
+            raise ConfigError("total_limiter and total_concurrency hold over all groups of a job; this one has none")
+        self.terms = terms(self.limiters, self.concurrency)
         self.retention = (
             *limits(options.remove_on_complete),
             *limits(options.remove_on_fail),

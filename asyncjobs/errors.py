@@ -5,6 +5,7 @@ AsyncjobsError
 ├─ LoadError                 every bad file of jobs/ and tasks/, each with its reason
 ├─ PayloadError              the path of the value that is not JSON or does not fit the handler
 ├─ UnknownJobError           the name, and the nearest known ones
+├─ QueueFullError            more waits than `max_waiting` allows
 ├─ NotRunningError           a call before start() or after stop()
 ├─ JobFailedError            what ``await job.wait()`` raises for a job that failed for good
 ├─ JobTimeoutError           a try, or a wait, that took longer than allowed
@@ -12,7 +13,7 @@ AsyncjobsError
 └─ BrokerError
    └─ BrokerUnavailableError the store did not answer: the outcome is unknown, a repeat is safe
 
-Discard, RetryLater          steering raised by handlers; not errors, never captured
+Discard, RetryLater, RateLimited     steering raised by handlers; not errors, never captured
 """
 
 from __future__ import annotations
@@ -72,6 +73,21 @@ class UnknownJobError(AsyncjobsError):
         super().__init__(f"no job is called {name!r}; {hint}")
 
 
+class QueueFullError(AsyncjobsError):
+    """As many jobs wait as `max_waiting` allows; nothing of `job_ids` was added.
+
+    Attributes:
+        job_ids: what was refused. Of a bulk the others were added.
+    """
+
+    def __init__(self, queue: str, most: int, job_ids: Sequence[str]) -> None:
+        self.queue, self.max_waiting, self.job_ids = queue, most, tuple(job_ids)
+        jobs = "the job" if len(self.job_ids) == 1 else f"{len(self.job_ids)} jobs"
+        super().__init__(
+            f"{queue} is full: max_waiting={most} jobs wait or are delayed, so {jobs} was not added; try later"
+        )
+
+
 class NotRunningError(AsyncjobsError):
     """The runtime has not been started, or was stopped."""
 
@@ -118,6 +134,18 @@ class RetryLater(Exception):
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         super().__init__(f"again in {delay} s")
+
+
+class RateLimited(Exception):
+    """Raise it in a handler that was told to slow down, by an HTTP 429 say.
+
+    The job goes back to the head of its queue, uncounted, and the queue, or the group, starts nothing for
+    ``retry_after`` seconds, in any process.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"rate limited for {retry_after} s")
 
 
 class AsyncjobsWarning(UserWarning):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from asyncjobs import payload
 from asyncjobs.config import seconds
-from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RetryLater
+from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater
 from asyncjobs.job import ActiveJob
 
 
@@ -27,6 +27,12 @@ class Later(NamedTuple):
     delay: float
 
 
+class Held(NamedTuple):
+    """Back to the head of the queue, uncounted, and the queue waits."""
+
+    delay: float
+
+
 class Released(NamedTuple):
     """Cancelled because the process stops: back to the head of the queue, uncounted."""
 
@@ -35,7 +41,7 @@ class Lost(NamedTuple):
     """Cancelled because another process owns the job by now: nothing is recorded."""
 
 
-Outcome: TypeAlias = Completed | Failed | Later | Released | Lost
+Outcome: TypeAlias = Completed | Failed | Later | Held | Released | Lost
 
 
 async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Executor) -> Outcome:
@@ -61,6 +67,11 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
     except RetryLater as again:
         try:
             return Later(seconds(again.delay, "RetryLater.delay"))
+        except Exception as error:
+            return Failed(error, job.discarded)
+    except RateLimited as told:
+        try:
+            return Held(seconds(told.retry_after, "RateLimited.retry_after"))
         except Exception as error:
             return Failed(error, job.discarded)
     except asyncio.CancelledError as error:

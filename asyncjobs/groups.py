@@ -22,6 +22,7 @@ from asyncjobs.errors import BrokerError
 logger = logging.getLogger("asyncjobs")
 
 REAPED_AT_ONCE = 200
+SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # of terms, as the store names them
 
 
 class GroupRegistry:
@@ -39,6 +40,7 @@ class GroupRegistry:
         self._ties = itertools.count()
         self._rested = asyncio.Event()
         self.quiet = False
+        self.terms = spec.terms
 
     @property
     def _broker(self) -> Broker:
@@ -51,7 +53,7 @@ class GroupRegistry:
             if self.quiet:
                 return
             keys = self._broker.queue_keys(self.spec.name, group_id)
-            consumer = self.open[group_id] = Consumer(self._shop, self.spec, keys, group_id, self._rest)
+            consumer = self.open[group_id] = Consumer(self._shop, self.spec, keys, group_id, self.terms, self._rest)
             if self._shop.bus.wants("group.opened"):
                 self._shop.bus.emit("group.opened", self.spec.name, group_id=group_id)
             consumer.look_again()
@@ -67,6 +69,22 @@ class GroupRegistry:
             for group_id in group_ids:
                 if look_at_open or group_id not in self.open:
                     self.wake(group_id)
+
+    async def look(self) -> None:
+        """Whatever news may have been missed: settings, and groups with work."""
+        await self.reload()
+        await self.discover()
+
+    async def reload(self) -> None:
+        """Learn what was set for all groups of this name, and look at all of them if that has changed."""
+        found = await self._broker.settings(self._broker.queue_keys(self.spec.name, None))
+        given = {long: found.get(short, "") for long, short in SETTINGS.items()}
+        new = self.spec.terms.laid_over(**given)
+        if new != self.terms:
+            self.terms = new
+            for consumer in self.open.values():
+                consumer.rebase(new)
+                consumer.look_again()
 
     def _rest(self, consumer: Consumer) -> None:
         assert consumer.rested_at is not None

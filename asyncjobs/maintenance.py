@@ -65,6 +65,19 @@ class Maintenance:
             except BrokerError as error:
                 logger.debug("looking: %s", error)
 
+    # Gates ------------------------------------------------------------------------------------------------
+    async def run_telling(self) -> None:
+        """Keep the word of this process at its gates: it counts for a lease."""
+        while True:
+            lease = min((spec.lease for spec in self._specs()), default=30.0)
+            await asyncio.sleep(lease / 3)
+            for gate in {gate for gates in self._shop.gates.values() for gate in gates}:
+                try:
+                    await gate.tell()
+                    gate.open()  # its news may have been lost
+                except BrokerError as error:
+                    logger.debug("at a gate: %s", error)
+
     # The dead ---------------------------------------------------------------------------------------------
     async def sweep(self, dead: str, silence: float) -> None:
         """Give back what `dead`, silent for `silence` seconds, holds of every job whose lease that exceeds."""

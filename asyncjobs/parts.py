@@ -9,10 +9,12 @@ from typing import Any
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker, Store
+from asyncjobs.config import Limiter
 from asyncjobs.consumer import Consumer, Shop
 from asyncjobs.crew import Crew
 from asyncjobs.definition import JobSpec
 from asyncjobs.embedded import EmbeddedStore
+from asyncjobs.gate import Gate
 from asyncjobs.groups import GroupRegistry
 from asyncjobs.liveness import Liveness
 from asyncjobs.maintenance import Maintenance
@@ -35,6 +37,20 @@ class Parts:
         self.store: Store | None = None  # what it said of itself
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
+        self.gates: dict[str, Gate] = {}
+
+    def gates_of(self, spec: JobSpec) -> tuple[Gate, ...]:
+        """The limits that hold over the queues of a job and others, one object each in a process."""
+        total, named = self.broker.gate_keys(spec.name, [one.name or "" for one in spec.named_limiters])
+        wanted: list[tuple[str, tuple[Limiter, ...], int | None]] = []
+        if spec.total_limiters or spec.total_concurrency:
+            wanted.append((total, spec.total_limiters, spec.total_concurrency))
+        wanted += [(key, (limiter,), None) for key, limiter in zip(named, spec.named_limiters, strict=True)]
+        for key, limiters, slots in wanted:
+            if key not in self.gates:
+                self.gates[key] = Gate(self.broker, key, spec.name, limiters, slots, spec.lease)
+                self.stack.callback(self.gates[key].close)
+        return tuple(self.gates[key] for key, _, _ in wanted)
 
     def specs(self) -> list[JobSpec]:
         consumed = [consumer.spec for consumer in self.consumers.values()]

@@ -13,13 +13,14 @@ import itertools
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.gate import Gate, Grant
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
@@ -114,9 +115,7 @@ class Pump:
         """A job has ended: whoever waits for a slot gets its turn."""
         self.running -= 1
         if self._starved:
-            starved = self._starved.popleft()
-            starved.starving = False
-            self.offer(starved)
+            self._feed()
 
     def free_slots(self) -> int:
         return self._slots - self.running - self._reserved
@@ -132,7 +131,7 @@ class Pump:
             if not turns:
                 continue
             try:
-                known = await self._adopt(turns)
+                known = await self._admit(await self._adopt(turns))
                 if known:
                     await self._serve(lane, known)
                     pause = SHORTEST_PAUSE
@@ -158,16 +157,38 @@ class Pump:
             consumer = self._ready.popleft()
             consumer.queued = False
             free = self.free_slots()
-            turn = consumer.prepare(max(0, free))
+            scarce = bool(self._starved) or consumer.spent > 0
+            turn = consumer.prepare(max(0, min(free, consumer.terms.weight - consumer.spent) if scarce else free))
             if turn is not None:
                 self._reserved += turn.reserved
                 turns.append(turn)
-                if consumer.flowing and consumer.hungry and consumer.free():
+                if consumer.flowing and consumer.hungry and consumer.free() and not scarce:
                     self.offer(consumer)  # for a second turn, by the other lane
-            elif consumer.hungry and free <= 0 and not consumer.starving:
-                consumer.starving = True
-                self._starved.append(consumer)
+            if scarce or free <= 0:
+                self._starve(consumer, 0 if turn is None else turn.reserved)
         return turns
+
+    def _starve(self, consumer: Consumer, started: int) -> None:
+        """Too few slots for all: who wants more waits for the next one, behind all others once it had its share."""
+        wants = consumer.hungry and consumer.free() > 0
+        consumer.spent = consumer.spent + started if wants else 0
+        if not wants or consumer.starving:
+            return
+        consumer.starving = True
+        if 0 < consumer.spent < consumer.terms.weight:
+            self._starved.appendleft(consumer)
+        else:
+            consumer.spent = 0
+            self._starved.append(consumer)
+
+    def _feed(self) -> None:
+        """As many of those who wait for a slot get their turn as there are slots."""
+        room = self.free_slots() - len(self._ready)
+        while self._starved and room > 0:
+            consumer = self._starved.popleft()
+            consumer.starving = False
+            self.offer(consumer)
+            room -= 1
 
     async def _adopt(self, turns: list[Turn]) -> list[Turn]:
         """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
@@ -192,6 +213,53 @@ class Pump:
                 left.append(turn)
         return left
 
+    async def _admit(self, turns: list[Turn]) -> list[Turn]:
+        """Ask the gates how many of the jobs that turns want may start; the turns that are left."""
+        gated: dict[tuple[Gate, ...], list[Turn]] = {}
+        for turn in turns:
+            if turn.consumer.gates:
+                gated.setdefault(turn.consumer.gates, []).append(turn)
+        if not gated:
+            return turns
+        left = [turn for turn in turns if not turn.consumer.gates]
+        for gates, mine in gated.items():
+            sent_at = clock.monotonic()
+            want = sum(turn.reserved for turn in mine)
+            grants: list[Grant] = []
+            narrow = gates[0]
+            for gate in gates:
+                if want or gate.stale:
+                    try:
+                        grants.append(await gate.admit(want))
+                    except BrokerError as error:
+                        logger.debug("a gate does not answer: %s", error)
+                        grants.append(Grant(gate, "", 0))
+                        asyncio.get_running_loop().call_later(REST, gate.open)
+                    if grants[-1].count < want:
+                        want, narrow = grants[-1].count, gate
+            for grant in grants:
+                await grant.gate.give_back(grant, grant.count - want)
+            for turn in mine:
+                given = min(turn.reserved, want)
+                want -= given
+                self._reserved -= turn.reserved - given
+                if given < turn.reserved:
+                    narrow.park(turn.consumer)
+                if turn.consumer.withdraw(turn, given):
+                    turn.grants, turn.sent_at = tuple(grants), sent_at
+                    left.append(turn)
+        return left
+
+    @staticmethod
+    async def _give_back(turns: Sequence[tuple[Turn, int]]) -> None:
+        """What was let in and found no job."""
+        unused: dict[Grant, int] = {}
+        for turn, jobs in turns:
+            for grant in turn.grants:
+                unused[grant] = unused.get(grant, 0) + jobs
+        for grant, jobs in unused.items():
+            await grant.gate.give_back(grant, jobs)
+
     @staticmethod
     def _unserved(turn: Turn, error: BrokerError) -> None:
         if isinstance(error, BrokerUnavailableError):
@@ -205,15 +273,25 @@ class Pump:
         if over:
             self.overflow.update(over)
             self.overflowed.set()
+        unused: list[tuple[Turn, int]] = []
         for turn, reply in zip(turns, replies, strict=True):
             self._reserved -= turn.reserved
+            if turn.grants:
+                turn.let_in(turn.reserved if isinstance(reply, BrokerError) else len(reply.jobs))
+                if not isinstance(reply, BrokerError):
+                    unused.append((turn, turn.reserved - len(reply.jobs)))
             if isinstance(reply, BrokerError):
                 self._unserved(turn, reply)
             else:
                 turn.consumer.absorb(turn, reply, sent_at)
+        if self._starved:
+            self._feed()
+        if unused:
+            await self._give_back(unused)
 
     def _put_back(self, turns: list[Turn]) -> None:
         for turn in turns:
             if turn in turn.consumer.turns:
+                turn.let_in(turn.reserved)
                 self._reserved -= turn.reserved
                 turn.consumer.unanswered(turn)

@@ -23,6 +23,7 @@ from asyncjobs.config import (
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.job import NO_OVERRIDES, STATES, Job, Overrides, new_id, read_job
+from asyncjobs.steering import Bounds, Steering
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
@@ -46,6 +47,7 @@ class Queue:
         self._names: dict[Any, str] = {}
         self._broker: Broker | None = None
         self._pid = 0
+        self._bounds = Bounds()
 
     # The runtime's side -----------------------------------------------------------------------------------
     def register(self, spec: JobSpec) -> None:
@@ -101,6 +103,7 @@ class Queue:
             BrokerUnavailableError: no answer; the job is wholly there or not at all, and a repeat with the id
                 in `job_ids` cannot add it twice.
             BrokerError: the store refused, nothing was added.
+            QueueFullError: as many wait as `max_waiting` allows.
         """
         given = {
             name: value
@@ -115,6 +118,8 @@ class Queue:
         }
         broker = self._running()
         call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, given)
+        if call.registry:
+            (call,) = await self._bounds.laid_over(broker, [call])
         (reply,) = await broker.add([call])
         return self._added(handle, reply.added, reply.at_ms)
 
@@ -139,7 +144,7 @@ class Queue:
             handles.append(handle)
         if not calls:
             return []
-        replies = await broker.add(calls)
+        replies = await broker.add(await self._bounds.laid_over(broker, calls))
         return [self._added(handle, reply.added, reply.at_ms) for handle, reply in zip(handles, replies, strict=True)]
 
     def _prepare(
@@ -207,6 +212,16 @@ class Queue:
         if not spec.grouped:
             raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
+
+    def job(self, name: str | Callable[..., Any]) -> Steering:
+        """Pause, resume, limit a whole job name, in all processes, while they run; for a grouped job, each group."""
+        spec = self.spec(name)
+        return Steering(self._running(), spec, None)
+
+    def group(self, name: str | Callable[..., Any], group_id: str | int) -> Steering:
+        """The same for one group."""
+        spec = self.spec(name)
+        return Steering(self._running(), spec, self._group(spec, group_id))
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
         """The registered job called or handled by `job`."""

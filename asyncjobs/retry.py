@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from asyncjobs import clock
-from asyncjobs.broker import Settlement
+from asyncjobs.broker import Op, Settlement
 from asyncjobs.config import FOREVER, Backoff
-from asyncjobs.executor import Completed, Failed, Later, Outcome, Released
+from asyncjobs.executor import Completed, Failed, Held, Later, Outcome, Released
 from asyncjobs.job import ActiveJob, StoredError
 from asyncjobs.stack import exc_info, said
 
@@ -42,6 +42,9 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
     if isinstance(outcome, Later):
         delay = math.ceil(outcome.delay * 1000)
         return Decision(Settlement("r", job.id, job.entry, job.token, b"", delay, "0"), "job.retrying")
+    if isinstance(outcome, Held):
+        hold = math.ceil(outcome.delay * 1000)
+        return Decision(Settlement("b", job.id, job.entry, job.token, b"", hold), "job.retrying")
     if not isinstance(outcome, Failed):
         return None
     failures = job.attempts_made + 1
@@ -53,7 +56,8 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
         settlement = Settlement("f", job.id, job.entry, job.token, body, 0, keep)
         return Decision(settlement, "job.failed", outcome.error)
     delay = math.ceil(wait(job, failures, outcome.error) * 1000)
-    settlement = Settlement("r", job.id, job.entry, job.token, body, delay, "1")
+    op: Op = "h" if job.spec.ordered else "r"
+    settlement = Settlement(op, job.id, job.entry, job.token, body, delay, "1")
     return Decision(settlement, "job.retrying", outcome.error)
 
 

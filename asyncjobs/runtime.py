@@ -307,8 +307,9 @@ class Runtime:
         if self.config.consume:
             for lane in range(WORK_LANES):
                 crew.start("work", functools.partial(parts.pump.run, lane))
-            crew.once("sweeping", parts.maintenance.sweep_strangers())
+            crew.start("sweeping", parts.maintenance.sweep_strangers)
             crew.start("sweep", parts.maintenance.run_looking)
+            crew.start("gates", parts.maintenance.run_telling)
             crew.start("retention", parts.maintenance.run_trimming)
             crew.start("forgetting", parts.maintenance.run_forgetting)
         await parts.scheduler.start()
@@ -330,15 +331,24 @@ class Runtime:
 
     async def _consume(self, parts: Parts, spec: JobSpec) -> None:
         """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
+        gates = parts.shop.gates[spec.name] = parts.gates_of(spec)
+
+        def room() -> None:
+            for gate in gates:
+                gate.open()
+
         if spec.grouped:
             registry = parts.registries[spec.name] = GroupRegistry(parts.shop, spec)
             parts.crew.start(f"reaper of {spec.name}", registry.run)
-            discover = functools.partial(parts.crew.once, f"finding the groups of {spec.name}")
-            await parts.broker.listen_for_news(spec.name, registry.wake, lambda: discover(registry.discover()))
+            once = functools.partial(parts.crew.once, f"looking at the groups of {spec.name}")
+            await registry.reload()
+            await parts.broker.listen_for_news(
+                spec.name, registry.wake, lambda: once(registry.look()), lambda: once(registry.reload()), room
+            )
         else:
             consumer = Consumer(parts.shop, spec, parts.broker.queue_keys(spec.name, None))
             parts.consumers[spec.name] = consumer
-            await parts.broker.listen_for_news(spec.name, consumer.wake, consumer.look_again)
+            await parts.broker.listen_for_news(spec.name, consumer.wake, consumer.look_again, on_room=room)
 
     async def _load(self, given: Mapping[str, Any]) -> None:
         for spec in self._loaded.jobs:

@@ -10,6 +10,7 @@ from asyncjobs.retry import Decision
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
+    from asyncjobs.gate import Grant
 
 
 class Finished(NamedTuple):
@@ -27,21 +28,29 @@ class Turn:
         reserved: slots that wait for its reply.
         calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
         margin: seconds that a start may lag behind the tokens that it takes.
+        grants, sent_at: what the gates have let in, and when they were asked; 0: they were not.
     """
 
-    __slots__ = ("calls", "consumer", "margin", "reserved", "sending", "token")
+    __slots__ = ("calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
 
     def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, token: bytes) -> None:
         self.consumer, self.sending, self.reserved, self.token = consumer, sending, reserved, token
         self.calls = consumer.calls
         self.margin = consumer.margin
+        self.grants: tuple[Grant, ...] = ()
+        self.sent_at = 0.0
+
+    def let_in(self, jobs: int) -> None:
+        """`jobs` of what the gates let in are no longer on their way: they run, or will not."""
+        for grant in self.grants:
+            grant.gate.pending -= jobs
 
     def call(self) -> WorkCall:
         """The turn, as the broker takes it."""
-        consumer, spec = self.consumer, self.consumer.spec
-        bucket = (*spec.bucket, round(self.margin * 1e6)) if spec.limiter is not None else (0, 0, 0)
+        consumer, spec, terms = self.consumer, self.consumer.spec, self.consumer.base
+        slots = terms.concurrency or 0 if spec.slots else 0
         settlements = [finished.decision.settlement for finished in self.sending]
         return WorkCall(
-            spec.name, consumer.keys, spec.grouped, self.token, self.reserved, spec.slots, bucket, spec.retention,
-            settlements,
+            spec.name, consumer.keys, spec.grouped, self.token, self.reserved, slots, terms.windows,
+            round(self.margin * 1e6), spec.retention, settlements,
         )  # fmt: skip

@@ -22,10 +22,11 @@ FLOORS = [
     {"consumer"},
     {"turn"},
     {"pump", "retry", "queue", "live"},
-    {"executor"},
+    {"gate"},
+    {"executor", "steering"},
     {"job"},
     {"definition", "broker", "events"},
-    {"cron", "payload"},
+    {"cron", "payload", "terms"},
     {"config", "complaints"},
     {"errors", "clock", "stack"},
 ]
@@ -33,7 +34,7 @@ ARROWS = {
     ("cli", "demo"), ("demo", "cli"), ("__main__", "cli"), ("maintenance", "groups"), ("queue", "job"),
 }  # fmt: skip
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
-TYPES_ONLY = {("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("queue", "events")}
+TYPES_ONLY = {("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("queue", "events")}
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -134,7 +135,10 @@ def test_no_module_has_outgrown_its_noun():
 def test_every_script_is_declared_and_called():
     files = {path.stem for path in LUA.glob("*.lua")}
     assert files == {script.name for script in scripts.BY_SHA.values()}
-    users = "".join((ROOT / "broker" / f"{name}.py").read_text() for name in ("broker", "adds", "preflight"))
+    users = "".join(
+        (ROOT / "broker" / f"{name}.py").read_text()
+        for name in ("broker", "adds", "preflight", "keeping", "limiting", "ticking")
+    )
     for script in scripts.BY_SHA.values():
         assert re.search(rf"\b(scripts\.)?{script.name.upper()}\(", users), f"{script.name} is called by nobody"
 

@@ -5,13 +5,14 @@ from asyncjobs.broker.broker import (
     WORK_LANES,
     Broker,
     BrokerBusyError,
+    Op,
     Settlement,
-    TakenJob,
     WorkCall,
     WorkReply,
 )
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
+from asyncjobs.broker.taken import TakenJob
 
 __all__ = [
     "WORK_LANES",
@@ -19,6 +20,7 @@ __all__ = [
     "Broker",
     "BrokerBusyError",
     "Keys",
+    "Op",
     "Settlement",
     "Store",
     "TakenJob",

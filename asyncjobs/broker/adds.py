@@ -18,8 +18,9 @@ from asyncjobs import clock
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.link import Command, Lane, is_transient, refusal
 from asyncjobs.broker.scripts import ADD, REGISTER
-from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, QueueFullError
 
+ADDED, FULL = b"12"
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
 JOBS_A_PIPELINE: Final = 8000
 WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
@@ -32,6 +33,7 @@ class AddCall(NamedTuple):
     """One job to add. `kind` is 'in' (`when` ms from now, 0 at once) or 'at' (`when` ms since the epoch)."""
 
     keys: Keys
+    name: str
     news: str
     registry: str  # where its group is registered, '' for a queue without groups
     job_id: str
@@ -40,6 +42,7 @@ class AddCall(NamedTuple):
     data: bytes
     options: bytes
     named: bool
+    most: str  # waiting and delayed, where the queue's own settings do not say; '' for no bound
 
 
 class AddReply(NamedTuple):
@@ -50,16 +53,33 @@ class AddReply(NamedTuple):
 class _Submission:
     """One caller's jobs: how many are still unanswered, their replies in order, and the future that waits."""
 
-    __slots__ = ("calls", "deadline", "future", "left", "replies")
+    __slots__ = ("calls", "deadline", "future", "left", "most", "refused", "replies")
 
     def __init__(self, calls: Sequence[AddCall], deadline: float, future: asyncio.Future[list[AddReply]]) -> None:
         self.calls, self.deadline, self.future, self.left = calls, deadline, future, len(calls)
         self.replies: list[AddReply] = [AddReply(False, 0)] * len(calls)
+        self.refused: list[AddCall] = []
+        self.most = 0
 
     def answer(self, index: int, reply: AddReply) -> None:
         self.replies[index] = reply
+        self._answered()
+
+    def refuse(self, index: int, most: int) -> None:
+        """Its queue is full."""
+        self.refused.append(self.calls[index])
+        self.most = most
+        self._answered()
+
+    def _answered(self) -> None:
         self.left -= 1
-        if not self.left and not self.future.done():
+        if self.left or self.future.done():
+            return
+        if self.refused:
+            first = self.refused[0]
+            queue = first.name if not first.keys.group else f"{first.name}, group {first.keys.group!r},"
+            self.future.set_exception(QueueFullError(queue, self.most, [call.job_id for call in self.refused]))
+        else:
             self.future.set_result(self.replies)
 
     def fail(self, error: BrokerError) -> None:
@@ -171,10 +191,11 @@ class AddBatcher:
 
     def _batch(self, items: list[tuple[_Submission, int]], nth: int) -> _Batch:
         submission, index = items[0]
-        keys, news = submission.calls[index].keys, submission.calls[index].news
+        first = submission.calls[index]
+        keys = first.keys
         args: list[str | bytes | int] = [
-            keys.stream, keys.delayed, keys.senders,
-            keys.jobs, news, keys.group, f"{self._sender}.{nth}", next(self._numbers),
+            keys.stream, keys.delayed, keys.senders, keys.settings,
+            keys.jobs, first.news, keys.group, f"{self._sender}.{nth}", next(self._numbers), first.most,
         ]  # fmt: skip
         for submission, index in items:
             call = submission.calls[index]
@@ -232,9 +253,12 @@ class AddBatcher:
                 text = f"added, but no replica confirmed it within {WAIT_MS / 1000:g} s"
                 self._fail([batch], BrokerUnavailableError(text))
             else:
-                at_ms, flags = reply
+                at_ms, flags, most = reply
                 for (submission, index), added in zip(batch.items, flags, strict=True):
-                    submission.answer(index, AddReply(added == 0x31, at_ms))
+                    if added == FULL:
+                        submission.refuse(index, most)
+                    else:
+                        submission.answer(index, AddReply(added == ADDED, at_ms))
         return again
 
     def _give_up(self, batches: list[_Batch], error: BrokerUnavailableError) -> list[_Batch]:

@@ -7,7 +7,6 @@ the subscriber.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -19,29 +18,28 @@ from asyncjobs.broker import scripts
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply
 from asyncjobs.broker.cluster import ClusterLane, Topology
+from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
     Keys,
     done_channel,
-    epoch_key,
     groups_key,
     index_keys,
     index_member,
     news_channel,
-    processes_key,
-    running_key,
-    split_member,
-    ticks_key,
 )
+from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
 from asyncjobs.broker.link import Command, Lane, is_transient, refusal
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.subscriber import Subscriber
+from asyncjobs.broker.taken import TakenJob, taken
+from asyncjobs.broker.ticking import Ticking
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 WORK_LANES: Final = 2
 LOG_LINES: Final = 1000
 NO_LIMIT: Final = (-1, -1, -1, -1)
 
-Op = Literal["c", "f", "r", "b"]
+Op = Literal["c", "f", "r", "b", "h"]
 
 
 class Settlement(NamedTuple):
@@ -56,26 +54,14 @@ class Settlement(NamedTuple):
     keep: str = ""
 
 
-class TakenJob(NamedTuple):
-    """A job as a script hands it out."""
-
-    job_id: str
-    entry: bytes
-    data: bytes
-    attempts_made: int
-    stalled_count: int
-    added_ms: int
-    options: bytes
-    token: bytes
-
-
 class WorkCall(NamedTuple):
     """One queue's turn: what to settle, and how much to take.
 
     Attributes:
         free: slots to fill; 0 settles only.
         slots: most active jobs over all processes, 0 for no such bound.
-        bucket: tokens, µs until one comes back, µs that a start may lag; (0, 0, 0) for no limit.
+        windows: of the limiter, ``max:µs max:µs …``; '' for none.
+        margin: µs that a start may lag behind its token.
         retention: completed count and age in ms, failed count and age in ms; -1 for no bound.
     """
 
@@ -85,29 +71,27 @@ class WorkCall(NamedTuple):
     token: bytes
     free: int
     slots: int
-    bucket: tuple[int, int, int]
+    windows: str
+    margin: int
     retention: tuple[int, int, int, int]
     settlements: Sequence[Settlement]
 
 
 class WorkReply(NamedTuple):
-    """`statuses`: a character a settlement, see ``lua/work.lua``; `wait`: seconds until more may be had, or None."""
+    """`statuses`: a character a settlement, see ``lua/work.lua``; `wait`: seconds until more may be had, or None.
+
+    Attributes:
+        settings: windows, concurrency, weight as they were set at run time, '' for what was not; None: nothing was.
+    """
 
     statuses: bytes
     wait: float | None
     jobs: list[TakenJob]
+    settings: tuple[str, str, str] | None = None
 
 
 class BrokerBusyError(BrokerError):
     """The server said "not now" and applied nothing; the same call may succeed in a moment."""
-
-
-class Overflow(NamedTuple):
-    """Finished jobs of groups that their name's retention lets go."""
-
-    name: str
-    before_ms: int
-    members: list[str]
 
 
 class Finish(NamedTuple):
@@ -117,25 +101,11 @@ class Finish(NamedTuple):
     body: bytes
 
 
-class Silence(NamedTuple):
-    """What a beat brought: whether we still count as alive, and seconds since each other process's last beat.
-
-    Attributes:
-        epoch: what the data are marked with; another one than before means that they were lost in between.
-    """
-
-    alive: bool
-    epoch: bytes
-    others: dict[str, float]
-
-
-class Broker:
+class Broker(Keeping, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
     def __init__(self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0) -> None:
-        self.prefix = prefix
         self.address = Address(target, connect_timeout)
-        self._timeout = connect_timeout
         topology = Topology(self.address, connect_timeout)
 
         def lane() -> Lane:
@@ -143,13 +113,12 @@ class Broker:
                 return ClusterLane(self.address, connect_timeout, topology)
             return Lane(self.address, connect_timeout)
 
+        super().__init__(prefix, process, lane(), connect_timeout)
         self._adds = AddBatcher(lane(), process, connect_timeout, replicas)
         self._work = [lane() for _ in range(WORK_LANES)]
-        self._misc, self._beats = lane(), lane()
+        self._beats = lane()
         self.subscriber = Subscriber(self.address)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
-        self._lines = itertools.count(1)
-        self._process = process
 
     # Connections ------------------------------------------------------------------------------------------
     async def check(self) -> Store:
@@ -175,16 +144,27 @@ class Broker:
             pause = min(pause * 1.5, 1.0)
 
     async def listen_for_news(
-        self, name: str, on_news: Callable[[str, float], None], on_confirmed: Callable[[], None]
+        self,
+        name: str,
+        on_news: Callable[[str, float], None],
+        on_confirmed: Callable[[], None],
+        on_changed: Callable[[], None] = lambda: None,
+        on_room: Callable[[], None] = lambda: None,
     ) -> None:
         """Call `on_news` with a group id and the seconds until due, whenever an idle queue of `name` got work.
 
-        `on_confirmed` is called when listening has begun, or begun again: time to look what is there.
+        `on_changed` is called when something was set for all groups of `name`, `on_room` when their gate has room
+        again. `on_confirmed` is called when listening has begun, or begun again: time to look what is there.
         """
 
         def on_message(message: bytes) -> None:
             due, _, group = message.partition(b"|")
-            on_news(group.decode(), int(due) / 1000)
+            if int(due) == CHANGED:
+                on_changed()
+            elif int(due) == ROOM:
+                on_room()
+            else:
+                on_news(group.decode(), int(due) / 1000)
 
         await self.subscriber.listen(news_channel(self.prefix, name), on_message, on_confirmed)
 
@@ -197,27 +177,7 @@ class Broker:
             for future in futures:
                 future.cancel()
 
-    async def _ask(self, command: Command, lane: Lane | None = None) -> Any:
-        """Send one idempotent command until it is answered, for as long as a caller should wait."""
-        deadline, pause = clock.monotonic() + self._timeout, 0.02
-        while True:
-            try:
-                return await (lane or self._misc).call(command)
-            except BrokerUnavailableError:
-                if clock.monotonic() + pause >= deadline:
-                    raise
-            except ResponseError as error:
-                if not is_transient(error):
-                    raise refusal(error) from error
-                if clock.monotonic() + pause >= deadline:
-                    raise BrokerUnavailableError(f"the store is busy: {error}") from error
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
-
     # Adding and reading -----------------------------------------------------------------------------------
-    def queue_keys(self, name: str, group_id: str | None) -> Keys:
-        return Keys(self.prefix, name, group_id)
-
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
         """Add jobs, once each however often it is sent.
 
@@ -236,10 +196,11 @@ class Broker:
         data: bytes,
         options: bytes,
         named: bool,
+        most: str = "",
     ) -> AddCall:
         registry = groups_key(self.prefix, name) if keys.group else ""
         news = news_channel(self.prefix, name)
-        return AddCall(keys, news, registry, job_id, due[0], due[1], data, options, named)
+        return AddCall(keys, name, news, registry, job_id, due[0], due[1], data, options, named, most)
 
     async def read(self, keys: Keys, job_id: str) -> tuple[float | None, dict[str, bytes]]:
         """When a job is due (ms; None unless delayed), and the fields of its record (none: no such job)."""
@@ -341,9 +302,10 @@ class Broker:
             elif isinstance(reply, ResponseError):
                 results.append(BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply))
             else:
-                statuses, wait, rows = reply
-                taken = list(_taken(rows, 7, call.token))
-                results.append(WorkReply(statuses, None if wait < 0 else wait / 1000, taken))
+                statuses, wait, rows = reply[:3]
+                settings = (reply[3].decode(), reply[4].decode(), reply[5].decode()) if len(reply) > 3 else None
+                jobs = taken(rows, 7, call.token)
+                results.append(WorkReply(statuses, None if wait < 0 else wait / 1000, jobs, settings))
         return results, over
 
     def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
@@ -366,9 +328,10 @@ class Broker:
     def _work_command(self, process: str, call: WorkCall) -> Command:
         keys = call.keys
         args: list[str | bytes | int] = [
-            keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed,
+            keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings,
             keys.jobs, news_channel(self.prefix, call.name), done_channel(self.prefix), keys.group, process,
-            call.token, call.free, call.slots, *call.bucket, *(NO_LIMIT if call.grouped else call.retention),
+            call.token, call.free, call.slots, call.windows, call.margin,
+            *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip
         for settlement in call.settlements:
             args += settlement
@@ -387,7 +350,7 @@ class Broker:
                 rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
             except ResponseError as error:
                 raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
-            page = list(_taken(rows, 8))
+            page = list(taken(rows, 8))
             jobs += page
             if len(page) < 500:
                 return jobs
@@ -402,174 +365,7 @@ class Broker:
             kept += [flag == 0x31 for flag in reply]
         return kept
 
-    async def spend(self, keys: Keys, bucket: tuple[int, int, int], first_is_out: bool) -> float:
-        """Take a token again for a start that comes later than its token allows for.
-
-        Args:
-            first_is_out: whether its first token cannot be back yet, so that its place in the window is kept.
-        Returns:
-            Seconds until one may be had; 0: taken.
-        """
-        most, duration, margin = bucket
-        wait = await self._ask(scripts.SPEND(keys.bucket, duration, margin, 0 if first_is_out else most))
-        return float(wait) / 1000
-
     async def note(self, keys: Keys, job_id: str, token: bytes, kind: str, value: bytes) -> bool:
         """Write the progress or a log line of a running job; False: it is not ours any more."""
         line = f"{self._process}.{next(self._lines)}"
         return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
-
-    # Keeping order ----------------------------------------------------------------------------------------
-    async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
-        """For each queue, the processes that hold jobs of it."""
-        replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream)) for keys in queues))
-        return [[name.decode() for name in names] for names in replies]
-
-    async def sweep(
-        self, name: str, keys: Keys, dead: str, process: str, token: bytes, most: int
-    ) -> tuple[list[str], list[TakenJob]]:
-        """Give back the jobs of a dead process on one queue.
-
-        Returns:
-            The ids given back, and the jobs that stalled more often than `most`, which `process` now owns and
-            must fail.
-        """
-        back: list[str] = []
-        doomed: list[TakenJob] = []
-        news = news_channel(self.prefix, name)
-        while True:
-            ids, more, rows = await self._ask(
-                scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
-            )
-            back += [one.decode() for one in ids]
-            doomed += _taken(rows, 7, token)
-            if not more:
-                return back, doomed
-
-    async def leave(self, queues: Sequence[Keys], process: str) -> None:
-        """Take a stopping process's name off the queues it served, and off the list of processes."""
-        await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in queues))
-        await self._ask(("ZREM", processes_key(self.prefix), process))
-
-    async def beat(self, process: str, joining: bool) -> Silence:
-        """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""
-        command = self._beat_command(process, joining)
-        reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
-        if isinstance(reply, BrokerError):
-            raise reply
-        if isinstance(reply, ResponseError):
-            raise BrokerUnavailableError(str(reply)) if is_transient(reply) else refusal(reply)
-        alive, epoch, *rest = reply
-        others = {rest[i].decode(): rest[i + 1] / 1000 for i in range(0, len(rest), 2)}
-        return Silence(bool(alive), epoch, others)
-
-    def _beat_command(self, process: str, joining: bool) -> Command:
-        draw = f"{self._process}.{next(self._lines)}"
-        return scripts.BEAT(processes_key(self.prefix), epoch_key(self.prefix), process, "1" if joining else "0", draw)
-
-    async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
-        """Seconds since each process's last beat; infinite for one that never beat or is buried."""
-        others = (await self._ask(self._beat_command("-", False)))[2:]
-        known = {others[i].decode(): others[i + 1] / 1000 for i in range(0, len(others), 2)}
-        return {process: known.get(process, float("inf")) for process in processes}
-
-    async def bury(self, process: str, lease: float) -> bool:
-        """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
-        return bool(await self._ask(scripts.BURY(processes_key(self.prefix), process, int(lease * 1000))))
-
-    async def trim(self, keys: Keys, retention: tuple[int, int, int, int]) -> None:
-        """Apply retention to a queue that may be idle."""
-        while await self._ask(scripts.TRIM(keys.completed, keys.failed, keys.jobs, *retention)):
-            pass
-
-    async def overflow(self, name: str, retention: tuple[int, int, int, int]) -> Overflow:
-        """Finished jobs of groups of `name` that retention lets go."""
-        completed, failed = index_keys(self.prefix, name)
-        reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
-        return Overflow(name, reply[2], [one.decode() for one in (*reply[0], *reply[1])])
-
-    async def forget(self, overflow: Overflow) -> int:
-        """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
-
-        Returns:
-            How many are gone; a job that is listed because it is about to finish stays.
-        """
-        by_group: dict[str, list[tuple[str, str]]] = {}
-        for member in overflow.members:
-            group_id, job_id = split_member(member)
-            by_group.setdefault(group_id, []).append((job_id, member))
-        calls = []
-        for group_id, listed in by_group.items():
-            keys = self.queue_keys(overflow.name, group_id)
-            ids = [job_id for job_id, _ in listed]
-            calls.append(scripts.FORGET(keys.completed, keys.failed, keys.jobs, overflow.before_ms, *ids))
-        answers = await asyncio.gather(*(self._ask(call) for call in calls))
-        gone = [
-            member
-            for listed, flags in zip(by_group.values(), answers, strict=True)
-            for (_, member), flag in zip(listed, flags, strict=True)
-            if flag == 0x31
-        ]
-        if gone:
-            for key in index_keys(self.prefix, overflow.name):
-                await self._ask(("ZREM", key, *gone))
-        return len(gone)
-
-    # Groups -----------------------------------------------------------------------------------------------
-    async def idle(self, name: str, group_id: str) -> tuple[bytes, float]:
-        """A group's registration and the seconds since its last sign of life; ``b""``: not registered."""
-        score, age = await self._ask(scripts.IDLE(groups_key(self.prefix, name), group_id))
-        return score, age / 1000
-
-    async def reap(self, name: str, keys: Keys, score: bytes) -> tuple[bool, float]:
-        """Drop what an idle group keeps, if it holds no work.
-
-        Returns:
-            Whether it is gone; if not, the seconds until its next job is due, 0 where one is there.
-        """
-        reaped, wait = await self._ask(scripts.REAP(keys.stream, keys.delayed, keys.bucket, keys.senders))
-        if not reaped:
-            return False, wait / 1000
-        groups = groups_key(self.prefix, name)
-        return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0
-
-    # Ticks ------------------------------------------------------------------------------------------------
-    async def tick(
-        self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float, busy: bool
-    ) -> tuple[str, float]:
-        """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due.
-
-        `busy`: whether `process` itself runs the task right now.
-        """
-        reply = await self._ask(
-            scripts.TICK(
-                ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix),
-                task, scheduled_ms, process, overlap, int(lease * 1000), "1" if busy else "0",
-            )
-        )  # fmt: skip
-        return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0
-
-    async def tock(self, task: str, process: str, more: bool) -> int | None:
-        """A run has ended: the scheduled ms of the tick queued behind it, if any."""
-        queued = await self._ask(scripts.TOCK(running_key(self.prefix), task, process, "1" if more else "0"))
-        return int(queued) if queued else None
-
-    async def last_tick(self, task: str, baseline_ms: int) -> int:
-        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`.
-
-        A baseline in Redis's future, by a clock that is ahead, would keep the others' ticks out until it is reached.
-        """
-        key = ticks_key(self.prefix)
-        seconds, micros = await self._ask(("TIME",))
-        baseline_ms = min(baseline_ms, int(seconds) * 1000 + int(micros) // 1000)
-        await self._ask(("HSETNX", key, task, f"{baseline_ms} -"))
-        return int((await self._ask(("HGET", key, task))).partition(b" ")[0])
-
-
-def _taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
-    jobs = []
-    for i in range(0, len(rows), width):
-        job_id, entry, data, attempts, stalled, added, options = rows[i : i + 7]
-        fence = token or rows[i + 7]
-        jobs.append(TakenJob(job_id.decode(), entry, data, int(attempts), int(stalled), int(added), options, fence))
-    return jobs

@@ -4,17 +4,21 @@
       :processes  zset    process → ms of its last beat
       :ticks      hash    task → last tick claimed and by whom
       :running    hash    task → process that runs it, and the tick queued behind it
+      :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
       :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
       :groups     zset    group id → ms of its last sign of life      only where the job is grouped
       :c :f       zset    finished jobs; of all groups where the job is grouped
+      :gate       hash    what holds over all groups together, with :gate:1 … zset, see lua/admit.lua
 
     {prefix:name}  or  {prefix:name:group}     of a queue: a job name, or one of its groups
       :s          stream  {j: job id}, consumer group `w`; exists only while jobs are waiting or active;
                           the consumer `head` stands for "back at the head of the queue"
       :d          zset    delayed jobs, id → due ms
-      :b          list    token bucket; expires when its last token is back
+      :b :b1 …    list    token bucket, one a window; expires when its last token is back
+      :o          hash    what was set at run time: w windows · c concurrency · g weight · m most waiting · p paused ·
+                          h held until ms
       :n          hash    process → its last add; expires a minute after it
       :c :f       zset    completed, failed: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
@@ -41,7 +45,7 @@ def encode_group(group_id: str) -> str:
 class Keys:
     """The keys of one queue, made once and kept."""
 
-    __slots__ = ("bucket", "completed", "delayed", "failed", "group", "jobs", "senders", "stream")
+    __slots__ = ("bucket", "completed", "delayed", "failed", "group", "jobs", "senders", "settings", "stream")
 
     def __init__(self, prefix: str, name: str, group_id: str | None = None) -> None:
         tag = f"{{{prefix}:{name}}}" if group_id is None else f"{{{prefix}:{name}:{encode_group(group_id)}}}"
@@ -52,6 +56,7 @@ class Keys:
         self.completed = tag + ":c"
         self.failed = tag + ":f"
         self.senders = tag + ":n"
+        self.settings = tag + ":o"
         self.jobs = tag + ":j:"
 
     def job(self, job_id: str) -> str:
@@ -76,6 +81,16 @@ def split_member(member: str) -> tuple[str, str]:
     """The inverse of `index_member`."""
     length, _, rest = member.partition(":")
     return rest[: int(length)], rest[int(length) :]
+
+
+def total_gate(prefix: str, name: str) -> str:
+    """The gate of all groups of a job name."""
+    return f"{{{prefix}:{name}}}:gate"
+
+
+def named_gate(prefix: str, limiter: str) -> str:
+    """The gate of a limiter that several jobs name."""
+    return f"{{{prefix}}}:gate:{limiter}"
 
 
 def processes_key(prefix: str) -> str:

@@ -34,8 +34,8 @@ class Script:
         return ("EVALSHA", self.sha, self.keys, *keys_and_args)
 
 
-ADD: Final = Script("add", 3)
-WORK: Final = Script("work", 5)
+ADD: Final = Script("add", 4)
+WORK: Final = Script("work", 6)
 OWN: Final = Script("own", 1)
 RETAIN: Final = Script("retain", 1)
 OWNERS: Final = Script("owners", 1)
@@ -45,16 +45,19 @@ NOTE: Final = Script("note", 1)
 READ: Final = Script("read", 2)
 WATCH: Final = Script("watch", 1)
 COUNT: Final = Script("count", 4)
-SPEND: Final = Script("spend", 1)
+SPEND: Final = Script("spend", 2)
 REGISTER: Final = Script("register", 1)
 INDEX: Final = Script("index", 3)
 FORGET: Final = Script("forget", 2)
 TRIM: Final = Script("trim", 2)
 IDLE: Final = Script("idle", 1)
-REAP: Final = Script("reap", 4)
+REAP: Final = Script("reap", 5)
 UNREGISTER: Final = Script("unregister", 1)
 BEAT: Final = Script("beat", 2)
 BURY: Final = Script("bury", 1)
+ADMIT: Final = Script("admit", 1)
+REFUND: Final = Script("refund", 1)
+STEER: Final = Script("steer", 1)
 TICK: Final = Script("tick", 3)
 TOCK: Final = Script("tock", 1)
 PERMIT: Final = Script("permit", 0)
@@ -63,6 +66,6 @@ BY_SHA: Final = {
     script.sha: script
     for script in (
         ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, SPEND, REGISTER, INDEX, FORGET,
-        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, TICK, TOCK, PERMIT,
+        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, ADMIT, REFUND, STEER, TICK, TOCK, PERMIT,
     )
 }  # fmt: skip

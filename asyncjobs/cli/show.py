@@ -47,7 +47,7 @@ def jobs_table(specs: list[JobSpec]) -> Table:
     rows = [
         (
             spec.name,
-            f"{spec.limiter.max} per {spec.limiter.duration:g} s" if spec.limiter else "none",
+            ", ".join(map(str, (*spec.limiters, *spec.named_limiters))) or "none",
             f"{'–' if spec.concurrency is None else spec.concurrency}{' per group' if spec.grouped else ''}",
             "–" if spec.job_options.attempts is None else spec.job_options.attempts,
             spec.source,

@@ -88,7 +88,7 @@ async def test_a_minute_without_the_store(durable_proxy, prefix, caplog):
     release = asyncio.Event()
     for runtime in (busy, idle, starting):
 
-        @runtime.job("work", limiter=None, concurrency=3, lease=2)
+        @runtime.job("work", limiter=None, concurrency=3, lease=10)
         async def work(data):
             if data == "long":
                 await release.wait()

@@ -167,7 +167,14 @@ async def test_a_failing_task_is_captured(sentry, runtime, seen):
 async def test_a_dead_sentry_harms_nobody(runtime, how):
     import sentry_sdk
 
-    hole = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    swallowing: list[asyncio.StreamWriter] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        swallowing.append(writer)
+        while await reader.read(4096):
+            pass
+
+    hole = await asyncio.start_server(swallow, "127.0.0.1", 0)
     port = hole.sockets[0].getsockname()[1] if how == "black hole" else free_port()
     sentry_sdk.init(dsn=f"http://key@127.0.0.1:{port}/1")
     try:
@@ -185,6 +192,8 @@ async def test_a_dead_sentry_harms_nobody(runtime, how):
         await asyncio.to_thread(sentry_sdk.get_client().close, 0.1)
         sentry_sdk.get_global_scope().set_client(None)
         hole.close()
+        for writer in swallowing:
+            writer.transport.abort()
 
 
 async def test_an_app_without_sentry_pays_nothing(tmp_path):

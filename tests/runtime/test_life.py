@@ -419,7 +419,7 @@ async def test_a_decorated_function_is_still_the_function(runtime):
         return sum(data)
 
     assert await sum_up([1, 2, 3]) == 6
-    assert runtime.queue.spec("sum-up").limiter == Limiter(5, 1)
+    assert runtime.queue.spec("sum-up").limiters == (Limiter(5, 1),)
     assert runtime.queue.spec(sum_up).job_options.attempts == 3
     with pytest.raises(ConfigError, match="no option 'limits'; did you mean 'limiter'"):
         runtime.job("x", limits=3)

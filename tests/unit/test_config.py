@@ -56,7 +56,7 @@ def test_an_explicit_none_means_none():
     )
     assert made.job_options.backoff is None
     assert made.job_options.remove_on_complete == Retention(age=30 * DAY, count=1000)
-    assert made.limiter is None
+    assert made.limiters == ()
     assert made.concurrency is None
 
 
@@ -71,7 +71,7 @@ def test_dicts_are_read_like_records_in_both_spellings():
     assert made.job_options.backoff == Backoff("exponential", 2)
     assert made.job_options.remove_on_complete == Retention(count=0)
     assert made.job_options.remove_on_fail == Retention(age=90 * DAY, count=5000)
-    assert made.limiter == Limiter(5, 1)
+    assert made.limiters == (Limiter(5, 1),)
     assert made.worker_options.max_stalled_count == 1
 
 

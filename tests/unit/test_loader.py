@@ -72,9 +72,9 @@ async def test_names_forms_and_options(tmp_path):
         "deep-er-still-deeper", "export-invoices", "json", "product-invoice-process-response",
         "product-invoice-shared", "send-mail",
     ]  # fmt: skip
-    assert jobs["send-mail"].limiter == Limiter(5, 1)
+    assert jobs["send-mail"].limiters == (Limiter(5, 1),)
     assert jobs["send-mail"].job_options.remove_on_complete == Retention(age=30 * 86400, count=1000)
-    assert jobs["export-invoices"].limiter is None
+    assert jobs["export-invoices"].limiters == ()
     assert jobs["export-invoices"].job_options.backoff is None
     assert jobs["deep-er-still-deeper"].job_options.attempts == 2
     assert jobs["product-invoice-process-response"].definition.handle({}) == 42

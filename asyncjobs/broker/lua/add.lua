@@ -4,14 +4,16 @@
 -- KEYS[1] stream     stream {j: job id}; made with its consumer group when it is first needed
 -- KEYS[2] delayed    zset id → due ms
 -- KEYS[3] senders    hash sender → number of its last add applied here; expires a minute after the last
+-- KEYS[4] settings   hash, see `work`; m most waiting and delayed
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] news       channel told when an idle queue got work
 -- ARGV[3] group      the group id as given, or ''
 -- ARGV[4] sender     the adding process and which of its calls in flight this is
 -- ARGV[5] number     of this add, rising per sender: one that is sent again is recognised by it
--- ARGV[6…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
+-- ARGV[6] most       waiting and delayed, where the settings do not say; '' for no bound
+-- ARGV[7…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
 --
--- Returns {now ms, one character a job: '1' added, '0' exists}
+-- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, where one was refused}
 -- Order: the hash (invisible alone) first, the entry that makes it a job after it, the sender's mark last.
 local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -23,16 +25,32 @@ local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 local last = redis.call('HGET', senders, sender)
 local replayed = last and tonumber(last) == number
 local answers, soonest, waiting = {}, nil, false
+local most, room = tonumber(redis.call('HGET', KEYS[4], 'm') or ARGV[6]), nil
+if most and not replayed then
+  local active, pending = 0, redis.pcall('XPENDING', stream, 'w')
+  if not pending.err then
+    active = pending[1]
+    for _, row in ipairs(pending[4] or {}) do
+      if row[1] == 'head' then active = active - tonumber(row[2]) end
+    end
+  end
+  room = most - (length - active) - redis.call('ZCARD', delayed)
+end
 
-for i = 6, #ARGV, 6 do
+for i = 7, #ARGV, 6 do
   local id, kind, at = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local key, named = prefix .. id, ARGV[i + 5] == '1'
   if replayed then
-    local by = named and redis.call('HMGET', key, 'd', 'q')
-    answers[#answers + 1] = (by and by[1] and by[2] ~= mark) and '0' or '1'
+    -- What was refused then has no record; nor has what has run since and is not kept, which only a bound leaves unclear.
+    local by = (named or most) and redis.call('HMGET', key, 'd', 'q')
+    local refused = most and not by[1]
+    answers[#answers + 1] = refused and '2' or (by and by[1] and named and by[2] ~= mark) and '0' or '1'
   elseif named and redis.call('EXISTS', key) == 1 then
     answers[#answers + 1] = '0'
+  elseif room and room <= 0 then
+    answers[#answers + 1] = '2'
   else
+    if room then room = room - 1 end
     answers[#answers + 1] = '1'
     local record = {'d', ARGV[i + 3], 't', now}
     if ARGV[i + 4] ~= '' then record[5] = 'o'; record[6] = ARGV[i + 4] end
@@ -71,4 +89,4 @@ end
 if soonest and (not first or soonest < tonumber(first)) then
   redis.call('PUBLISH', ARGV[2], string.format('%.0f|', soonest - now) .. group)
 end
-return {now, table.concat(answers)}
+return {now, table.concat(answers), most or -1}

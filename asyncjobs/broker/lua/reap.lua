@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- reap: drop what an idle group keeps, if nothing of it is waiting, active or delayed.
 --
--- KEYS[1] stream · KEYS[2] delayed · KEYS[3] bucket · KEYS[4] senders
+-- KEYS[1] stream · KEYS[2] delayed · KEYS[3] bucket · KEYS[4] senders · KEYS[5] settings
 --
 -- Returns {1, -1} reaped · {0, ms until its next job is due, or 0}
 -- The check and the deletion are one script: a check from outside loses jobs that are added in between.
@@ -13,5 +13,8 @@ if redis.call('XLEN', KEYS[1]) > 0 then return {0, 0} end
 local last = redis.call('LINDEX', KEYS[3], -1)
 -- A bucket whose tokens are not all back stays until it expires by itself: the limit outlives the group.
 if last and tonumber(string.match(last, '^%d+')) <= now_us then redis.call('DEL', KEYS[3]) end
+-- Settings outlive the group; a hold that is over does not.
+local held = redis.call('HGET', KEYS[5], 'h')
+if held and tonumber(held) * 1000 <= now_us then redis.call('HDEL', KEYS[5], 'h') end
 redis.call('DEL', KEYS[1], KEYS[4])
 return {1, -1}

@@ -6,6 +6,7 @@
 -- KEYS[3] bucket     list 'µs of return, tokens, tokens ever taken before'; expires when the last token is back
 -- KEYS[4] completed  zset id → finished ms
 -- KEYS[5] failed     zset id → finished ms
+-- KEYS[6] settings   hash of what was set at run time: w windows · c concurrency · g weight · p paused · h held until ms
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] news       channel told when others should look here
 -- ARGV[3] done       channel told when a watched job has finished
@@ -14,18 +15,18 @@
 -- ARGV[6] token      of this take, unique: the fence of every job it returns
 -- ARGV[7] free       slots to fill
 -- ARGV[8] slots      most active over all processes, 0 for no such bound
--- ARGV[9] max        tokens of the bucket, 0 for none
--- ARGV[10] duration  µs until a token comes back
--- ARGV[11] margin    µs that a start may lag behind its token
--- ARGV[12] ccount    completed jobs kept, -1 for all        ARGV[13] cage  ms they are kept, -1 for ever
--- ARGV[14] fcount    the same for failed ones               ARGV[15] fage
--- ARGV[16…] per settled job: op · id · entry · token · body · number · keep
+-- ARGV[9] windows    'max:µs max:µs …' of the limiter, '' for none
+-- ARGV[10] margin    µs that a start may lag behind its token
+-- ARGV[11] ccount    completed jobs kept, -1 for all        ARGV[12] cage  ms they are kept, -1 for ever
+-- ARGV[13] fcount    the same for failed ones               ARGV[14] fage
+-- ARGV[15…] per settled job: op · id · entry · token · body · number · keep
 --   'c' completed: body result      number -      keep '' by the defaults, '0' none, 'count:age' these
 --   'f' failed     body error       number -      keep the same
 --   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
---   'b' back to the head, uncounted; nothing else is read
+--   'b' back to the head, uncounted               number ms for which the queue is held, 0 for not at all
+--   'h' again, from the head        body error    number ms for which the queue is held; counts an attempt
 --
--- Returns {statuses, wait ms or -1, rows}
+-- Returns {statuses, wait ms or -1, rows, windows, concurrency, weight}, the last three only of a queue with settings
 --   statuses: one character a settled job: '1' done · '2' was done already · '0' stale: another try owns it · '3' gone
 --   wait: until the next job is due or the next token is back
 --   rows: per job taken: id · entry · data · attempts made · stalled count · added ms · options
@@ -36,7 +37,10 @@
 -- Token bucket: a token returns `duration` after it was taken, so no window of `duration` sees more than `max`.
 local stream, delayed, bucket = KEYS[1], KEYS[2], KEYS[3]
 local prefix, news, group, consumer, token = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
-local free, slots, max = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local free, slots = tonumber(ARGV[7]), tonumber(ARGV[8])
+local set = redis.call('HMGET', KEYS[6], 'w', 'c', 'g', 'p', 'h')
+local windows, held = set[1] or ARGV[9], tonumber(set[5])
+if set[2] and slots > 0 then slots = tonumber(set[2]) end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local now_us = t[1] * 1000000 + t[2]
@@ -44,8 +48,8 @@ local now_us = t[1] * 1000000 + t[2]
 -- settle ------------------------------------------------------------------------------------------------
 local statuses, acked, settled, released = {}, {}, 0, false
 local length, known = redis.call('XLEN', stream), {}
-for i = 16, #ARGV, 7 do
-  if i == 16 then
+for i = 15, #ARGV, 7 do
+  if i == 15 then
     redis.call('ZCARD', KEYS[4])
     redis.call('ZCARD', KEYS[5])
   end
@@ -74,7 +78,7 @@ local function trim(zset, count, age, most)
 end
 
 local overrides = {}
-for i = 16, #ARGV, 7 do
+for i = 15, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
   local job = known[i]
@@ -83,9 +87,18 @@ for i = 16, #ARGV, 7 do
     status = (job[1] or redis.call('EXISTS', key) == 1) and '0' or '3'
   elseif job[2] ~= 'a' then
     status = '2'
-  elseif op == 'b' then
-    redis.call('HSET', key, 'x', 'w')
+  elseif op == 'b' or op == 'h' then
+    local fields, hold = {'x', 'w'}, tonumber(ARGV[i + 5])
+    if op == 'h' then
+      local attempts = (tonumber(job[3]) or 0) + 1
+      fields = {'x', 'w', 'a', attempts, 'e' .. attempts, body}
+    end
+    redis.call('HSET', key, unpack(fields))
     redis.call('XCLAIM', stream, 'w', 'head', 0, entry, 'JUSTID')
+    if hold > 0 and now + hold > (held or 0) then
+      held = now + hold
+      redis.call('HSET', KEYS[6], 'h', string.format('%.0f', held))
+    end
     settled, released = settled + 1, true
   else
     settled = settled + 1
@@ -128,7 +141,7 @@ end
 for op, list in pairs(finished) do
   if #list > 0 then
     redis.call('ZADD', zsets[op], unpack(list))
-    local at = op == 'c' and 12 or 14
+    local at = op == 'c' and 11 or 13
     trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
   end
 end
@@ -143,6 +156,10 @@ end
 
 -- promote what is due -------------------------------------------------------------------------------------
 local wait = -1
+if held and held <= now then
+  redis.call('HDEL', KEYS[6], 'h')
+  held = nil
+end
 if free > 0 then
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
   if #due > 0 then
@@ -168,47 +185,58 @@ if length > 0 then
   end
   waiting = length - pending[1] + head
   want = math.min(free, waiting)
+  if set[4] then want = 0 end
+  if held and want > 0 then
+    want = 0
+    if wait < 0 or held - now < wait then wait = held - now end
+  end
   if slots > 0 then want = math.min(want, slots - (pending[1] - head)) end
 end
-if want > 0 and max > 0 then
-  local oldest = redis.call('LINDEX', bucket, 0)
+if want > 0 and #windows > 2 then
+  local margin, looked = tonumber(ARGV[10]), {}
   local function parse(text)
     local at, n, before = string.match(text, '^(%d+) (%d+) (%d+)$')
     return tonumber(at), tonumber(n), tonumber(before)
   end
-  while oldest do
-    local at = parse(oldest)
-    if at > now_us then break end
-    redis.call('LPOP', bucket)
-    oldest = redis.call('LINDEX', bucket, 0)
-  end
-  local used, ever, latest = 0, 0, now_us + tonumber(ARGV[10]) + tonumber(ARGV[11])
-  if oldest then
-    local first_at, _, first_before = parse(oldest)
-    local last_at, n, before = parse(redis.call('LINDEX', bucket, -1))
-    ever = before + n
-    used = ever - first_before
-    latest = math.max(latest, last_at)
-    -- A Redis clock that was set back must not close the bucket for longer than one duration.
-    if first_at > now_us + 2 * (tonumber(ARGV[10]) + tonumber(ARGV[11])) + 1000000 then
-      redis.call('DEL', bucket)
-      used, latest = max, now_us + tonumber(ARGV[10]) + tonumber(ARGV[11])
-      redis.call('RPUSH', bucket, string.format('%.0f %d %.0f', latest, max, 0))
-      redis.call('PEXPIRE', bucket, math.ceil((latest - now_us) / 1000))
-      oldest, first_at = true, latest
+  for most, window in string.gmatch(windows, '(%d+):(%d+)') do
+    local max, duration = tonumber(most), tonumber(window)
+    if margin == 0 then margin = math.max(2000, math.min(50000, duration / 100)) end
+    local key = #looked == 0 and bucket or bucket .. #looked
+    local oldest = redis.call('LINDEX', key, 0)
+    while oldest do
+      if parse(oldest) > now_us then break end
+      redis.call('LPOP', key)
+      oldest = redis.call('LINDEX', key, 0)
     end
-    if used >= max then
+    local used, ever, latest = 0, 0, now_us + duration + margin
+    local first_at = latest
+    if oldest then
+      local first_before, last_at, n, before
+      first_at, n, first_before = parse(oldest)
+      last_at, n, before = parse(redis.call('LINDEX', key, -1))
+      ever = before + n
+      used = ever - first_before
+      latest = math.max(latest, last_at)
+      -- A Redis clock that was set back must not close the bucket for longer than one duration.
+      if first_at > now_us + 2 * (duration + margin) + 1000000 then
+        redis.call('DEL', key)
+        used, ever, latest = max, max, now_us + duration + margin
+        redis.call('RPUSH', key, string.format('%.0f %d %.0f', latest, max, 0))
+        redis.call('PEXPIRE', key, math.ceil((latest - now_us) / 1000))
+        first_at = latest
+      end
+    end
+    looked[#looked + 1] = {key, latest, ever, first_at}
+    want = math.max(0, math.min(want, max - used))
+    if max - used < math.min(free, waiting) then
       local token_wait = math.max(1, math.ceil((first_at - now_us) / 1000))
       if wait < 0 or token_wait < wait then wait = token_wait end
     end
   end
-  want = math.min(want, max - used)
   if want > 0 then
-    redis.call('RPUSH', bucket, string.format('%.0f %d %.0f', latest, want, ever))
-    redis.call('PEXPIRE', bucket, math.ceil((latest - now_us) / 1000) + 1)
-    if want < math.min(free, waiting) then
-      local token_wait = math.ceil(((oldest and parse(oldest) or latest) - now_us) / 1000)
-      if wait < 0 or token_wait < wait then wait = token_wait end
+    for _, one in ipairs(looked) do
+      redis.call('RPUSH', one[1], string.format('%.0f %d %.0f', one[2], want, one[3]))
+      redis.call('PEXPIRE', one[1], math.ceil((one[2] - now_us) / 1000) + 1)
     end
   end
 end
@@ -259,4 +287,7 @@ if soonest and (not first or soonest < tonumber(first)) then
 end
 -- A stream costs 4 to 5 kB even when it holds nothing.
 if (length > 0 or #acked > 0) and redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
+if set[1] or set[2] or set[3] then
+  return {table.concat(statuses), wait, rows, set[1] or '', set[2] or '', set[3] or ''}
+end
 return {table.concat(statuses), wait, rows}

@@ -1,0 +1,45 @@
+"""The Asker: one idempotent command at a time, sent until it is answered; the base of the broker's verbs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from asyncjobs import clock
+from asyncjobs.broker.keys import Keys
+from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.errors import BrokerUnavailableError
+
+
+class Asker:
+    """Has a lane for whatever is not hot, and the names under which this process speaks."""
+
+    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float) -> None:
+        self.prefix = prefix
+        self._process = process
+        self._misc = lane
+        self._timeout = timeout
+        self._lines = itertools.count(1)
+
+    def queue_keys(self, name: str, group_id: str | None) -> Keys:
+        return Keys(self.prefix, name, group_id)
+
+    async def _ask(self, command: Command, lane: Lane | None = None) -> Any:
+        """Send one idempotent command until it is answered, for as long as a caller should wait."""
+        deadline, pause = clock.monotonic() + self._timeout, 0.02
+        while True:
+            try:
+                return await (lane or self._misc).call(command)
+            except BrokerUnavailableError:
+                if clock.monotonic() + pause >= deadline:
+                    raise
+            except ResponseError as error:
+                if not is_transient(error):
+                    raise refusal(error) from error
+                if clock.monotonic() + pause >= deadline:
+                    raise BrokerUnavailableError(f"the store is busy: {error}") from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)

@@ -1,0 +1,156 @@
+"""Keeping order: signs of life, what the dead held, what retention lets go, and groups that are idle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from redis.exceptions import ResponseError
+
+from asyncjobs.broker import scripts
+from asyncjobs.broker.asker import Asker
+from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, news_channel, processes_key, split_member
+from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.taken import TakenJob, taken
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
+
+
+class Overflow(NamedTuple):
+    """Finished jobs of groups that their name's retention lets go."""
+
+    name: str
+    before_ms: int
+    members: list[str]
+
+
+class Silence(NamedTuple):
+    """What a beat brought: whether we still count as alive, and seconds since each other process's last beat.
+
+    Attributes:
+        epoch: what the data are marked with; another one than before means that they were lost in between.
+    """
+
+    alive: bool
+    epoch: bytes
+    others: dict[str, float]
+
+
+class Keeping(Asker):
+    """The verbs of liveness and maintenance."""
+
+    _beats: Lane  # a connection of their own: a beat never queues behind anything
+
+    async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
+        """For each queue, the processes that hold jobs of it."""
+        replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream)) for keys in queues))
+        return [[name.decode() for name in names] for names in replies]
+
+    async def sweep(
+        self, name: str, keys: Keys, dead: str, process: str, token: bytes, most: int
+    ) -> tuple[list[str], list[TakenJob]]:
+        """Give back the jobs of a dead process on one queue.
+
+        Returns:
+            The ids given back, and the jobs that stalled more often than `most`, which `process` now owns and
+            must fail.
+        """
+        back: list[str] = []
+        doomed: list[TakenJob] = []
+        news = news_channel(self.prefix, name)
+        while True:
+            ids, more, rows = await self._ask(
+                scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
+            )
+            back += [one.decode() for one in ids]
+            doomed += taken(rows, 7, token)
+            if not more:
+                return back, doomed
+
+    async def leave(self, queues: Sequence[Keys], process: str) -> None:
+        """Take a stopping process's name off the queues it served, and off the list of processes."""
+        await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in queues))
+        await self._ask(("ZREM", processes_key(self.prefix), process))
+
+    async def beat(self, process: str, joining: bool) -> Silence:
+        """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""
+        command = self._beat_command(process, joining)
+        reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
+        if isinstance(reply, BrokerError):
+            raise reply
+        if isinstance(reply, ResponseError):
+            raise BrokerUnavailableError(str(reply)) if is_transient(reply) else refusal(reply)
+        alive, epoch, *rest = reply
+        others = {rest[i].decode(): rest[i + 1] / 1000 for i in range(0, len(rest), 2)}
+        return Silence(bool(alive), epoch, others)
+
+    def _beat_command(self, process: str, joining: bool) -> Command:
+        draw = f"{self._process}.{next(self._lines)}"
+        return scripts.BEAT(processes_key(self.prefix), epoch_key(self.prefix), process, "1" if joining else "0", draw)
+
+    async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
+        """Seconds since each process's last beat; infinite for one that never beat or is buried."""
+        others = (await self._ask(self._beat_command("-", False)))[2:]
+        known = {others[i].decode(): others[i + 1] / 1000 for i in range(0, len(others), 2)}
+        return {process: known.get(process, float("inf")) for process in processes}
+
+    async def bury(self, process: str, lease: float) -> bool:
+        """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
+        return bool(await self._ask(scripts.BURY(processes_key(self.prefix), process, int(lease * 1000))))
+
+    async def trim(self, keys: Keys, retention: tuple[int, int, int, int]) -> None:
+        """Apply retention to a queue that may be idle."""
+        while await self._ask(scripts.TRIM(keys.completed, keys.failed, keys.jobs, *retention)):
+            pass
+
+    async def overflow(self, name: str, retention: tuple[int, int, int, int]) -> Overflow:
+        """Finished jobs of groups of `name` that retention lets go."""
+        completed, failed = index_keys(self.prefix, name)
+        reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
+        return Overflow(name, reply[2], [one.decode() for one in (*reply[0], *reply[1])])
+
+    async def forget(self, overflow: Overflow) -> int:
+        """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
+
+        Returns:
+            How many are gone; a job that is listed because it is about to finish stays.
+        """
+        by_group: dict[str, list[tuple[str, str]]] = {}
+        for member in overflow.members:
+            group_id, job_id = split_member(member)
+            by_group.setdefault(group_id, []).append((job_id, member))
+        calls = []
+        for group_id, listed in by_group.items():
+            keys = self.queue_keys(overflow.name, group_id)
+            ids = [job_id for job_id, _ in listed]
+            calls.append(scripts.FORGET(keys.completed, keys.failed, keys.jobs, overflow.before_ms, *ids))
+        answers = await asyncio.gather(*(self._ask(call) for call in calls))
+        gone = [
+            member
+            for listed, flags in zip(by_group.values(), answers, strict=True)
+            for (_, member), flag in zip(listed, flags, strict=True)
+            if flag == 0x31
+        ]
+        if gone:
+            for key in index_keys(self.prefix, overflow.name):
+                await self._ask(("ZREM", key, *gone))
+        return len(gone)
+
+    async def idle(self, name: str, group_id: str) -> tuple[bytes, float]:
+        """A group's registration and the seconds since its last sign of life; ``b""``: not registered."""
+        score, age = await self._ask(scripts.IDLE(groups_key(self.prefix, name), group_id))
+        return score, age / 1000
+
+    async def reap(self, name: str, keys: Keys, score: bytes) -> tuple[bool, float]:
+        """Drop what an idle group keeps, if it holds no work.
+
+        Returns:
+            Whether it is gone; if not, the seconds until its next job is due, 0 where one is there.
+        """
+        reaped, wait = await self._ask(
+            scripts.REAP(keys.stream, keys.delayed, keys.bucket, keys.senders, keys.settings)
+        )
+        if not reaped:
+            return False, wait / 1000
+        groups = groups_key(self.prefix, name)
+        return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0

@@ -1,0 +1,76 @@
+#!lua flags=allow-oom
+-- admit: let a process start some jobs under a limit that holds over many queues, and say what runs there.
+--
+-- KEYS[1] gate       hash: 'h ' .. process → 'running ms of this word'; 'u' .. window → tokens out
+--                    and beside it a zset a window, gate:1 …: 'token n' → µs of return
+-- ARGV[1] process
+-- ARGV[2] running    jobs under this gate in that process, without those asked for
+-- ARGV[3] want       how many more it would start
+-- ARGV[4] slots      most running over all processes, 0 for no such bound
+-- ARGV[5] lease      ms after which the word of a process that fell silent does not count
+-- ARGV[6] windows    'max:µs max:µs …', '' for none
+-- ARGV[7] margin     µs that a start may lag
+-- ARGV[8] token      unique for this call
+-- ARGV[9] news       channel told when the gate was full and has room again
+-- ARGV[10] message   for it
+--
+-- Returns {granted, ms until a token is back or -1}
+local gate, me, want, slots = KEYS[1], 'h ' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local now_ms, running, wait = math.floor(now / 1000), tonumber(ARGV[2]), -1
+local others, before = 0, 0
+if slots > 0 then
+  local rows = redis.call('HGETALL', gate)
+  for i = 1, #rows, 2 do
+    local n, at = string.match(rows[i + 1], '^(%d+) (%d+)$')
+    if string.sub(rows[i], 1, 2) == 'h ' then
+      if rows[i] == me then
+        before = tonumber(n)
+      elseif now_ms - tonumber(at) > tonumber(ARGV[5]) then
+        redis.call('HDEL', gate, rows[i])
+      else
+        others = others + tonumber(n)
+      end
+    end
+  end
+  want = math.max(0, math.min(want, slots - others - running))
+end
+local place = 0
+for most in string.gmatch(ARGV[6], '(%d+):%d+') do
+  place = place + 1
+  local zset, field = gate .. ':' .. place, 'u' .. place
+  local back, returned = redis.call('ZRANGEBYSCORE', zset, '-inf', now, 'LIMIT', 0, 1000), 0
+  for _, member in ipairs(back) do returned = returned + tonumber(string.match(member, ' (%d+)$')) end
+  if #back > 0 then
+    redis.call('ZREM', zset, unpack(back))
+    redis.call('HINCRBY', gate, field, -returned)
+  end
+  local left = tonumber(most) - tonumber(redis.call('HGET', gate, field) or 0)
+  if left < want then
+    want = math.max(0, left)
+    local first = redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
+    if first then
+      -- Not longer than a duration or two, whatever the clock did.
+      wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now, 3600000000) / 1000))
+    end
+  end
+end
+if want > 0 then
+  place = 0
+  for _, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
+    place = place + 1
+    redis.call('ZADD', gate .. ':' .. place, now + window + ARGV[7], ARGV[8] .. ' ' .. want)
+    redis.call('HINCRBY', gate, 'u' .. place, want)
+  end
+end
+if slots > 0 then
+  local held = running + want
+  if held > 0 then
+    redis.call('HSET', gate, me, held .. ' ' .. now_ms)
+  elseif before > 0 then
+    redis.call('HDEL', gate, me)
+  end
+  if others + before >= slots and others + held < slots then redis.call('PUBLISH', ARGV[9], ARGV[10]) end
+end
+return {want, wait}

@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- refund: give back what `admit` granted and no job was found for.
+--
+-- KEYS[1] gate       as in `admit`
+-- ARGV[1] token      of the grant
+-- ARGV[2] granted
+-- ARGV[3] unused
+-- ARGV[4] windows    as in `admit`
+--
+-- Returns 1. Sent twice it finds nothing the second time.
+local place, granted, unused = 0, tonumber(ARGV[2]), tonumber(ARGV[3])
+for _ in string.gmatch(ARGV[4], '%d+:%d+') do
+  place = place + 1
+  local zset, member = KEYS[1] .. ':' .. place, ARGV[1] .. ' ' .. granted
+  local at = redis.call('ZSCORE', zset, member)
+  if at then
+    redis.call('ZREM', zset, member)
+    if unused < granted then redis.call('ZADD', zset, at, ARGV[1] .. ' ' .. (granted - unused)) end
+    redis.call('HINCRBY', KEYS[1], 'u' .. place, -unused)
+  end
+end
+return 1

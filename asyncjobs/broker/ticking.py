@@ -1,0 +1,42 @@
+"""Ticks: which firings of a task were claimed, and by whom."""
+
+from __future__ import annotations
+
+from asyncjobs.broker import scripts
+from asyncjobs.broker.asker import Asker
+from asyncjobs.broker.keys import processes_key, running_key, ticks_key
+
+
+class Ticking(Asker):
+    """The verbs of the scheduler."""
+
+    async def tick(
+        self, task: str, scheduled_ms: int, process: str, overlap: str, lease: float, busy: bool
+    ) -> tuple[str, float]:
+        """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due.
+
+        `busy`: whether `process` itself runs the task right now.
+        """
+        reply = await self._ask(
+            scripts.TICK(
+                ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix),
+                task, scheduled_ms, process, overlap, int(lease * 1000), "1" if busy else "0",
+            )
+        )  # fmt: skip
+        return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0
+
+    async def tock(self, task: str, process: str, more: bool) -> int | None:
+        """A run has ended: the scheduled ms of the tick queued behind it, if any."""
+        queued = await self._ask(scripts.TOCK(running_key(self.prefix), task, process, "1" if more else "0"))
+        return int(queued) if queued else None
+
+    async def last_tick(self, task: str, baseline_ms: int) -> int:
+        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`.
+
+        A baseline in Redis's future, by a clock that is ahead, would keep the others' ticks out until it is reached.
+        """
+        key = ticks_key(self.prefix)
+        seconds, micros = await self._ask(("TIME",))
+        baseline_ms = min(baseline_ms, int(seconds) * 1000 + int(micros) // 1000)
+        await self._ask(("HSETNX", key, task, f"{baseline_ms} -"))
+        return int((await self._ask(("HGET", key, task))).partition(b" ")[0])
