@@ -92,7 +92,7 @@ class Consumer:
     """
 
     __slots__ = (
-        "_shop", "alarm_at", "base", "calls", "flowing", "group_id", "hungry", "keys", "lost_reply", "margin",
+        "_shop", "alarm_at", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys", "lost_reply", "margin",
         "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "running", "set", "spec",
         "spent", "starving", "terms", "turns", "zombies",
     )  # fmt: skip
@@ -122,6 +122,7 @@ class Consumer:
         self.queued = False
         self.starving = False
         self.lost_reply = False
+        self.gates = shop.gates.get(spec.name, ())
         self.parked = False
         self.spent = 0
         self.quiet = False
@@ -129,15 +130,11 @@ class Consumer:
         self.rested_at: float | None = None
         self.base = self.terms = base or spec.terms
         self.set: tuple[str, str, str] | None = None
-        self.margin = self.terms.least_margin
+        self.margin = self._least_margin()
 
     def __repr__(self) -> str:
         name = self.spec.name if self.group_id is None else f"{self.spec.name}:{self.group_id}"
         return f"<Consumer {name} [{len(self.running)} running]>"
-
-    @property
-    def gates(self) -> tuple[Gate, ...]:
-        return self._shop.gates.get(self.spec.name, ())
 
     # Turns ------------------------------------------------------------------------------------------------
     def look_again(self) -> None:
@@ -385,7 +382,11 @@ class Consumer:
         return since
 
     def _least_margin(self) -> float:
-        return min([self.terms.least_margin or 1.0, *(gate.margin for gate in self.gates if gate.window)])
+        """How much a start may lag behind its tokens; 0 without a limit."""
+        margins = [gate.margin for gate in self.gates if gate.window]
+        if self.terms.window:
+            margins.append(self.terms.least_margin)
+        return min(margins, default=0.0)
 
     def _time_out(self, job: ActiveJob) -> None:
         self._cancel(job, "timeout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -24,6 +25,7 @@ def describe() -> str:
 @asynccontextmanager
 async def server(kind: str) -> AsyncIterator[str]:
     """The URL of a server: ``embedded`` (append-only file at every write), ``memory`` (no persistence), or a URL."""
+    logging.getLogger("asyncjobs").setLevel(logging.ERROR)  # that it keeps nothing is what is asked for here
     if "://" in kind:
         yield kind
         return

@@ -23,3 +23,29 @@ def test_throughput(server):
     figures = json.loads(done.stdout)["jobs_per_second"]
     assert len(figures) == 6
     assert all(value > 0 for values in figures.values() for value in values)
+
+
+def figures(*args: str) -> dict:
+    command = [sys.executable, "-m", *args, "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_groups_cost_what_is_promised_whatever_the_machine():
+    """Counts and sizes, which do not depend on how fast it is."""
+    found = figures("benchmarks.groups", "--heavy", "3000")
+    (scale,) = found["scale"]
+    assert scale["connections"] <= 8
+    assert scale["keys left"] == 0
+    assert scale["Redis bytes a group, 1 waiting"] <= 6000
+    assert scale["idle commands a second"] <= 5
+    assert found["fairness"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_limits_are_exact_over_processes():
+    runs = figures("benchmarks.limits")["runs"]
+    assert len(runs) == 8
+    assert all(run["exact"] for run in runs), runs
+    assert all(run["used"] > 0.5 for run in runs), runs

@@ -117,6 +117,7 @@ class Broker(Keeping, Ticking, Limiting):
         self._adds = AddBatcher(lane(), process, connect_timeout, replicas)
         self._work = [lane() for _ in range(WORK_LANES)]
         self._beats = lane()
+        self._scattered = bool(self.address.seeds)
         self.subscriber = Subscriber(self.address)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
 
@@ -326,10 +327,10 @@ class Broker(Keeping, Ticking, Limiting):
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
     def _work_command(self, process: str, call: WorkCall) -> Command:
-        keys = call.keys
+        tag = call.keys.tag
         args: list[str | bytes | int] = [
-            keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings,
-            keys.jobs, news_channel(self.prefix, call.name), done_channel(self.prefix), keys.group, process,
+            tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o",
+            tag + ":j:", news_channel(self.prefix, call.name), done_channel(self.prefix), call.keys.group, process,
             call.token, call.free, call.slots, call.windows, call.margin,
             *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip

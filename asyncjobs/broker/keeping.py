@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -14,6 +14,8 @@ from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, news_
 from asyncjobs.broker.link import Command, Lane, is_transient, refusal
 from asyncjobs.broker.taken import TakenJob, taken
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
+
+FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
 
 
 class Overflow(NamedTuple):
@@ -39,6 +41,7 @@ class Silence(NamedTuple):
 class Keeping(Asker):
     """The verbs of liveness and maintenance."""
 
+    _scattered: bool  # a Cluster, where the groups of a name lie in different slots
     _beats: Lane  # a connection of their own: a beat never queues behind anything
 
     async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
@@ -119,16 +122,19 @@ class Keeping(Asker):
         for member in overflow.members:
             group_id, job_id = split_member(member)
             by_group.setdefault(group_id, []).append((job_id, member))
-        calls = []
+        calls: list[tuple[list[str | int], list[str]]] = []
         for group_id, listed in by_group.items():
             keys = self.queue_keys(overflow.name, group_id)
-            ids = [job_id for job_id, _ in listed]
-            calls.append(scripts.FORGET(keys.completed, keys.failed, keys.jobs, overflow.before_ms, *ids))
-        answers = await asyncio.gather(*(self._ask(call) for call in calls))
+            if not calls or self._scattered or len(calls[-1][1]) >= FORGOTTEN_AT_ONCE:
+                calls.append(([keys.completed, overflow.before_ms], []))
+            args, members = calls[-1]
+            args += (keys.jobs, keys.completed, keys.failed, len(listed), *(job_id for job_id, _ in listed))
+            members += (member for _, member in listed)
+        answers = await asyncio.gather(*(self._ask(scripts.FORGET(*args)) for args, _ in calls))
         gone = [
             member
-            for listed, flags in zip(by_group.values(), answers, strict=True)
-            for (_, member), flag in zip(listed, flags, strict=True)
+            for (_, members), flags in zip(calls, answers, strict=True)
+            for member, flag in zip(members, flags, strict=True)
             if flag == 0x31
         ]
         if gone:

@@ -43,24 +43,49 @@ def encode_group(group_id: str) -> str:
 
 
 class Keys:
-    """The keys of one queue, made once and kept."""
+    """The keys of one queue. Only their tag is kept: ten thousand idle groups are ten thousand of these."""
 
-    __slots__ = ("bucket", "completed", "delayed", "failed", "group", "jobs", "senders", "settings", "stream")
+    __slots__ = ("group", "tag")
 
     def __init__(self, prefix: str, name: str, group_id: str | None = None) -> None:
-        tag = f"{{{prefix}:{name}}}" if group_id is None else f"{{{prefix}:{name}:{encode_group(group_id)}}}"
+        self.tag = f"{{{prefix}:{name}}}" if group_id is None else f"{{{prefix}:{name}:{encode_group(group_id)}}}"
         self.group = group_id or ""
-        self.stream = tag + ":s"
-        self.delayed = tag + ":d"
-        self.bucket = tag + ":b"
-        self.completed = tag + ":c"
-        self.failed = tag + ":f"
-        self.senders = tag + ":n"
-        self.settings = tag + ":o"
-        self.jobs = tag + ":j:"
+
+    @property
+    def stream(self) -> str:
+        return self.tag + ":s"
+
+    @property
+    def delayed(self) -> str:
+        return self.tag + ":d"
+
+    @property
+    def bucket(self) -> str:
+        return self.tag + ":b"
+
+    @property
+    def completed(self) -> str:
+        return self.tag + ":c"
+
+    @property
+    def failed(self) -> str:
+        return self.tag + ":f"
+
+    @property
+    def senders(self) -> str:
+        return self.tag + ":n"
+
+    @property
+    def settings(self) -> str:
+        return self.tag + ":o"
+
+    @property
+    def jobs(self) -> str:
+        """In front of a job's id."""
+        return self.tag + ":j:"
 
     def job(self, job_id: str) -> str:
-        return self.jobs + job_id
+        return f"{self.tag}:j:{job_id}"
 
 
 def groups_key(prefix: str, name: str) -> str:

@@ -1,22 +1,25 @@
 #!lua flags=allow-oom
--- forget: delete the records of finished jobs of one queue; a job that lives again under its id is left alone.
+-- forget: delete the records of finished jobs of groups; a job that lives again under its id is left alone.
 --
--- KEYS[1] completed · KEYS[2] failed
--- ARGV[1] jobs       prefix of the job hashes
--- ARGV[2] before     ms: only what had finished by then
--- ARGV[3…] the job ids
+-- KEYS[1] any        key of the slot that all of it lies in; outside of a Cluster everything does
+-- ARGV[1] before     ms: only what had finished by then
+-- ARGV[2…] per group: jobs prefix · completed · failed · number of ids · the ids
 --
 -- Returns one character a job: '1' its record is gone · '0' it is not finished (any more), so it stays
-local answers = {}
-for i = 3, #ARGV do
-  local key = ARGV[1] .. ARGV[i]
-  local job = redis.call('HMGET', key, 'x', 'F')
-  answers[#answers + 1] = '1'
-  if (job[1] == 'c' or job[1] == 'f') and tonumber(job[2]) <= tonumber(ARGV[2]) then
-    redis.call('UNLINK', key)
-    redis.call('ZREM', job[1] == 'c' and KEYS[1] or KEYS[2], ARGV[i])
-  elseif redis.call('EXISTS', key) == 1 then
-    answers[#answers] = '0'
+local answers, before, i = {}, tonumber(ARGV[1]), 2
+while i <= #ARGV do
+  local prefix, zsets, last = ARGV[i], {c = ARGV[i + 1], f = ARGV[i + 2]}, i + 3 + tonumber(ARGV[i + 3])
+  for j = i + 4, last do
+    local key = prefix .. ARGV[j]
+    local job = redis.call('HMGET', key, 'x', 'F')
+    answers[#answers + 1] = '1'
+    if zsets[job[1]] and tonumber(job[2]) <= before then
+      redis.call('UNLINK', key)
+      redis.call('ZREM', zsets[job[1]], ARGV[j])
+    elseif redis.call('EXISTS', key) == 1 then
+      answers[#answers] = '0'
+    end
   end
+  i = last + 1
 end
 return table.concat(answers)

@@ -12,11 +12,20 @@
 -- With jobs to list one member each is enough to say that there are any; without, up to 1000.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local alive, listed = {}, {c = {}, f = {}}
 for i = 5, #ARGV, 3 do
-  redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i])
-  if ARGV[i + 1] ~= '' then
-    redis.call('ZADD', ARGV[i + 1] == 'c' and KEYS[2] or KEYS[3], now, ARGV[i + 2])
+  alive[#alive + 1] = now
+  alive[#alive + 1] = ARGV[i]
+  local list = listed[ARGV[i + 1]]
+  if list then
+    list[#list + 1] = now
+    list[#list + 1] = ARGV[i + 2]
   end
+end
+local function add(key, ...) redis.call('ZADD', key, ...) end
+for i = 1, #alive, 1000 do add(KEYS[1], 'XX', unpack(alive, i, math.min(i + 999, #alive))) end
+for op, list in pairs(listed) do
+  for i = 1, #list, 1000 do add(KEYS[op == 'c' and 2 or 3], unpack(list, i, math.min(i + 999, #list))) end
 end
 local most = #ARGV > 4 and 1 or 1000
 local function over(zset, count, age)

@@ -48,16 +48,21 @@ local now_us = t[1] * 1000000 + t[2]
 -- settle ------------------------------------------------------------------------------------------------
 local statuses, acked, settled, released = {}, {}, 0, false
 local length, known = redis.call('XLEN', stream), {}
+local had = length > 0
+local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
+local first, soonest
 for i = 15, #ARGV, 7 do
-  if i == 15 then
-    redis.call('ZCARD', KEYS[4])
-    redis.call('ZCARD', KEYS[5])
+  local job = redis.call('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
+  known[i] = job
+  local list = finished[ARGV[i]]
+  if list and job[1] == ARGV[i + 3] and job[2] == 'a' and ARGV[i + 6] ~= '0' then
+    list[#list + 1] = now
+    list[#list + 1] = ARGV[i + 1]
   end
-  known[i] = redis.call('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
 end
-local first, soonest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2], nil
-local finished = {c = {}, f = {}}
-local zsets = {c = KEYS[4], f = KEYS[5]}
+for op, list in pairs(finished) do
+  if #list > 0 then redis.call('ZADD', zsets[op], unpack(list)) end
+end
 
 local function forget(zset, ids)
   local keys = {}
@@ -110,11 +115,12 @@ for i = 15, #ARGV, 7 do
       local delay = tonumber(ARGV[i + 5])
       redis.call('HSET', key, unpack(fields))
       if delay > 0 then
+        if first == nil then first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or false end
         redis.call('ZADD', delayed, now + delay, id)
         if not soonest or now + delay < soonest then soonest = now + delay end
       else
         redis.call('XADD', stream, '*', 'j', id)
-        released = true
+        length, released = length + 1, true
       end
     else
       local kept = keep ~= '0'
@@ -124,9 +130,6 @@ for i = 15, #ARGV, 7 do
         redis.call('HSET', key, unpack(fields))
       end
       if kept then
-        local list = finished[op]
-        list[#list + 1] = now
-        list[#list + 1] = id
         if keep ~= '' then overrides[#overrides + 1] = {op, keep} end
       elseif job[4] then
         redis.call('PEXPIRE', key, 60000)
@@ -140,7 +143,6 @@ for i = 15, #ARGV, 7 do
 end
 for op, list in pairs(finished) do
   if #list > 0 then
-    redis.call('ZADD', zsets[op], unpack(list))
     local at = op == 'c' and 11 or 13
     trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
   end
@@ -151,7 +153,7 @@ for _, rule in ipairs(overrides) do
 end
 if #acked > 0 then
   redis.call('XACK', stream, 'w', unpack(acked))
-  redis.call('XDEL', stream, unpack(acked))
+  length = length - redis.call('XDEL', stream, unpack(acked))
 end
 
 -- promote what is due -------------------------------------------------------------------------------------
@@ -161,18 +163,19 @@ if held and held <= now then
   held = nil
 end
 if free > 0 then
-  local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
-  if #due > 0 then
+  local nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+  if nearest and tonumber(nearest) <= now then
+    local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
     for _, id in ipairs(due) do redis.call('XADD', stream, '*', 'j', id) end
     redis.call('ZREM', delayed, unpack(due))
+    length = length + #due
+    nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
   end
-  local nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-  if nearest[2] then wait = math.max(tonumber(nearest[2]) - now, #due == 1000 and 0 or 1) end
+  if nearest then wait = math.max(tonumber(nearest) - now, 0) end
 end
 
 -- take ----------------------------------------------------------------------------------------------------
 local rows = {}
-length = redis.call('XLEN', stream)
 local want, head, waiting = 0, 0, 0
 if length > 0 then
   local pending = redis.pcall('XPENDING', stream, 'w')
@@ -274,7 +277,7 @@ if want > 0 then
       -- An entry whose record an operator deleted or overwrote: nothing is left to run, but there may be more behind.
       wait = 0
       redis.call('XACK', stream, 'w', entry[1])
-      redis.call('XDEL', stream, entry[1])
+      length = length - redis.call('XDEL', stream, entry[1])
     end
   end
 end
@@ -286,7 +289,7 @@ if soonest and (not first or soonest < tonumber(first)) then
   redis.call('PUBLISH', news, string.format('%.0f|', soonest - now) .. group)
 end
 -- A stream costs 4 to 5 kB even when it holds nothing.
-if (length > 0 or #acked > 0) and redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
+if had and length <= 0 then redis.call('DEL', stream) end
 if set[1] or set[2] or set[3] then
   return {table.concat(statuses), wait, rows, set[1] or '', set[2] or '', set[3] or ''}
 end
