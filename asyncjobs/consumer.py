@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal
@@ -19,7 +19,7 @@ from asyncjobs.broker import WORK_LANES, Broker, BrokerBusyError, Keys, TakenJob
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, Discard, JobStalledError
 from asyncjobs.events import EventBus
-from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
+from asyncjobs.executor import Completed, Failed, Later, Lost, Outcome, Released, execute, timed_out
 from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob, current
 from asyncjobs.pump import Pump
@@ -37,6 +37,8 @@ STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its 
 LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
 STALE, GONE = b"03"
 SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
+AHEAD: Final = 16  # quick jobs of a queue with one slot that are fetched in one turn
+QUICK: Final = 0.001  # seconds; a job that takes longer is fetched alone
 QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
 
@@ -82,6 +84,8 @@ class Consumer:
         calls: how often there was news; a reply is short only of what its turn could know of.
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
+        ahead: how many of the next turn may be fetched ahead: more while jobs are quick, none after one that was not.
+        then: what was fetched ahead of the one that runs, last first; it goes back if that one takes its time.
         spent: jobs started in its present turn among those that starve, up to its weight.
         parked: a gate keeps it waiting.
         queued, starving: in the pump's ring; waiting for a slot of the process.
@@ -92,9 +96,9 @@ class Consumer:
     """
 
     __slots__ = (
-        "_shop", "alarm_at", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys", "lost_reply", "margin",
-        "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "running", "set", "spec",
-        "spent", "starving", "terms", "turns", "zombies",
+        "_shop", "ahead", "alarm_at", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys", "lost_reply",
+        "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "running", "set",
+        "spec", "spent", "starving", "terms", "then", "turns", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +128,8 @@ class Consumer:
         self.lost_reply = False
         self.gates = shop.gates.get(spec.name, ())
         self.parked = False
+        self.ahead = 0
+        self.then: list[tuple[TakenJob, float, float]] | None = None
         self.spent = 0
         self.quiet = False
         self.resting_until = 0.0
@@ -176,6 +182,27 @@ class Consumer:
         concurrency = self.terms.concurrency
         return BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
 
+    def may_fetch_ahead(self) -> int:
+        """How many quick jobs to fetch beyond the only slot, where nothing but their order decides when they start."""
+        terms = self.terms
+        if terms.concurrency != 1 or terms.window or self.gates or self.spec.ordered:
+            return 0
+        return self.ahead
+
+    def hand_back(self) -> None:
+        """What was fetched ahead goes back to the head: somebody else may be quicker, and it must not look started."""
+        fetched, self.then = self.then, None
+        self.ahead = 0
+        for taken, _, _ in reversed(fetched or ()):
+            decision = decide(self._active(taken), Released())
+            assert decision is not None
+            self.outbox.append(Finished(self._active(taken), decision))
+        self._shop.pump.offer(self)
+
+    def lingers(self, patience: float) -> bool:
+        """Whether the job that others were fetched behind has been running for longer than that."""
+        return any(job.began and clock.monotonic() - job.began_at > patience for job in self.running.values())
+
     def prepare(self, process_slots: int) -> Turn | None:
         """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
         if len(self.turns) >= TURNS or (self.turns and self.lost_reply):
@@ -213,10 +240,9 @@ class Consumer:
         if reply.settings != self.set:
             self._settle_terms(reply.settings)
         margin = min(turn.margin or 1.0, self._least_margin()) if self.gates else turn.margin or self._least_margin()
-        for taken in reply.jobs:
-            self._start(taken, turn.sent_at or sent_at, margin)
+        self._start_all(reply.jobs, turn.sent_at or sent_at, margin, turn.ahead)
         if turn.reserved:
-            self.flowing = len(reply.jobs) == turn.reserved
+            self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
             if reply.wait is not None:
@@ -280,12 +306,15 @@ class Consumer:
         """Start what is pending for this process and not known here; no other turn is on the wire."""
         known = {finished.job.id for finished in self.outbox}
         known.update(finished.job.id for turn in self.turns for finished in turn.sending)
+        known.update(taken.job_id for taken, _, _ in self.then or ())
+        mine = []
         for taken in owned:
             if taken.job_id not in self.running and taken.job_id not in known:
                 if taken.stalled_count > self.spec.worker_options.max_stalled_count:
                     self.fail_stalled(taken)
                 else:
-                    self._start(taken, LONG_AGO, 0.0)
+                    mine.append(taken)
+        self._start_all(mine, LONG_AGO, 0.0, len(mine) if self.spec.slots == 1 or self.terms.concurrency == 1 else 0)
 
     def make_room(self, turn: Turn) -> None:
         """What was adopted has taken slots that `turn`, the only one, had asked for."""
@@ -294,8 +323,24 @@ class Consumer:
             turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
+    def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float, ahead: int) -> None:
+        """Start what was taken, but for what was fetched `ahead`: that follows one by one."""
+        if not ahead or (len(jobs) < 2 and not self.running):
+            for taken in jobs:
+                self._start(taken, sent_at, margin)
+            return
+        waiting = [(taken, sent_at, margin) for taken in reversed(jobs)]
+        self.then = waiting + (self.then or [])
+        if self.then:
+            if not self.running:
+                self._start(*self.then.pop())
+            self._shop.pump.patience(self)
+
+    def _active(self, taken: TakenJob) -> ActiveJob:
+        return ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
+
     def _start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
-        job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
+        job = self._active(taken)
         if job.id in self.running:
             return  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
@@ -308,6 +353,7 @@ class Consumer:
         """The whole of one try, from its token to its place in the outbox."""
         current.set(job)
         job.began = True
+        job.began_at = clock.monotonic()
         outcome: Outcome
         try:
             if job.leaving:
@@ -434,7 +480,22 @@ class Consumer:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
-        self._shop.pump.offer(self)
+        if self.terms.concurrency == 1:
+            self._follow(job, outcome)
+        else:
+            self._shop.pump.offer(self)
+
+    def _follow(self, job: ActiveJob, outcome: Outcome | None) -> None:
+        """The only slot is free: the next one that was fetched ahead, or a turn that settles and fetches anew."""
+        quick = clock.monotonic() - job.began_at < QUICK
+        self.ahead = min(AHEAD, 2 * self.ahead + 1) if quick else 0
+        if not self.then:
+            self.then = None
+            self._shop.pump.offer(self)
+        elif not quick or self.quiet or not isinstance(outcome, (Completed, Failed, Later)):
+            self.hand_back()
+        elif not self.running:
+            self._start(*self.then.pop())
 
     def fail_stalled(self, taken: TakenJob) -> None:
         """Fail a job whose processes died too often."""
@@ -487,11 +548,15 @@ class Consumer:
     # Stopping ---------------------------------------------------------------------------------------------
     def cancel_all(self) -> None:
         """Cancel what runs, because the process stops."""
+        if self.then:
+            self.hand_back()
         for job in tuple(self.running.values()):
             self._cancel(job, "stop")
 
     async def keep_owned(self, process: str) -> None:
         """We were declared dead and live on as `process`: keep the tries that are still ours, cancel the others."""
+        if self.then:
+            self.hand_back()
         jobs = list(self.running.values())
         kept = await self._shop.broker.retain(self.keys, process, [(job.id, job.entry, job.token) for job in jobs])
         for job, ours in zip(jobs, kept, strict=True):

@@ -273,9 +273,9 @@ class ActiveJob:
     """
 
     __slots__ = (
-        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "context", "data", "discarded",
-        "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec", "stalled_count",
-        "timer", "token", "unreadable",
+        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
+        "discarded", "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec",
+        "stalled_count", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -308,6 +308,7 @@ class ActiveJob:
         self.aio_task: asyncio.Task[None] | None = None
         self.context: Any = None  # what integrations keep with this try
         self.began = False
+        self.began_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it
         self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts

@@ -102,6 +102,8 @@ class Liveness:
 
     async def run(self) -> None:
         """Beat until cancelled, also while the runtime drains; to wait for anything else here would delay a beat."""
+        # The store may have been away until just now, so that everybody looks silent.
+        self._hold_until = clock.monotonic() + self._shortest_lease()
         nap = self._shortest_lease() / BEATS_A_LEASE
         while True:
             await asyncio.sleep(nap)

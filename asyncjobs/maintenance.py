@@ -93,7 +93,10 @@ class Maintenance:
                 await asyncio.gather(*(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held))
 
     async def sweep_strangers(self) -> None:
-        """Give back what processes hold that nobody hears of any more: at start, after everybody was dead."""
+        """Give back what processes hold that nobody hears of any more: at start, after everybody was dead.
+
+        Who is merely silent is left to the heartbeat: the store may have been away, and not the process.
+        """
         for spec in self._specs():
             async for queues in self._queues(spec):
                 owners = await self._broker.owners([keys for keys, _ in queues])
@@ -101,7 +104,7 @@ class Maintenance:
                 if not names:
                     continue
                 silence = await self._broker.silent_for(sorted(names))
-                dead = {name for name in names if silence[name] >= spec.lease or died_here(name)}
+                dead = {name for name in names if silence[name] == float("inf") or died_here(name)}
                 await asyncio.gather(
                     *(
                         self._sweep_queue(spec, keys, group_id, name)

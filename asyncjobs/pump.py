@@ -31,6 +31,7 @@ logger = logging.getLogger("asyncjobs")
 TURNS_A_TRIP: Final = 64
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
+PATIENCE: Final = 0.005  # seconds that jobs fetched ahead wait behind one that was expected to be quick
 REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
 
 
@@ -85,7 +86,8 @@ class Pump:
     """Serves the ring of ready consumers with a small number of pipelines in flight.
 
     State: `_ready`, the ring; `_starved`, consumers that wait for a slot of the process; `running` and
-    `_reserved`, the slots in use and those asked for in a pipeline in flight; `overflow`, grouped job
+    `_reserved`, the slots in use and those asked for in a pipeline in flight; `_fetched`, consumers that hold jobs
+    fetched ahead; `overflow`, grouped job
     names with more finished jobs than they keep.
     """
 
@@ -98,6 +100,8 @@ class Pump:
         self._wake = asyncio.Event()
         self._reserved = 0
         self.running = 0
+        self._fetched: list[Consumer] = []
+        self._patience: asyncio.TimerHandle | None = None
         self.alarms = Alarms()
         self.overflow: set[str] = set()
         self.overflowed = asyncio.Event()
@@ -110,6 +114,22 @@ class Pump:
             consumer.queued = True
             self._ready.append(consumer)
             self._wake.set()
+
+    def patience(self, consumer: Consumer) -> None:
+        """What `consumer` has fetched ahead goes back, should the job before it run for longer than `PATIENCE`."""
+        self._fetched.append(consumer)
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched)
+
+    def _look_at_fetched(self) -> None:
+        left = []
+        for consumer in self._fetched:
+            if consumer.then and consumer.lingers(PATIENCE):
+                consumer.hand_back()
+            elif consumer.then:
+                left.append(consumer)
+        self._fetched = left
+        self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched) if left else None
 
     def slot_freed(self) -> None:
         """A job has ended: whoever waits for a slot gets its turn."""

@@ -26,15 +26,17 @@ class Turn:
 
     Attributes:
         reserved: slots that wait for its reply.
+        ahead: jobs that it may bring beyond that, to run one after the other.
         calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
         margin: seconds that a start may lag behind the tokens that it takes.
         grants, sent_at: what the gates have let in, and when they were asked; 0: they were not.
     """
 
-    __slots__ = ("calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
+    __slots__ = ("ahead", "calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
 
     def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, token: bytes) -> None:
         self.consumer, self.sending, self.reserved, self.token = consumer, sending, reserved, token
+        self.ahead = consumer.may_fetch_ahead() if reserved else 0
         self.calls = consumer.calls
         self.margin = consumer.margin
         self.grants: tuple[Grant, ...] = ()
@@ -51,6 +53,6 @@ class Turn:
         slots = terms.concurrency or 0 if spec.slots else 0
         settlements = [finished.decision.settlement for finished in self.sending]
         return WorkCall(
-            spec.name, consumer.keys, spec.grouped, self.token, self.reserved, slots, terms.windows,
-            round(self.margin * 1e6), spec.retention, settlements,
+            spec.name, consumer.keys, spec.grouped, self.token, self.reserved + self.ahead, slots, terms.windows,
+            round(self.margin * 1e6), self.ahead, spec.retention, settlements,
         )  # fmt: skip

@@ -62,6 +62,7 @@ class WorkCall(NamedTuple):
         slots: most active jobs over all processes, 0 for no such bound.
         windows: of the limiter, ``max:µs max:µs …``; '' for none.
         margin: µs that a start may lag behind its token.
+        ahead: how many of `free` are beyond the only slot, to run one after the other.
         retention: completed count and age in ms, failed count and age in ms; -1 for no bound.
     """
 
@@ -73,6 +74,7 @@ class WorkCall(NamedTuple):
     slots: int
     windows: str
     margin: int
+    ahead: int
     retention: tuple[int, int, int, int]
     settlements: Sequence[Settlement]
 
@@ -331,7 +333,7 @@ class Broker(Keeping, Ticking, Limiting):
         args: list[str | bytes | int] = [
             tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o",
             tag + ":j:", news_channel(self.prefix, call.name), done_channel(self.prefix), call.keys.group, process,
-            call.token, call.free, call.slots, call.windows, call.margin,
+            call.token, call.free, call.slots, call.windows, call.margin, call.ahead,
             *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip
         for settlement in call.settlements:

@@ -33,14 +33,16 @@ class Desk:
         head = (keys.stream, keys.delayed, keys.senders, keys.settings, keys.jobs, news, keys.group, sender, number)
         return (await self.run(scripts.ADD, *head, most, *jobs))[1].decode()
 
-    async def work(self, *settlements, me="p1", token="t1", free=10, slots=0, bucket=(0, 0, 0), keep=(-1, -1, -1, -1)):
+    async def work(
+        self, *settlements, me="p1", token="t1", free=10, slots=0, bucket=(0, 0, 0), keep=(-1, -1, -1, -1), ahead=0
+    ):
         keys = self.keys
         head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings, keys.jobs)
         windows = f"{bucket[0]}:{bucket[1]}" if bucket[0] else ""
         channels = (news_channel(self.prefix, "job"), done_channel(self.prefix))
         flat = [field for one in settlements for field in one]
         reply = await self.run(
-            scripts.WORK, *head, *channels, keys.group, me, token, free, slots, windows, bucket[2], *keep, *flat
+            scripts.WORK, *head, *channels, keys.group, me, token, free, slots, windows, bucket[2], ahead, *keep, *flat
         )
         rows = [reply[2][i : i + 7] for i in range(0, len(reply[2]), 7)]
         return reply[0].decode(), reply[1], {row[0].decode(): row for row in rows}
@@ -383,7 +385,7 @@ async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix,
     await desk.add(*"abcdefgh")
     declared = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
     head = (*declared, keys.jobs, "n", "d", "")
-    limits = (0, "3:1000000", 10_000, -1, -1, -1, -1)
+    limits = (0, "3:1000000", 10_000, 0, -1, -1, -1, -1)
 
     async def take(shift: int, token: str) -> tuple[int, int]:
         reply = await redis.eval(at(shift, scripts.WORK), 6, *head, "p1", token, 10, *limits)

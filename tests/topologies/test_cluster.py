@@ -112,7 +112,7 @@ async def test_slots_that_move_under_load_lose_and_repeat_nothing(cluster):
                 await cluster.clients[node.port].script_flush()
             slot, owner = await cluster.owner(one.stream)
             await cluster.move_slot(slot, next(node for node in await cluster.primaries() if node is not owner))
-        await load.goes_on()
+        await load.goes_on(within=20)
         await load.end()
     assert load.lost == []
     assert load.twice == []

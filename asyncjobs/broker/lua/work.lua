@@ -17,9 +17,10 @@
 -- ARGV[8] slots      most active over all processes, 0 for no such bound
 -- ARGV[9] windows    'max:µs max:µs …' of the limiter, '' for none
 -- ARGV[10] margin    µs that a start may lag behind its token
--- ARGV[11] ccount    completed jobs kept, -1 for all        ARGV[12] cage  ms they are kept, -1 for ever
--- ARGV[13] fcount    the same for failed ones               ARGV[14] fage
--- ARGV[15…] per settled job: op · id · entry · token · body · number · keep
+-- ARGV[11] ahead     with slots of 1: jobs beyond the first that the process may hold, to run one after the other
+-- ARGV[12] ccount    completed jobs kept, -1 for all        ARGV[13] cage  ms they are kept, -1 for ever
+-- ARGV[14] fcount    the same for failed ones               ARGV[15] fage
+-- ARGV[16…] per settled job: op · id · entry · token · body · number · keep
 --   'c' completed: body result      number -      keep '' by the defaults, '0' none, 'count:age' these
 --   'f' failed     body error       number -      keep the same
 --   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
@@ -51,7 +52,7 @@ local length, known = redis.call('XLEN', stream), {}
 local had = length > 0
 local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
 local first, soonest
-for i = 15, #ARGV, 7 do
+for i = 16, #ARGV, 7 do
   local job = redis.call('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
   known[i] = job
   local list = finished[ARGV[i]]
@@ -83,7 +84,7 @@ local function trim(zset, count, age, most)
 end
 
 local overrides = {}
-for i = 15, #ARGV, 7 do
+for i = 16, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
   local job = known[i]
@@ -143,7 +144,7 @@ for i = 15, #ARGV, 7 do
 end
 for op, list in pairs(finished) do
   if #list > 0 then
-    local at = op == 'c' and 11 or 13
+    local at = op == 'c' and 12 or 14
     trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
   end
 end
@@ -193,7 +194,10 @@ if length > 0 then
     want = 0
     if wait < 0 or held - now < wait then wait = held - now end
   end
-  if slots > 0 then want = math.min(want, slots - (pending[1] - head)) end
+  if slots > 0 then
+    local active = pending[1] - head
+    want = math.min(want, (slots == 1 and active == 0) and 1 + tonumber(ARGV[11]) or slots - active)
+  end
 end
 if want > 0 and #windows > 2 then
   local margin, looked = tonumber(ARGV[10]), {}
