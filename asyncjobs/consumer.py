@@ -45,7 +45,7 @@ QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refus
 class Shop:
     """What all consumers of a process share."""
 
-    __slots__ = ("broker", "bus", "environment", "gates", "pump", "scope", "suspects", "threads", "tokens")
+    __slots__ = ("broker", "bus", "environment", "gates", "pace", "pump", "scope", "suspects", "threads", "tokens")
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Shop:
         # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
         # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
         self.suspects = asyncio.Lock()
+        self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
         self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others
         self.scope = scope  # entered around each try; what it yields travels with the try's events
         numbers = itertools.count(1)
@@ -128,7 +129,7 @@ class Consumer:
         self.lost_reply = False
         self.gates = shop.gates.get(spec.name, ())
         self.parked = False
-        self.ahead = 0
+        self.ahead = shop.pace.get(spec.name, 0)
         self.then: list[tuple[TakenJob, float, float]] | None = None
         self.spent = 0
         self.quiet = False
@@ -250,6 +251,8 @@ class Consumer:
         if self.outbox or (self.hungry and self.free()):
             self._shop.pump.offer(self)
         elif self.on_rest is not None and self.idle:
+            # Emptied containers keep the room they once had: a fifth of what an idle group costs.
+            self.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
 
@@ -488,7 +491,7 @@ class Consumer:
     def _follow(self, job: ActiveJob, outcome: Outcome | None) -> None:
         """The only slot is free: the next one that was fetched ahead, or a turn that settles and fetches anew."""
         quick = clock.monotonic() - job.began_at < QUICK
-        self.ahead = min(AHEAD, 2 * self.ahead + 1) if quick else 0
+        self.ahead = self._shop.pace[self.spec.name] = min(AHEAD, 2 * self.ahead + 1) if quick else 0
         if not self.then:
             self.then = None
             self._shop.pump.offer(self)

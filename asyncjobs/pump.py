@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asyncjobs")
 
-TURNS_A_TRIP: Final = 64
+TURNS_A_TRIP: Final = 128
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
 PATIENCE: Final = 0.005  # seconds that jobs fetched ahead wait behind one that was expected to be quick

@@ -2,19 +2,24 @@
 
     python -m benchmarks.groups [--groups N …] [--server memory|embedded|URL] [--quick] [--json]
 
-Redis memory counts every key of the run; process memory is what the resident size of a fresh process grew by. "Of
-ungrouped" is the drain rate against that of one queue without groups, at concurrency 100, in the same run.
+Redis memory counts every key of the run. Process memory is what of an idle group is alive, and what the resident size
+of a fresh process has grown by after a job in each. "Of ungrouped" is the drain rate against that of one queue without
+groups, at concurrency 100, in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import gc
 import json
 import resource
 import sys
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +37,10 @@ SETTLE = 5.0  # seconds over which idle cost is measured
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Bytes of this process that are in memory now, without what the allocator merely holds back."""
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -57,10 +64,10 @@ class Bench:
     async def commands(self) -> int:
         return int((await self.redis.info("stats"))["total_commands_processed"])
 
-    async def drain(self, jobs: list[Any]) -> float:
-        """Jobs per second from the start of a process until the last of `jobs` has run."""
+    async def drain(self, jobs: int, make: Callable[[int], tuple[Any, ...]]) -> float:
+        """Jobs per second from the start of a process until the last of `jobs` has run; `make` makes the nth."""
         self.runs += 1
-        left, done = len(jobs), asyncio.Event()
+        left, done = jobs, asyncio.Event()
 
         async def noop(data: object) -> None:
             nonlocal left
@@ -69,19 +76,21 @@ class Bench:
                 done.set()
 
         async with self.runtime(noop, consume=False) as adder:
-            for start in range(0, len(jobs), 20_000):
-                await adder.queue.add_bulk(jobs[start : start + 20_000])
+            for start in range(0, jobs, 20_000):
+                await adder.queue.add_bulk([make(n) for n in range(start, min(start + 20_000, jobs))])
+        gc.collect()  # what adding has left behind is not to be collected while the draining is timed
         began = time.perf_counter()
         async with self.runtime(noop):
             await done.wait()
-            return len(jobs) / (time.perf_counter() - began)
+            return jobs / (time.perf_counter() - began)
 
     async def scale(self, groups: int) -> dict[str, float]:
         """Everything that depends on the number of groups."""
         figures: dict[str, float] = {"groups": groups}
-        ungrouped = await self.drain([("plain", {"id": i}) for i in range(50_000)])
-        many = [("tenant", {"id": i}, {"group_id": f"g{i % groups}"}) for i in range(groups * JOBS_A_GROUP)]
-        figures["drain"] = await self.drain(many)
+        ungrouped = await self.drain(50_000, lambda n: ("plain", {"id": n}))
+        figures["drain"] = await self.drain(
+            groups * JOBS_A_GROUP, lambda n: ("tenant", {"id": n}, {"group_id": f"g{n % groups}"})
+        )
         figures["of ungrouped"] = figures["drain"] / ungrouped
         await self.redis.flushall()
         command = [sys.executable, "-m", "benchmarks.groups", "--one-each", self.url, str(groups)]
@@ -124,16 +133,35 @@ class Bench:
             await asyncio.sleep(SETTLE)
             commands = (await self.commands() - before - 2) / SETTLE
             busy = (time.process_time() - cpu) / SETTLE
+        alive = await self._alive(groups)
         reaper = self.runtime(noop, remove_on_complete=True, group_idle=0)
         async with reaper:
             while await self.redis.exists(f"{{groups{self.runs}:tenant}}:groups"):  # noqa: ASYNC110 - another's key
                 await asyncio.sleep(0.1)
         keys = [key async for key in self.redis.scan_iter(count=1000) if not key.endswith((b":n", b":epoch"))]
         return {
-            "open all, s": took, "connections": connections, "process bytes a group": process,
+            "open all, s": took, "connections": connections,
+            "bytes alive a group": alive, "resident bytes a group": process,
             "Redis bytes a group, 1 waiting": waiting, "Redis bytes a group, idle": idle,
             "idle commands a second": max(0.0, commands), "idle CPU": busy, "keys left": len(keys),
         }  # fmt: skip
+
+    async def _alive(self, groups: int) -> float:
+        """Bytes of objects that an open idle group is, in a process that finds all of them at its start."""
+
+        async def noop(data: object) -> None: ...
+
+        gc.collect()
+        tracemalloc.start(1)
+        try:
+            async with self.runtime(noop, remove_on_complete=True, group_idle=3600) as worker:
+                while worker.health()["groups"]["tenant"] < groups:  # noqa: ASYNC110 - it is not told
+                    await asyncio.sleep(0.05)
+                await worker.wait_idle(60)
+                gc.collect()
+                return tracemalloc.get_traced_memory()[0] / groups
+        finally:
+            tracemalloc.stop()
 
     async def fairness(self, heavy: int) -> dict[str, float]:
         """p99 of the wait of a job each for a thousand light tenants, without and with a heavy one beside them."""

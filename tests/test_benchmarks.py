@@ -39,6 +39,7 @@ def test_groups_cost_what_is_promised_whatever_the_machine():
     assert scale["connections"] <= 8
     assert scale["keys left"] == 0
     assert scale["Redis bytes a group, 1 waiting"] <= 6000
+    assert scale["bytes alive a group"] <= 2000
     assert scale["idle commands a second"] <= 5
     assert found["fairness"]["ratio"] > 0
 

@@ -33,11 +33,17 @@ meet whatever their names hold.
 from __future__ import annotations
 
 import hashlib
+import re
+from typing import Final
 from urllib.parse import quote
+
+PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
 def encode_group(group_id: str) -> str:
     """`group_id` as a key holds it: percent-encoded, or its digest where that is over 128 characters."""
+    if PLAIN.fullmatch(group_id):
+        return group_id
     quoted = quote(group_id, safe="", errors="surrogatepass").replace("~", "%7E")
     return quoted if len(quoted) <= 128 else "~" + hashlib.sha256(group_id.encode()).hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import sys
@@ -96,7 +97,13 @@ def imported(app: str) -> Runtime:
 
 
 def run_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run `coroutine` on uvloop where it is installed, else on asyncio's own loop."""
+    """Run `coroutine` on uvloop where it is installed, else on asyncio's own loop.
+
+    The process is ours, so its garbage collector may be told what it is in for: jobs live for a moment and free
+    themselves, but thousands at once look like survivors to it. With Python's own thresholds it took a third of the
+    time of 10,000 busy groups.
+    """
+    gc.set_threshold(10_000, 20, 50)
     try:
         import uvloop
     except ImportError:

@@ -11,6 +11,7 @@ from asyncjobs.pump import Pump
 
 class Shop:
     gates: dict = {}  # noqa: RUF012 - nothing adds to it
+    pace: dict = {}  # noqa: RUF012
 
     """Just a pump whose ring can be looked at."""
 

@@ -1,0 +1,118 @@
+"""Quick jobs of a queue with one slot are fetched ahead. Nobody may be able to tell, but by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asyncjobs import RateLimited
+from tests.helpers import Watcher, eventually
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+async def test_order_and_the_one_slot_hold_over_processes(make_runtime, grouped):
+    runtimes = [make_runtime() for _ in range(3)]
+    order: list[int] = []
+    active = most = 0
+
+    async def handle(data, job):
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        order.append(data)
+        if data % 40 == 0:
+            await asyncio.sleep(0.02)  # now and then one that is not quick
+        active -= 1
+
+    for runtime in runtimes if grouped else runtimes[:1]:
+        runtime.job("line", limiter=None, group=grouped, concurrency=1, remove_on_complete=True)(handle)
+    options = {"group_id": "acme"} if grouped else {}
+    async with runtimes[0]:
+        if grouped:
+            await runtimes[1].start()
+            await runtimes[2].start()
+        await runtimes[0].queue.add_bulk([("line", n, options) for n in range(600)])
+        await runtimes[0].wait_idle(20)
+    assert most == 1
+    assert order == list(range(600))
+
+
+async def test_behind_a_slow_one_nothing_looks_started_and_another_queue_can_tell_none(make_runtime):
+    runtime = make_runtime()
+    go = asyncio.Event()
+    ran: list[int] = []
+
+    @runtime.job("tenant", limiter=None, group=True)
+    async def tenant(data):
+        if data == 20:
+            await go.wait()
+        ran.append(data)
+
+    async with runtime:
+        await runtime.queue.add_bulk([("tenant", n, {"group_id": "acme"}) for n in range(40)])
+        await eventually(lambda: len(ran) == 20)
+
+        async def only_one_is_active():
+            counts = await runtime.queue.counts("tenant", "acme")
+            return (counts["active"], counts["waiting"], counts["completed"]) == (1, 19, 20)
+
+        await eventually(only_one_is_active, 2)
+        go.set()
+        await runtime.wait_idle(10)
+    assert ran == list(range(40))
+
+
+async def test_what_was_fetched_ahead_survives_a_stop_uncounted(make_runtime):
+    first, second = make_runtime(), make_runtime()
+    seen: list[tuple[int, int, int]] = []
+
+    async def handle(data, job):
+        seen.append((data, job.attempts_made, job.stalled_count))
+        if data == 30 and len(seen) == 31:
+            await asyncio.sleep(30)
+
+    for runtime in (first, second):
+        runtime.job("tenant", limiter=None, group=True)(handle)
+    await first.start()
+    await first.queue.add_bulk([("tenant", n, {"group_id": "acme"}) for n in range(60)])
+    await eventually(lambda: len(seen) == 31)
+    await first.stop(grace=0)
+    async with second:
+        await second.wait_idle(10)
+    assert [data for data, _, _ in seen] == [*range(31), *range(30, 60)]
+    assert {(attempts, stalled) for _, attempts, stalled in seen} == {(0, 0)}
+
+
+async def test_a_hold_and_a_pause_hold_what_was_fetched_ahead(runtime):
+    ran: list[int] = []
+
+    @runtime.job("tenant", limiter=None, group=True)
+    async def tenant(data):
+        if data == 25 and 25 not in ran:
+            ran.append(25)
+            raise RateLimited(0.3)
+        ran.append(data)
+
+    seen = Watcher(runtime)
+    async with runtime:
+        await runtime.queue.add_bulk([("tenant", n, {"group_id": "acme"}) for n in range(40)])
+        await seen("job.retrying")
+        assert max(ran) == 25, "nothing passes it"
+        await runtime.wait_idle(10)
+    assert ran == [*range(26), *range(25, 40)]
+
+
+async def test_retries_go_to_the_back_as_ever(runtime):
+    ran: list[tuple[int, int]] = []
+
+    @runtime.job("tenant", limiter=None, group=True, attempts=2, backoff=None)
+    async def tenant(data, job):
+        ran.append((data, job.attempts_made))
+        if data == 12 and not job.attempts_made:
+            raise ValueError
+
+    async with runtime:
+        await runtime.queue.add_bulk([("tenant", n, {"group_id": "acme"}) for n in range(30)])
+        await runtime.wait_idle(10)
+    assert ran == [*((n, 0) for n in range(30)), (12, 1)]
