@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,19 +26,26 @@ from redis.exceptions import RedisError
 from asyncjobs.embedded import server_binary
 
 BOUND = 30.0
+_RANDOM = random.SystemRandom()  # several processes of a test run pick at the same time
+_GIVEN: set[int] = set()
 NODE_TIMEOUT_MS = 2000
 # A replica is in step at once, and its first copy does not wait for others to join.
 REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and whose Cluster bus port fits too."""
+    """A port that nobody listens on and that nobody was given before; below those that outgoing connections take."""
     while True:
+        port = _RANDOM.randrange(11_000, 32_000)
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 55_535:
-            return port
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _GIVEN.add(port)
+        return port
 
 
 class Server:

@@ -17,7 +17,7 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 Node = tuple[str, int]
 _Send: TypeAlias = Callable[[Lane, Sequence[Command]], Awaitable[tuple[list[Any], list[bool]]]]
 
-LAG: Final = 1.0  # seconds that a node may answer later than another one in the same trip
+LAG: Final = 1.0  # seconds that a node may take, or take longer than another one in the same trip
 SHORTEST_REST: Final = 0.05
 LONGEST_REST: Final = 5.0
 STAGGER: Final = 0.1  # seconds after which another node is asked who holds which slot
@@ -180,15 +180,14 @@ class ClusterLane(Lane):
     async def _all_nodes(
         self, by_node: Mapping[Node, Sequence[Command]], send: _Send, lag: float
     ) -> list[tuple[list[Any], list[bool]]]:
-        """What each node answers; one that lags behind the others is given up for now, so that they go on."""
+        """What each node answers; one that lags is given up for now: others have work for the nodes that answer."""
         sending = [asyncio.ensure_future(self._one_node(node, mine, send)) for node, mine in by_node.items()]
         late: set[asyncio.Future[tuple[list[Any], list[bool]]]] = set()
         try:
             if len(sending) > 1:
-                await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(sending, timeout=lag, return_when=asyncio.FIRST_COMPLETED)
+            if sending:
                 _, late = await asyncio.wait(sending, timeout=lag)
-            elif sending:
-                await asyncio.wait(sending)
         finally:
             left = [one for one in sending if not one.done()]
             for one in left:
@@ -199,7 +198,7 @@ class ClusterLane(Lane):
         for (node, mine), one in zip(by_node.items(), sending, strict=True):
             if one in late and one.cancelled():
                 self._breakers[node].failed(LAG)
-                answers.append(_no_answer(f"{node[0]}:{node[1]} lags behind the other nodes", len(mine)))
+                answers.append(_no_answer(f"{node[0]}:{node[1]} does not answer in time", len(mine)))
             else:
                 answers.append(one.result())
         return answers
