@@ -243,10 +243,14 @@ class Cluster(_Fleet):
         bounds = (0, 5461, 10923, 16384)
         for n, client in enumerate(clients[:3]):
             await client.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)
-        for node, bus in list(zip(self.data, buses, strict=True))[1:]:
-            await clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        introduced = float("-inf")
 
         async def met() -> bool:
+            nonlocal introduced
+            if time.monotonic() - introduced > 2 * NODE_TIMEOUT_MS / 1000:  # an introduction may be lost
+                introduced = time.monotonic()
+                for node, bus in list(zip(self.data, buses, strict=True))[1:]:
+                    await clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
             infos = [await client.execute_command("CLUSTER INFO") for client in clients]
             return all(one["cluster_known_nodes"] == str(len(clients)) for one in infos)
 
