@@ -39,6 +39,10 @@ STALE, GONE = b"03"
 SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
 AHEAD: Final = 16  # quick jobs of a queue with one slot that are fetched in one turn
 QUICK: Final = 0.001  # seconds; a job that takes longer is fetched alone
+MOST_AHEAD: Final = 128  # jobs of a queue with more slots that are fetched beyond them
+LATER: Final = 0.008  # seconds that such a job may be expected to wait for its slot
+PACED: Final = 0.01  # seconds over which it is counted how many jobs end
+PRESSED: Final = 1.0  # seconds in which nothing is fetched ahead, after something had to be handed back
 QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
 
@@ -85,8 +89,12 @@ class Consumer:
         calls: how often there was news; a reply is short only of what its turn could know of.
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
-        ahead: how many of the next turn may be fetched ahead: more while jobs are quick, none after one that was not.
-        then: what was fetched ahead of the one that runs, last first; it goes back if that one takes its time.
+        ahead: how many jobs may be held beyond the slots. With one slot: more while jobs are quick, none after one that
+            was not. With more: as many as end in `LATER`, so that a slot that is freed finds the next job here.
+        then: what was fetched ahead, last first; it goes back if no slot comes free for a while.
+        moved_at: when the first of those came to be the next in line.
+        ended, paced_at: tries that have ended since then; by them it is told how many end in a while.
+        pressed_until: until when nothing is fetched ahead.
         spent: jobs started in its present turn among those that starve, up to its weight.
         parked: a gate keeps it waiting.
         queued, starving: in the pump's ring; waiting for a slot of the process.
@@ -97,9 +105,10 @@ class Consumer:
     """
 
     __slots__ = (
-        "_shop", "ahead", "alarm_at", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys", "lost_reply",
-        "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "running", "set",
-        "spec", "spent", "starving", "terms", "then", "turns", "zombies",
+        "_shop", "ahead", "alarm_at", "base", "calls", "ended", "flowing", "gates", "group_id", "hungry", "keys",
+        "lost_reply", "margin", "moved_at", "on_rest", "outbox", "paced_at", "parked", "pressed_until", "queued", "quiet",
+        "rested_at", "resting_until", "running", "set", "spec", "spent", "starving", "terms", "then", "turns",
+        "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +140,8 @@ class Consumer:
         self.parked = False
         self.ahead = shop.pace.get(spec.name, 0)
         self.then: list[tuple[TakenJob, float, float]] | None = None
+        self.ended = 0
+        self.moved_at = self.paced_at = self.pressed_until = 0.0
         self.spent = 0
         self.quiet = False
         self.resting_until = 0.0
@@ -183,17 +194,32 @@ class Consumer:
         concurrency = self.terms.concurrency
         return BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
 
-    def may_fetch_ahead(self) -> int:
-        """How many quick jobs to fetch beyond the only slot, where nothing but their order decides when they start."""
+    def may_fetch_ahead(self, reserved: int) -> int:
+        """How many jobs a turn that asks for `reserved` slots may bring beyond them.
+
+        None where something else than their order decides when jobs start: a limit, a gate, a group's share of slots
+        that other processes have too.
+        """
         terms = self.terms
-        if terms.concurrency != 1 or terms.window or self.gates or self.spec.ordered:
+        if not self.ahead or terms.window or self.gates or self.spec.ordered or terms.concurrency is None:
             return 0
-        return self.ahead
+        if terms.concurrency == 1:
+            return self.ahead if reserved else 0
+        if self.spec.slots or self.quiet or self.parked or terms.paused:
+            return 0
+        return max(0, self.ahead - len(self.then or ()) - sum(turn.ahead for turn in self.turns))
+
+    def _room(self) -> int:
+        """Slots in which a job may start now."""
+        if self.terms.concurrency is None:
+            return BATCH
+        return max(0, self.terms.concurrency - len(self.running) - self.zombies)
 
     def hand_back(self) -> None:
         """What was fetched ahead goes back to the head: somebody else may be quicker, and it must not look started."""
         fetched, self.then = self.then, None
         self.ahead = 0
+        self.pressed_until = clock.monotonic() + PRESSED
         for taken, _, _ in reversed(fetched or ()):
             decision = decide(self._active(taken), Released())
             assert decision is not None
@@ -201,8 +227,8 @@ class Consumer:
         self._shop.pump.offer(self)
 
     def lingers(self, patience: float) -> bool:
-        """Whether the job that others were fetched behind has been running for longer than that."""
-        return any(job.began and clock.monotonic() - job.began_at > patience for job in self.running.values())
+        """Whether the next of what was fetched ahead has been waiting for a slot for longer than that."""
+        return clock.monotonic() - self.moved_at > patience
 
     def prepare(self, process_slots: int) -> Turn | None:
         """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
@@ -218,8 +244,9 @@ class Consumer:
         if not free and not self.outbox:
             return None
         self.rested_at = None
+        ahead = self.may_fetch_ahead(free) if self.hungry and process_slots else 0
         sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
-        turn = Turn(self, sending, free, next(self._shop.tokens))
+        turn = Turn(self, sending, free, ahead, next(self._shop.tokens))
         self.turns.append(turn)
         return turn
 
@@ -241,8 +268,10 @@ class Consumer:
         if reply.settings != self.set:
             self._settle_terms(reply.settings)
         margin = min(turn.margin or 1.0, self._least_margin()) if self.gates else turn.margin or self._least_margin()
-        self._start_all(reply.jobs, turn.sent_at or sent_at, margin, turn.ahead)
-        if turn.reserved:
+        self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
+        if self.terms.concurrency != 1:
+            self._pace()
+        if turn.reserved or turn.ahead:
             self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
@@ -255,6 +284,15 @@ class Consumer:
             self.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
+
+    def _pace(self) -> None:
+        """Hold as many jobs beyond the slots as have ended lately in the time for which one may wait."""
+        now = clock.monotonic()
+        if now - self.paced_at < PACED:
+            return
+        ends = self.ended * LATER / (now - self.paced_at)
+        self.ahead = 0 if now < self.pressed_until else min(MOST_AHEAD, int(self.ahead + ends) // 2)
+        self.ended, self.paced_at = 0, now
 
     def rebase(self, base: Terms) -> None:
         """Other terms hold for all queues of this name."""
@@ -317,7 +355,7 @@ class Consumer:
                     self.fail_stalled(taken)
                 else:
                     mine.append(taken)
-        self._start_all(mine, LONG_AGO, 0.0, len(mine) if self.spec.slots == 1 or self.terms.concurrency == 1 else 0)
+        self._start_all(mine, LONG_AGO, 0.0)
 
     def make_room(self, turn: Turn) -> None:
         """What was adopted has taken slots that `turn`, the only one, had asked for."""
@@ -326,17 +364,16 @@ class Consumer:
             turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
-    def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float, ahead: int) -> None:
-        """Start what was taken, but for what was fetched `ahead`: that follows one by one."""
-        if not ahead or (len(jobs) < 2 and not self.running):
-            for taken in jobs:
-                self._start(taken, sent_at, margin)
-            return
-        waiting = [(taken, sent_at, margin) for taken in reversed(jobs)]
-        self.then = waiting + (self.then or [])
-        if self.then:
-            if not self.running:
-                self._start(*self.then.pop())
+    def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
+        """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
+        room = self._room()
+        for taken in jobs[:room]:
+            self._start(taken, sent_at, margin)
+        if len(jobs) > room:
+            if not self.then:
+                self.moved_at = clock.monotonic()
+            later = [(taken, sent_at, margin) for taken in reversed(jobs[room:])]
+            self.then = later + (self.then or [])
             self._shop.pump.patience(self)
 
     def _active(self, taken: TakenJob) -> ActiveJob:
@@ -483,22 +520,26 @@ class Consumer:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
-        if self.terms.concurrency == 1:
-            self._follow(job, outcome)
-        else:
-            self._shop.pump.offer(self)
+        self.ended += 1
+        self._follow(job, outcome)
 
     def _follow(self, job: ActiveJob, outcome: Outcome | None) -> None:
-        """The only slot is free: the next one that was fetched ahead, or a turn that settles and fetches anew."""
-        quick = clock.monotonic() - job.began_at < QUICK
-        self.ahead = self._shop.pace[self.spec.name] = min(AHEAD, 2 * self.ahead + 1) if quick else 0
+        """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
+        alone, quick = self.terms.concurrency == 1, True
+        if alone:
+            quick = clock.monotonic() - job.began_at < QUICK
+            self.ahead = self._shop.pace[self.spec.name] = min(AHEAD, 2 * self.ahead + 1) if quick else 0
         if not self.then:
             self.then = None
             self._shop.pump.offer(self)
-        elif not quick or self.quiet or not isinstance(outcome, (Completed, Failed, Later)):
+        elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Completed, Failed, Later)):
             self.hand_back()
-        elif not self.running:
-            self._start(*self.then.pop())
+        else:
+            if self._room():
+                self._start(*self.then.pop())
+                self.moved_at = clock.monotonic()
+            if not alone:
+                self._shop.pump.offer(self)
 
     def fail_stalled(self, taken: TakenJob) -> None:
         """Fail a job whose processes died too often."""

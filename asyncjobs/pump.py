@@ -32,6 +32,7 @@ TURNS_A_TRIP: Final = 128
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
 PATIENCE: Final = 0.005  # seconds that jobs fetched ahead wait behind one that was expected to be quick
+LONG_PATIENCE: Final = 0.02  # the same where they wait for the first of several slots
 REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
 
 
@@ -100,7 +101,7 @@ class Pump:
         self._wake = asyncio.Event()
         self._reserved = 0
         self.running = 0
-        self._fetched: list[Consumer] = []
+        self._fetched: dict[Consumer, None] = {}
         self._patience: asyncio.TimerHandle | None = None
         self.alarms = Alarms()
         self.overflow: set[str] = set()
@@ -116,18 +117,18 @@ class Pump:
             self._wake.set()
 
     def patience(self, consumer: Consumer) -> None:
-        """What `consumer` has fetched ahead goes back, should the job before it run for longer than `PATIENCE`."""
-        self._fetched.append(consumer)
+        """What `consumer` has fetched ahead goes back, should no slot come free for longer than `PATIENCE`."""
+        self._fetched[consumer] = None
         if self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched)
 
     def _look_at_fetched(self) -> None:
-        left = []
+        left = {}
         for consumer in self._fetched:
-            if consumer.then and consumer.lingers(PATIENCE):
+            if consumer.then and consumer.lingers(PATIENCE if consumer.terms.concurrency == 1 else LONG_PATIENCE):
                 consumer.hand_back()
             elif consumer.then:
-                left.append(consumer)
+                left[consumer] = None
         self._fetched = left
         self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched) if left else None
 

@@ -26,7 +26,7 @@ class Turn:
 
     Attributes:
         reserved: slots that wait for its reply.
-        ahead: jobs that it may bring beyond that, to run one after the other.
+        ahead: jobs that it may bring beyond that, to run as others end.
         calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
         margin: seconds that a start may lag behind the tokens that it takes.
         grants, sent_at: what the gates have let in, and when they were asked; 0: they were not.
@@ -34,9 +34,8 @@ class Turn:
 
     __slots__ = ("ahead", "calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
 
-    def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, token: bytes) -> None:
-        self.consumer, self.sending, self.reserved, self.token = consumer, sending, reserved, token
-        self.ahead = consumer.may_fetch_ahead() if reserved else 0
+    def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, ahead: int, token: bytes) -> None:
+        self.consumer, self.sending, self.reserved, self.ahead, self.token = consumer, sending, reserved, ahead, token
         self.calls = consumer.calls
         self.margin = consumer.margin
         self.grants: tuple[Grant, ...] = ()

@@ -116,3 +116,32 @@ async def test_retries_go_to_the_back_as_ever(runtime):
         await runtime.queue.add_bulk([("tenant", n, {"group_id": "acme"}) for n in range(30)])
         await runtime.wait_idle(10)
     assert ran == [*((n, 0) for n in range(30)), (12, 1)]
+
+
+async def test_with_several_slots_too_what_is_behind_slow_ones_goes_back(make_runtime):
+    runtime = make_runtime()
+    go = asyncio.Event()
+    ran: list[int] = []
+    held = 0
+
+    @runtime.job("mixed", limiter=None, concurrency=4)
+    async def mixed(data):
+        nonlocal held
+        held = max(held, len(runtime._parts.consumers["mixed"].then or ()))
+        if data >= 3000:
+            await go.wait()
+        ran.append(data)
+
+    async with runtime:
+        await runtime.queue.add_bulk([("mixed", n) for n in range(3040)])
+        await eventually(lambda: len(ran) == 3000)
+
+        async def only_the_running_are_active():
+            counts = await runtime.queue.counts("mixed")
+            return (counts["active"], counts["waiting"]) == (4, 36)
+
+        await eventually(only_the_running_are_active, 5)
+        assert held > 0, "nothing was fetched ahead, so this has shown nothing"
+        go.set()
+        await runtime.wait_idle(10)
+    assert sorted(ran) == list(range(3040))
