@@ -106,8 +106,8 @@ class Consumer:
 
     __slots__ = (
         "_shop", "ahead", "alarm_at", "base", "calls", "ended", "flowing", "gates", "group_id", "hungry", "keys",
-        "lost_reply", "margin", "moved_at", "on_rest", "outbox", "paced_at", "parked", "pressed_until", "queued", "quiet",
-        "rested_at", "resting_until", "running", "set", "spec", "spent", "starving", "terms", "then", "turns",
+        "lost_reply", "margin", "moved_at", "on_rest", "outbox", "paced_at", "parked", "pressed_until", "queued",
+        "quiet", "rested_at", "resting_until", "running", "set", "spec", "spent", "starving", "terms", "then", "turns",
         "zombies",
     )  # fmt: skip
 
@@ -172,6 +172,11 @@ class Consumer:
         """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
         busy = self.running or self.outbox or self.turns or self.hungry or self.zombies
         return not busy and self.alarm_at is None
+
+    @property
+    def at_leisure(self) -> bool:
+        """Whether a turn of it may travel with somebody else: none is under way, and nothing is to be sorted out."""
+        return not (self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until)
 
     @property
     def unsettled(self) -> int:

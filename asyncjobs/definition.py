@@ -154,8 +154,8 @@ class JobSpec:
     """A registered job: its definition with every default resolved, in the units the broker wants."""
 
     __slots__ = (
-        "call", "codec", "concurrency", "definition", "group_idle", "grouped", "job_options", "lease", "limiters",
-        "name", "named_limiters", "ordered", "retention", "slots", "source", "terms", "total_concurrency",
+        "call", "codec", "concurrency", "definition", "forgets", "group_idle", "grouped", "job_options", "lease",
+        "limiters", "name", "named_limiters", "ordered", "retention", "slots", "source", "terms", "total_concurrency",
         "total_limiters", "worker_options",
     )  # fmt: skip
 
@@ -188,6 +188,7 @@ class JobSpec:
             *limits(options.remove_on_complete),
             *limits(options.remove_on_fail),
         )
+        self.forgets = 0 in self.retention  # no record of a finished job is kept
         self.lease = duration(worker.lease)
         self.group_idle = duration(worker.group_idle)
 

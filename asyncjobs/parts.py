@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker, Store
+from asyncjobs.broker import Broker, Place, Store
 from asyncjobs.config import Limiter
 from asyncjobs.consumer import Consumer, Shop
 from asyncjobs.crew import Crew
@@ -55,6 +55,13 @@ class Parts:
     def specs(self) -> list[JobSpec]:
         consumed = [consumer.spec for consumer in self.consumers.values()]
         return consumed + [registry.spec for registry in self.registries.values()]
+
+    def consumer_at(self, place: Place) -> Consumer | None:
+        """Whoever consumes here what is added there."""
+        if not place.registry:
+            return self.consumers.get(place.name)
+        registry = self.registries.get(place.name)
+        return None if registry is None else registry.open.get(place.keys.group)
 
     def all_consumers(self) -> list[Consumer]:
         grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]

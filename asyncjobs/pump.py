@@ -8,6 +8,7 @@ nothing to do costs nothing: no aio_task, no timer, no command.
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import itertools
 import logging
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker
+from asyncjobs.broker import Broker, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.gate import Gate, Grant
@@ -92,8 +93,12 @@ class Pump:
     names with more finished jobs than they keep.
     """
 
-    def __init__(self, broker: Broker, slots: int, process: Callable[[], str]) -> None:
+    def __init__(
+        self, broker: Broker, slots: int, process: Callable[[], str], find: Callable[[Place], Consumer | None]
+    ) -> None:
         self._broker = broker
+        self.find = find
+        broker.offer_rides(self.rides)
         self._slots = slots
         self._process = process
         self._ready: deque[Consumer] = deque()
@@ -123,7 +128,7 @@ class Pump:
             self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched)
 
     def _look_at_fetched(self) -> None:
-        left = {}
+        left: dict[Consumer, None] = {}
         for consumer in self._fetched:
             if consumer.then and consumer.lingers(PATIENCE if consumer.terms.concurrency == 1 else LONG_PATIENCE):
                 consumer.hand_back()
@@ -309,6 +314,33 @@ class Pump:
             self._feed()
         if unused:
             await self._give_back(unused)
+
+    # Turns behind adds --------------------------------------------------------------------------------------
+    def rides(self, places: list[Place]) -> list[tuple[str, WorkCall, OnWork]]:
+        """A turn for each idle queue here that a job is being added to: it starts after one round trip, not two."""
+        rides: list[tuple[str, WorkCall, OnWork]] = []
+        if self._ready or self._starved:
+            return rides
+        for place in places:
+            consumer = self.find(place)
+            if consumer is None or consumer.gates or consumer.spec.forgets or not consumer.at_leisure:
+                continue
+            consumer.hungry = True
+            turn = consumer.prepare(self.free_slots())
+            if turn is not None:
+                self._reserved += turn.reserved
+                tell = functools.partial(self._ridden, turn, clock.monotonic())
+                rides.append((self._process(), turn.call(), tell))
+        return rides
+
+    def _ridden(self, turn: Turn, sent_at: float, reply: WorkReply | BrokerError) -> None:
+        self._reserved -= turn.reserved
+        if isinstance(reply, BrokerUnavailableError):
+            turn.consumer.unanswered(turn)
+        elif isinstance(reply, BrokerError):
+            turn.consumer.refused(turn, reply)
+        else:
+            turn.consumer.absorb(turn, reply, sent_at)
 
     def _put_back(self, turns: list[Turn]) -> None:
         for turn in turns:

@@ -32,6 +32,8 @@ ADD_OPTIONS: Final = (
     "group_id", "job_id", "delay", "at", "attempts", "backoff", "timeout", "remove_on_complete", "remove_on_fail",
 )  # fmt: skip
 LONGEST_ID: Final = 512  # bytes of UTF-8
+NOTHING: Final[Mapping[str, Any]] = {}
+AT_ONCE: Final = ("in", 0)
 
 
 class Queue:
@@ -118,10 +120,10 @@ class Queue:
         }
         broker = self._running()
         call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, given)
-        if call.registry:
+        if call.place.registry:
             (call,) = await self._bounds.laid_over(broker, [call])
         (reply,) = await broker.add([call])
-        return self._added(handle, reply.added, reply.at_ms)
+        return self._added(handle, reply.added, clock.from_ms(reply.at_ms))
 
     async def add_bulk(self, jobs: Iterable[tuple[Any, ...]]) -> list[Job]:
         """Add many jobs in one round trip: ``(job, data)`` or ``(job, data, options)`` each.
@@ -133,11 +135,14 @@ class Queue:
         for place, one in enumerate(jobs):
             if not isinstance(one, (tuple, list)) or not 1 <= len(one) <= 3:
                 raise ConfigError(f"add_bulk[{place}]={shown(one)}: expected (job, data) or (job, data, options)")
-            job, data, options = (*one, None, None)[:3] if len(one) < 3 else one
+            data, options = one[1] if len(one) > 1 else None, one[2] if len(one) > 2 else None
             try:
-                known = keywords(options or {}, ADD_OPTIONS, "an add")
-                group_id, job_id, delay, at = (known.pop(name, None) for name in ADD_OPTIONS[:4])
-                call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, known)
+                if options:
+                    known = keywords(options, ADD_OPTIONS, "an add")
+                    group_id, job_id, delay, at = (known.pop(name, None) for name in ADD_OPTIONS[:4])
+                    call, handle = self._prepare(broker, one[0], data, group_id, job_id, delay, at, known)
+                else:
+                    call, handle = self._prepare(broker, one[0], data)
             except (ConfigError, PayloadError) as error:
                 raise type(error)(f"add_bulk[{place}]: {error}") from error
             calls.append(call)
@@ -145,41 +150,48 @@ class Queue:
         if not calls:
             return []
         replies = await broker.add(await self._bounds.laid_over(broker, calls))
-        return [self._added(handle, reply.added, reply.at_ms) for handle, reply in zip(handles, replies, strict=True)]
+        at_ms, added_at = -1, None
+        for handle, reply in zip(handles, replies, strict=True):
+            if added_at is None or reply.at_ms != at_ms:  # a script adds hundreds at one instant
+                at_ms, added_at = reply.at_ms, clock.from_ms(reply.at_ms)
+            self._added(handle, reply.added, added_at)
+        return handles
 
     def _prepare(
         self,
         broker: Broker,
         job: str | Callable[..., Any],
         data: Any,
-        group_id: Any,
-        job_id: Any,
-        delay: Any,
-        at: Any,
-        given: Mapping[str, Any],
+        group_id: Any = None,
+        job_id: Any = None,
+        delay: Any = None,
+        at: Any = None,
+        given: Mapping[str, Any] = NOTHING,
     ) -> tuple[AddCall, Job]:
-        spec = self.spec(job)
-        group = self._group(spec, group_id)
+        spec = self._specs.get(job) if type(job) is str else None
+        if spec is None:
+            spec = self.spec(job)
+        group = self._group(spec, group_id) if spec.grouped or group_id is not None else None
         named = job_id is not None
         identity = _text(job_id, "job_id") if named else new_id()
         raw = spec.codec.encode(data, self._max_payload)
         overrides = Overrides.of(given, JobOptions(**given)) if given else NO_OVERRIDES
-        due = _due(delay, at)
-        keys = broker.queue_keys(spec.name, group)
-        call = broker.add_call(keys, spec.name, identity, due, raw, overrides.encode() if given else b"", named)
+        due = AT_ONCE if delay is None and at is None else _due(delay, at)
+        place = broker.place(spec.name, group)
+        call = AddCall(place, identity, due[0], due[1], raw, overrides.encode() if given else b"", named)
         handle = Job(
             identity, spec.name, group, data, attempts=overrides.attempts(spec.job_options),
-            _broker=broker, _keys=keys, _spec=spec,
+            _broker=broker, _keys=place.keys, _spec=spec,
         )  # fmt: skip
         if due[1]:
             handle.due_at = clock.from_ms(due[1] if due[0] == "at" else clock.wall() * 1000 + due[1])
         return call, handle
 
-    def _added(self, job: Job, added: bool, at_ms: int) -> Job:
+    def _added(self, job: Job, added: bool, added_at: datetime) -> Job:
         job.added = added
         if added:
-            job.added_at = clock.from_ms(at_ms)
-            job.state = "delayed" if job.due_at is not None and job.due_at > job.added_at else "waiting"
+            job.added_at = added_at
+            job.state = "delayed" if job.due_at is not None and job.due_at > added_at else "waiting"
             if self._bus.wants("job.added"):
                 self._bus.emit("job.added", job.name, job_id=job.id, group_id=job.group_id)
         else:
@@ -283,6 +295,4 @@ def _due(delay: Any, at: Any) -> tuple[str, int]:
         if not isinstance(at, datetime) or at.tzinfo is None:
             raise ConfigError(f"at={shown(at)}: expected a timezone-aware datetime, datetime.now(UTC) + …")
         return "at", max(0, clock.to_ms(at))
-    if delay is None:
-        return "in", 0
     return "in", -int(-seconds(delay, "delay") * 1000 // 1)

@@ -125,15 +125,21 @@ class Bounds:
 
     async def laid_over(self, broker: Broker, calls: Sequence[AddCall]) -> list[AddCall]:
         """`calls` with the bounds of their names."""
-        for call in {call.name: call for call in calls if call.registry}.values():
-            _, at = self._known.get(call.name, ("", float("-inf")))
+        names = {call.place.name for call in calls if call.place.registry}
+        if not names:
+            return list(calls)
+        for name in names:
+            _, at = self._known.get(name, ("", float("-inf")))
             if clock.monotonic() - at > FRESH:
                 try:
-                    found = await broker.settings(broker.queue_keys(call.name, None))
+                    found = await broker.settings(broker.queue_keys(name, None))
                 except BrokerError:
                     continue  # the add itself will say so, with the ids that it was to add
-                self._known[call.name] = (found.get("m", ""), clock.monotonic())
+                self._known[name] = (found.get("m", ""), clock.monotonic())
         return [
-            call._replace(most=known[0]) if call.registry and (known := self._known.get(call.name, ("",)))[0] else call
+            call._replace(most=known) if call.place.registry and (known := self._most(call.place.name)) else call
             for call in calls
         ]
+
+    def _most(self, name: str) -> str:
+        return self._known[name][0] if name in self._known else ""

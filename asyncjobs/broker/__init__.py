@@ -1,10 +1,11 @@
 """Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
 
-from asyncjobs.broker.adds import AddCall
+from asyncjobs.broker.adds import AddCall, Place
 from asyncjobs.broker.broker import (
     WORK_LANES,
     Broker,
     BrokerBusyError,
+    OnWork,
     Op,
     Settlement,
     WorkCall,
@@ -20,7 +21,9 @@ __all__ = [
     "Broker",
     "BrokerBusyError",
     "Keys",
+    "OnWork",
     "Op",
+    "Place",
     "Settlement",
     "Store",
     "TakenJob",

@@ -9,40 +9,51 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker.keys import Keys
-from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.scripts import ADD, REGISTER
+from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, QueueFullError
 
 ADDED, FULL = b"12"
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
 JOBS_A_PIPELINE: Final = 8000
 WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
+FOLLOWED: Final = 3 + ADD.keys + 6  # where the command of an add says so, see ``lua/add.lua``
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
 LAST_CHANCE: Final = 2.0  # seconds that a stopping runtime gives adds on their way
 
 
-class AddCall(NamedTuple):
-    """One job to add. `kind` is 'in' (`when` ms from now, 0 at once) or 'at' (`when` ms since the epoch)."""
+class Place(NamedTuple):
+    """The queue that jobs are added to. `registry`: where its group is registered, '' for a queue without groups."""
 
     keys: Keys
     name: str
     news: str
-    registry: str  # where its group is registered, '' for a queue without groups
+    registry: str
+
+
+class AddCall(NamedTuple):
+    """One job to add. `kind` is 'in' (`when` ms from now, 0 at once) or 'at' (`when` ms since the epoch).
+
+    `most`: waiting and delayed, where the queue's own settings do not say; '' for no bound.
+    """
+
+    place: Place
     job_id: str
     kind: str
     when: int
     data: bytes
     options: bytes
     named: bool
-    most: str  # waiting and delayed, where the queue's own settings do not say; '' for no bound
+    most: str = ""
 
 
 class AddReply(NamedTuple):
@@ -76,8 +87,8 @@ class _Submission:
         if self.left or self.future.done():
             return
         if self.refused:
-            first = self.refused[0]
-            queue = first.name if not first.keys.group else f"{first.name}, group {first.keys.group!r},"
+            place = self.refused[0].place
+            queue = place.name if not place.keys.group else f"{place.name}, group {place.keys.group!r},"
             self.future.set_exception(QueueFullError(queue, self.most, [call.job_id for call in self.refused]))
         else:
             self.future.set_result(self.replies)
@@ -89,12 +100,23 @@ class _Submission:
             self.future.set_exception(error)
 
 
+class Ride(NamedTuple):
+    """A command of the queue `tag` that travels behind adds to it, and who is told its answer: a reply, or an error."""
+
+    tag: str
+    command: Command
+    answer: Callable[[Any], None]
+
+
+_Item: TypeAlias = tuple[_Submission, int, AddCall]  # whose it is, its place there, and what it is
+
+
 class _Batch(NamedTuple):
     """The jobs of one queue that one script call adds."""
 
-    stream: str
+    tag: str
     command: Command
-    items: list[tuple[_Submission, int]]
+    items: list[_Item]
 
 
 class AddBatcher:
@@ -109,15 +131,17 @@ class AddBatcher:
         self._timeout = timeout
         self._replicas = replicas
         self._numbers = itertools.count(1)
-        self._waiting: deque[tuple[_Submission, int]] = deque()
+        self._waiting: deque[_Item] = deque()
         self._arrived = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
+        # Asked for what may travel behind the adds to some places: a turn of whoever is idle there.
+        self.rides: Callable[[list[Place]], list[Ride]] = lambda places: []
 
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
         """Add all of `calls`; see `Broker.add`."""
         loop = asyncio.get_running_loop()
         submission = _Submission(calls, clock.monotonic() + self._timeout, loop.create_future())
-        self._waiting.extend((submission, index) for index in range(len(calls)))
+        self._waiting.extend([(submission, index, call) for index, call in enumerate(calls)])
         self._arrived.set()
         if self._drain is None:
             self._drain = loop.create_task(self._send_waiting())
@@ -138,7 +162,7 @@ class AddBatcher:
         try:
             while self._waiting or unknown:
                 self._arrived.clear()
-                held = {batch.stream for batch in unknown}
+                held = {batch.tag for batch in unknown}
                 taken = self._take(held)
                 resent = unknown if clock.monotonic() >= again_at else []
                 if not taken and not resent:
@@ -158,49 +182,55 @@ class AddBatcher:
                     delay = FIRST_PAUSE
         finally:
             self._drain = None
-            for submission, _ in self._waiting:
+            for submission, _, _ in self._waiting:
                 submission.fail(BrokerUnavailableError("the runtime was stopped before the store had answered"))
             self._waiting.clear()
 
-    def _take(self, held: set[str]) -> list[tuple[_Submission, int]]:
+    def _take(self, held: set[str]) -> list[_Item]:
         """The next jobs, but those of `held` queues, where an older add is not answered yet."""
-        if not held:
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), JOBS_A_PIPELINE))]
-        taken: list[tuple[_Submission, int]] = []
-        left: deque[tuple[_Submission, int]] = deque()
-        for item in self._waiting:
-            submission, index = item
-            if len(taken) < JOBS_A_PIPELINE and submission.calls[index].keys.stream not in held:
+        if not held and len(self._waiting) <= JOBS_A_PIPELINE:
+            everything = list(self._waiting)
+            self._waiting.clear()
+            return everything
+        taken: list[_Item] = []
+        left: deque[_Item] = deque()
+        now = clock.monotonic()
+        while self._waiting and len(taken) < JOBS_A_PIPELINE:
+            item = self._waiting.popleft()
+            submission = item[0]
+            if item[2].place.keys.tag not in held:
                 taken.append(item)
-            elif submission.deadline <= clock.monotonic():
+            elif submission.deadline <= now:
                 submission.fail(BrokerUnavailableError("the store has not answered the adds before this one"))
             elif not submission.future.done():
                 left.append(item)
-        self._waiting = left
+        self._waiting.extendleft(reversed(left))
         return taken
 
-    def _batches(self, items: list[tuple[_Submission, int]]) -> list[_Batch]:
-        queues: dict[str, list[tuple[_Submission, int]]] = {}
+    def _batches(self, items: list[_Item]) -> list[_Batch]:
+        queues: dict[str, list[_Item]] = {}
         for item in items:
-            queues.setdefault(item[0].calls[item[1]].keys.stream, []).append(item)
+            tag = item[2].place.keys.tag
+            if tag in queues:
+                queues[tag].append(item)
+            else:
+                queues[tag] = [item]
         return [
             self._batch(mine[start : start + JOBS_A_SCRIPT], start // JOBS_A_SCRIPT)
             for mine in queues.values()
             for start in range(0, len(mine), JOBS_A_SCRIPT)
         ]
 
-    def _batch(self, items: list[tuple[_Submission, int]], nth: int) -> _Batch:
-        submission, index = items[0]
-        first = submission.calls[index]
-        keys = first.keys
+    def _batch(self, items: list[_Item], nth: int) -> _Batch:
+        first = items[0][2]
+        keys = first.place.keys
         args: list[str | bytes | int] = [
             keys.stream, keys.delayed, keys.senders, keys.settings,
-            keys.jobs, first.news, keys.group, f"{self._sender}.{nth}", next(self._numbers), first.most,
+            keys.jobs, first.place.news, keys.group, f"{self._sender}.{nth}", next(self._numbers), first.most, "",
         ]  # fmt: skip
-        for submission, index in items:
-            call = submission.calls[index]
-            args += (call.job_id, call.kind, call.when, call.data, call.options, "1" if call.named else "")
-        return _Batch(keys.stream, ADD(*args), items)
+        for _, _, (_, job_id, kind, when, data, options, named, _) in items:
+            args += (job_id, kind, when, data, options, "1" if named else "")
+        return _Batch(keys.tag, ADD(*args), items)
 
     def _commands(self, batches: list[_Batch]) -> tuple[list[Command], list[int], int]:
         """Groups are registered before their work is added: the other way round, a crash would hide it.
@@ -212,11 +242,10 @@ class AddBatcher:
         places: dict[str, int] = {"": -1}
         needs: list[int] = []
         for batch in batches:
-            submission, index = batch.items[0]
-            call = submission.calls[index]
-            if call.registry:
-                groups.setdefault(call.registry, {})[call.keys.group] = None
-            needs.append(places.setdefault(call.registry, len(groups) - 1))
+            place = batch.items[0][2].place
+            if place.registry:
+                groups.setdefault(place.registry, {})[place.keys.group] = None
+            needs.append(places.setdefault(place.registry, len(groups) - 1))
         registrations = [REGISTER(registry, *ids) for registry, ids in groups.items()]
         first = len(registrations)
         return [*registrations, *(batch.command for batch in batches)], [-1] * first + needs, first
@@ -224,17 +253,36 @@ class AddBatcher:
     async def _send(self, batches: list[_Batch]) -> list[_Batch]:
         """Send once; return the batches whose answer is not known and that somebody still waits for."""
         commands, needs, first = self._commands(batches)
+        # Not with options of their own: they may say that the record goes when the job has run, and whoever adds it
+        # is to have a chance of waiting for that.
+        plain = [batch.items[0][2].place for batch in batches if not any(call.options for _, _, call in batch.items)]
+        rides = [] if self._replicas else self.rides(plain)
+        ridden = {ride.tag for ride in rides}
+        for i, batch in enumerate(batches, first):
+            if batch.tag in ridden:
+                commands[i] = (*commands[i][:FOLLOWED], "1", *commands[i][FOLLOWED + 1 :])
+        last = len(commands)
+        commands += [ride.command for ride in rides]
+        needs += [-1] * len(rides)
         try:
             if self._replicas:
                 replies, reached = await self._lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
             else:
                 replies, reached = await self._lane.run(commands, needs), [True] * len(commands)
-        except BrokerUnavailableError as error:
-            return self._give_up(batches, error)
-        except BrokerError as error:
-            self._fail(batches, error)
-            return []
-        return self._absorb(batches, replies[first:], reached[first:])
+        except BaseException as error:
+            lost = error if isinstance(error, BrokerError) else BrokerUnavailableError("no answer was waited for")
+            for ride in rides:
+                ride.answer(lost)
+            if isinstance(error, BrokerUnavailableError):
+                return self._give_up(batches, error)
+            if isinstance(error, BrokerError):
+                self._fail(batches, error)
+                return []
+            raise
+        again = self._absorb(batches, replies[first:last], reached[first:last])
+        for ride, reply in zip(rides, replies[last:], strict=True):
+            ride.answer(reply)  # after whoever added: a job is told as added before it is told as active
+        return again
 
     def _absorb(self, batches: list[_Batch], replies: list[Any], reached: list[bool]) -> list[_Batch]:
         """Answer what is settled; return the batches to send again."""
@@ -254,28 +302,29 @@ class AddBatcher:
                 self._fail([batch], BrokerUnavailableError(text))
             else:
                 at_ms, flags, most = reply
-                for (submission, index), added in zip(batch.items, flags, strict=True):
+                yes, no = AddReply(True, at_ms), AddReply(False, at_ms)
+                for (submission, index, _), added in zip(batch.items, flags, strict=True):
                     if added == FULL:
                         submission.refuse(index, most)
                     else:
-                        submission.answer(index, AddReply(added == ADDED, at_ms))
+                        submission.answer(index, yes if added == ADDED else no)
         return again
 
     def _give_up(self, batches: list[_Batch], error: BrokerUnavailableError) -> list[_Batch]:
         """Fail the callers whose time is up; return the batches that somebody still waits for."""
         left, now = [], clock.monotonic()
         for batch in batches:
-            for submission in {id(one): one for one, _ in batch.items}.values():
+            for submission in {id(one): one for one, _, _ in batch.items}.values():
                 if submission.deadline <= now:
                     submission.fail(error)
-            if any(not submission.future.done() for submission, _ in batch.items):
+            if any(not submission.future.done() for submission, _, _ in batch.items):
                 left.append(batch)
         return left
 
     @staticmethod
     def _fail(batches: list[_Batch], error: BrokerError) -> None:
         for batch in batches:
-            for submission, _ in batch.items:
+            for submission, _, _ in batch.items:
                 submission.fail(error)
 
 

@@ -10,7 +10,8 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker.keys import Keys
-from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.link import Lane, is_transient, refusal
+from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerUnavailableError
 
 

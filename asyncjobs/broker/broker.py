@@ -7,8 +7,9 @@ the subscriber.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -16,7 +17,7 @@ from redis.exceptions import ResponseError
 from asyncjobs import clock
 from asyncjobs.broker import scripts
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply
+from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply, Place, Ride
 from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
@@ -28,11 +29,12 @@ from asyncjobs.broker.keys import (
     news_channel,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
-from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.taken import TakenJob, taken
 from asyncjobs.broker.ticking import Ticking
+from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 WORK_LANES: Final = 2
@@ -92,6 +94,9 @@ class WorkReply(NamedTuple):
     settings: tuple[str, str, str] | None = None
 
 
+OnWork: TypeAlias = Callable[["WorkReply | BrokerError"], None]
+
+
 class BrokerBusyError(BrokerError):
     """The server said "not now" and applied nothing; the same call may succeed in a moment."""
 
@@ -122,6 +127,7 @@ class Broker(Keeping, Ticking, Limiting):
         self._scattered = bool(self.address.seeds)
         self.subscriber = Subscriber(self.address)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
+        self._places: dict[str, Place] = {}
 
     # Connections ------------------------------------------------------------------------------------------
     async def check(self) -> Store:
@@ -190,20 +196,15 @@ class Broker(Keeping, Ticking, Limiting):
         """
         return await self._adds.add(calls)
 
-    def add_call(
-        self,
-        keys: Keys,
-        name: str,
-        job_id: str,
-        due: tuple[str, int],
-        data: bytes,
-        options: bytes,
-        named: bool,
-        most: str = "",
-    ) -> AddCall:
-        registry = groups_key(self.prefix, name) if keys.group else ""
-        news = news_channel(self.prefix, name)
-        return AddCall(keys, name, news, registry, job_id, due[0], due[1], data, options, named, most)
+    def place(self, name: str, group_id: str | None) -> Place:
+        """Where jobs of a name, or of one of its groups, are added; remembered for a name, of which there are few."""
+        place = self._places.get(name) if group_id is None else None
+        if place is None:
+            registry = "" if group_id is None else groups_key(self.prefix, name)
+            place = Place(self.queue_keys(name, group_id), name, news_channel(self.prefix, name), registry)
+            if group_id is None:
+                self._places[name] = place
+        return place
 
     async def read(self, keys: Keys, job_id: str) -> tuple[float | None, dict[str, bytes]]:
         """When a job is due (ms; None unless delayed), and the fields of its record (none: no such job)."""
@@ -298,18 +299,24 @@ class Broker(Keeping, Ticking, Limiting):
                 continue  # its work command meets the same trouble
             if reply[0] or reply[1]:
                 over.append(name)
-        results: list[WorkReply | BrokerError] = []
-        for call, reply in zip(calls, replies[len(names) :], strict=True):
-            if isinstance(reply, BrokerError):
-                results.append(reply)
-            elif isinstance(reply, ResponseError):
-                results.append(BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply))
-            else:
-                statuses, wait, rows = reply[:3]
-                settings = (reply[3].decode(), reply[4].decode(), reply[5].decode()) if len(reply) > 3 else None
-                jobs = taken(rows, 7, call.token)
-                results.append(WorkReply(statuses, None if wait < 0 else wait / 1000, jobs, settings))
-        return results, over
+        return [_work_reply(call, reply) for call, reply in zip(calls, replies[len(names) :], strict=True)], over
+
+    def offer_rides(self, make: Callable[[list[Place]], list[tuple[str, WorkCall, OnWork]]]) -> None:
+        """Let turns travel behind adds: `make` says which, and by which process, for the places that are added to.
+
+        They settle nothing. Each is told its reply, or the error, as `work` would have returned or raised it.
+        """
+
+        def told(call: WorkCall, tell: OnWork, reply: Any) -> None:
+            tell(_work_reply(call, reply))
+
+        def rides(places: list[Place]) -> list[Ride]:
+            return [
+                Ride(call.keys.tag, self._work_command(process, call, tell="1"), functools.partial(told, call, told_by))
+                for process, call, told_by in make(places)
+            ]
+
+        self._adds.rides = rides
 
     def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
         """Jobs of groups are listed under their name before they finish: a listed job without record is harmless."""
@@ -328,12 +335,12 @@ class Broker(Keeping, Ticking, Limiting):
                 args += (group, one.op if listed else "", index_member(group, one.job_id) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
-    def _work_command(self, process: str, call: WorkCall) -> Command:
+    def _work_command(self, process: str, call: WorkCall, tell: str = "") -> Command:
         tag = call.keys.tag
         args: list[str | bytes | int] = [
             tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o",
             tag + ":j:", news_channel(self.prefix, call.name), done_channel(self.prefix), call.keys.group, process,
-            call.token, call.free, call.slots, call.windows, call.margin, call.ahead,
+            call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell,
             *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip
         for settlement in call.settlements:
@@ -372,3 +379,14 @@ class Broker(Keeping, Ticking, Limiting):
         """Write the progress or a log line of a running job; False: it is not ours any more."""
         line = f"{self._process}.{next(self._lines)}"
         return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
+
+
+def _work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
+    """What ``lua/work.lua`` has answered."""
+    if isinstance(reply, BrokerError):
+        return reply
+    if isinstance(reply, ResponseError):
+        return BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply)
+    statuses, wait, rows = reply[:3]
+    settings = (reply[3].decode(), reply[4].decode(), reply[5].decode()) if len(reply) > 3 else None
+    return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings)

@@ -11,7 +11,8 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.link import Command, Lane
+from asyncjobs.broker.link import Lane
+from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 Node = tuple[str, int]

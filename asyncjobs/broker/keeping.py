@@ -11,8 +11,9 @@ from redis.exceptions import ResponseError
 from asyncjobs.broker import scripts
 from asyncjobs.broker.asker import Asker
 from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, news_channel, processes_key, split_member
-from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.taken import TakenJob, taken
+from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Final
 
-import hiredis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     NoScriptError,
-    RedisError,
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,11 +19,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from asyncjobs.broker.address import REPLY_TIMEOUT, Address
 from asyncjobs.broker.scripts import BY_SHA
+from asyncjobs.broker.wire import Command, Wire
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
 
 logger = logging.getLogger("asyncjobs")
-
-Command: TypeAlias = tuple[str | bytes | int, ...]
 
 TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
@@ -58,14 +54,14 @@ def refusal(error: BaseException) -> BrokerError:
 class Lane:
     """One connection with one pipeline in flight; it connects when first used and again after every loss.
 
-    State: `_connection`, and what was submitted but not sent yet (`_waiting`), which the drain of the loop
+    State: `_wire`, the connection, and what was submitted but not sent yet (`_waiting`), which the drain of the loop
     turn sends in one pipeline.
     """
 
     def __init__(self, address: Address, connect_timeout: float) -> None:
         self._address = address
         self._connect_timeout = connect_timeout
-        self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
         self._shut = False
         self._replicas_reached = True
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
@@ -83,17 +79,19 @@ class Lane:
             NotRunningError: shut.
         """
         self._check_shut()
-        connection_is_new = self._connection is None
+        wire = self._wire
+        is_new = wire is None or wire.lost
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT + (self._connect_timeout if connection_is_new else 0)):
-                connection = self._connection or await self._connect()
-                replies = await _exchange(connection, commands)
-                missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-                if missing:  # somebody flushed the scripts; those commands did nothing
-                    await _load_scripts(connection)
-                    again = await _exchange(connection, [commands[i] for i in missing])
-                    for i, reply in zip(missing, again, strict=True):
-                        replies[i] = reply
+            if wire is None or wire.lost:
+                async with asyncio.timeout(REPLY_TIMEOUT + self._connect_timeout):
+                    wire = await self._connect()
+            replies = await wire.exchange(commands, REPLY_TIMEOUT)
+            missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if missing:  # somebody flushed the scripts; those commands did nothing
+                await _load_scripts(wire)
+                again = await wire.exchange([commands[i] for i in missing], REPLY_TIMEOUT)
+                for i, reply in zip(missing, again, strict=True):
+                    replies[i] = reply
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -103,7 +101,7 @@ class Lane:
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError, RuntimeError) as error:
             # AttributeError: redis-py's, when another task closed the socket under a write; RuntimeError: uvloop's.
             await self.close()
-            if connection_is_new and _about_tls(error):
+            if is_new and _about_tls(error):
                 raise BrokerError(f"{self._address.text}: TLS failed, and will again: {error}") from error
             reason = str(error) or "no answer in time"
             raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}") from error
@@ -171,22 +169,22 @@ class Lane:
                 if not future.done():
                     future.set_exception(_stopped())
 
-    async def _connect(self) -> AbstractConnection:
-        connection = self._address.new_connection()
+    async def _connect(self) -> Wire:
+        await self.close()
+        wire = await Wire.open(self._address.new_connection())
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            await _load_scripts(connection)
+            await _load_scripts(wire)
         except BaseException:
-            await _disconnect(connection)
+            await wire.close()
             raise
-        self._connection = connection
-        return connection
+        self._wire = wire
+        return wire
 
     async def close(self) -> None:
         """Drop the connection; the next command makes a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await _disconnect(connection)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
 
     async def shut(self) -> None:
         """Close for good: whoever still waits is told, and nothing connects again."""
@@ -207,24 +205,5 @@ def _about_tls(error: BaseException | None) -> bool:
     return error is not None
 
 
-async def _load_scripts(connection: AbstractConnection) -> None:
-    await _exchange(connection, [("SCRIPT", "LOAD", script.text) for script in BY_SHA.values()])
-
-
-async def _exchange(connection: AbstractConnection, commands: Iterable[Command]) -> list[Any]:
-    packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
-    await connection.send_packed_command(b"".join(packed), check_health=False)
-    replies: list[Any] = []
-    for _ in packed:
-        try:
-            replies.append(await connection.read_response(disable_decoding=True))
-        except ResponseError as error:
-            replies.append(error)
-    return replies
-
-
-async def _disconnect(connection: AbstractConnection) -> None:
-    try:
-        await connection.disconnect(nowait=True)
-    except (RedisError, OSError, AttributeError, RuntimeError) as error:
-        logger.debug("closing a connection: %s", error)
+async def _load_scripts(wire: Wire) -> None:
+    await wire.exchange([("SCRIPT", "LOAD", script.text) for script in BY_SHA.values()], REPLY_TIMEOUT)

@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker.keys import done_channel, ticks_key
-from asyncjobs.broker.link import Command, Lane, is_transient, refusal
+from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.scripts import PERMIT
+from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError
 
 OLDEST: Final = {"Redis": (7, 0), "Valkey": (7, 2)}

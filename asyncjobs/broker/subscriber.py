@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-import hiredis
-from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from asyncjobs.broker.address import Address
+from asyncjobs.broker.wire import Wire
 
 logger = logging.getLogger("asyncjobs")
 
@@ -24,7 +24,7 @@ class Subscriber:
     """Listens on channels, for ever, through outages.
 
     State: `_handlers`, channel → callbacks; `_confirmed`, the channels the server has confirmed on the present
-    connection; `_changed`, set when that grows.
+    connection; `_changed`, set when that grows; `_heard`, whether anything came since somebody looked.
     """
 
     def __init__(self, address: Address) -> None:
@@ -33,11 +33,12 @@ class Subscriber:
         self._handlers: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._confirmed: set[str] = set()
         self._changed = asyncio.Event()
-        self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
+        self._heard = False
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None
+        return self._wire is not None
 
     async def listen(
         self, channel: str, handler: Callable[[bytes], None], on_confirmed: Callable[[], None] = lambda: None
@@ -49,11 +50,8 @@ class Subscriber:
                 what was published before that may have been missed, what comes after it will be heard.
         """
         self._handlers[channel] = (handler, on_confirmed)
-        if self._connection is not None:
-            try:
-                await self._send(self._connection, "SUBSCRIBE", channel)
-            except LOST as error:
-                logger.debug("subscribing to %s: %s", channel, error)
+        if self._wire is not None:
+            self._wire.send(("SUBSCRIBE", channel))
 
     async def confirmed(self, *channels: str) -> None:
         """Wait until the server has confirmed `channels`: from then on nothing published is missed."""
@@ -65,47 +63,49 @@ class Subscriber:
         """Connect, listen, and connect again, until cancelled."""
         pause = 0.05
         while True:
-            connection = self._address.new_connection()
+            wire = None
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                self._connection = connection
+                wire = self._wire = await Wire.open(self._address.new_connection(), self._on_reply)
                 if self._handlers:
-                    await self._send(connection, "SUBSCRIBE", *self._handlers)
+                    wire.send(("SUBSCRIBE", *self._handlers))
                 pause = 0.05
-                await self._read(connection)
+                await self._watch(wire)
             except (*LOST, TimeoutError) as error:
                 logger.debug("the subscriber lost its connection: %s", error)
             finally:
-                self._connection = None
+                self._wire = None
                 self._confirmed.clear()
-                try:
-                    await connection.disconnect(nowait=True)
-                except LOST as error:
-                    logger.debug("closing the subscriber: %s", error)
+                if wire is not None:
+                    await wire.close()
             self.on_lost()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _read(self, connection: AbstractConnection) -> None:
+    async def _watch(self, wire: Wire) -> None:
+        """Until the connection is lost, or does not answer although it was asked."""
         probed = False
         while True:
-            try:
-                async with asyncio.timeout(QUIET):
-                    reply = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-            except TimeoutError:
-                if probed:
-                    raise
-                await self._send(connection, "PING")
+            self._heard = False
+            await asyncio.wait([wire.gone], timeout=QUIET)
+            if wire.lost:
+                raise RedisConnectionError("the connection was lost")
+            if self._heard:
+                probed = False
+            elif probed:
+                raise TimeoutError("no answer to a probe")
+            else:
+                wire.send(("PING",))
                 probed = True
-                continue
-            probed = False
-            if not isinstance(reply, list) or len(reply) < 3:
-                continue
-            kind, channel, body = reply[0], reply[1].decode(), reply[2]
-            if kind == b"subscribe":
-                self._confirmed.add(channel)
-                self._changed.set()
-            self._hand_over(kind, channel, body)
+
+    def _on_reply(self, reply: Any) -> None:
+        self._heard = True
+        if not isinstance(reply, list) or len(reply) < 3:
+            return
+        kind, channel, body = reply[0], reply[1].decode(), reply[2]
+        if kind == b"subscribe":
+            self._confirmed.add(channel)
+            self._changed.set()
+        self._hand_over(kind, channel, body)
 
     def _hand_over(self, kind: bytes, channel: str, body: bytes) -> None:
         handler, on_confirmed = self._handlers.get(channel, (None, None))
@@ -118,8 +118,3 @@ class Subscriber:
                 on_confirmed()
         except Exception:
             logger.exception("a message on %s could not be handled", channel)
-
-    @staticmethod
-    async def _send(connection: AbstractConnection, *command: str) -> None:
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
-        await connection.send_packed_command(packed, check_health=False)

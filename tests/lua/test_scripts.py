@@ -31,10 +31,19 @@ class Desk:
         number = next(numbers) if number is None else number
         news = news_channel(self.prefix, "job")
         head = (keys.stream, keys.delayed, keys.senders, keys.settings, keys.jobs, news, keys.group, sender, number)
-        return (await self.run(scripts.ADD, *head, most, *jobs))[1].decode()
+        return (await self.run(scripts.ADD, *head, most, "", *jobs))[1].decode()
 
     async def work(
-        self, *settlements, me="p1", token="t1", free=10, slots=0, bucket=(0, 0, 0), keep=(-1, -1, -1, -1), ahead=0
+        self,
+        *settlements,
+        me="p1",
+        token="t1",
+        free=10,
+        slots=0,
+        bucket=(0, 0, 0),
+        keep=(-1, -1, -1, -1),
+        ahead=0,
+        tell="",
     ):
         keys = self.keys
         head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings, keys.jobs)
@@ -42,7 +51,20 @@ class Desk:
         channels = (news_channel(self.prefix, "job"), done_channel(self.prefix))
         flat = [field for one in settlements for field in one]
         reply = await self.run(
-            scripts.WORK, *head, *channels, keys.group, me, token, free, slots, windows, bucket[2], ahead, *keep, *flat
+            scripts.WORK,
+            *head,
+            *channels,
+            keys.group,
+            me,
+            token,
+            free,
+            slots,
+            windows,
+            bucket[2],
+            ahead,
+            tell,
+            *keep,
+            *flat,
         )
         rows = [reply[2][i : i + 7] for i in range(0, len(reply[2]), 7)]
         return reply[0].decode(), reply[1], {row[0].decode(): row for row in rows}

@@ -9,6 +9,11 @@ from asyncjobs.definition import JobDefinition, JobSpec
 from asyncjobs.pump import Pump
 
 
+class NoBroker:
+    def offer_rides(self, make: object) -> None:
+        """Nothing is added here."""
+
+
 class Shop:
     gates: dict = {}  # noqa: RUF012 - nothing adds to it
     pace: dict = {}  # noqa: RUF012
@@ -16,7 +21,7 @@ class Shop:
     """Just a pump whose ring can be looked at."""
 
     def __init__(self) -> None:
-        self.pump = Pump(None, 10, lambda: "p")
+        self.pump = Pump(NoBroker(), 10, lambda: "p", lambda place: None)
         self.tokens = iter([b"1", b"2", b"3", b"4"])
         self.bus = None
 

@@ -11,17 +11,19 @@
 -- ARGV[4] sender     the adding process and which of its calls in flight this is
 -- ARGV[5] number     of this add, rising per sender: one that is sent again is recognised by it
 -- ARGV[6] most       waiting and delayed, where the settings do not say; '' for no bound
--- ARGV[7…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
+-- ARGV[7] followed '1': a turn of the same queue comes right behind, and tells the others what it leaves; else ''
+-- ARGV[8…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
 --
 -- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, where one was refused}
 -- Order: the hash (invisible alone) first, the entry that makes it a job after it, the sender's mark last.
+local call = redis.call
 local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local mark = sender .. ':' .. ARGV[5]
 local length = redis.call('XLEN', stream)
-local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+local first
 local last = redis.call('HGET', senders, sender)
 local replayed = last and tonumber(last) == number
 local answers, soonest, waiting = {}, nil, false
@@ -37,7 +39,7 @@ if most and not replayed then
   room = most - (length - active) - redis.call('ZCARD', delayed)
 end
 
-for i = 7, #ARGV, 6 do
+for i = 8, #ARGV, 6 do
   local id, kind, at = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local key, named = prefix .. id, ARGV[i + 5] == '1'
   if replayed then
@@ -52,12 +54,17 @@ for i = 7, #ARGV, 6 do
   else
     if room then room = room - 1 end
     answers[#answers + 1] = '1'
-    local record = {'d', ARGV[i + 3], 't', now}
-    if ARGV[i + 4] ~= '' then record[5] = 'o'; record[6] = ARGV[i + 4] end
-    if named then record[#record + 1] = 'q'; record[#record + 1] = mark end
-    redis.call('HSET', key, unpack(record))
+    if named or ARGV[i + 4] ~= '' then
+      local record = {'d', ARGV[i + 3], 't', now}
+      if ARGV[i + 4] ~= '' then record[5] = 'o'; record[6] = ARGV[i + 4] end
+      if named then record[#record + 1] = 'q'; record[#record + 1] = mark end
+      call('HSET', key, unpack(record))
+    else
+      call('HSET', key, 'd', ARGV[i + 3], 't', now)
+    end
     if kind == 'in' and at > 0 then at = now + at end
     if at > now then
+      if first == nil then first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or false end
       redis.call('ZADD', delayed, at, id)
       if not soonest or at < soonest then soonest = at end
     else
@@ -65,7 +72,7 @@ for i = 7, #ARGV, 6 do
         redis.pcall('XGROUP', 'CREATE', stream, 'w', '0', 'MKSTREAM')
         length = -1
       end
-      redis.call('XADD', stream, '*', 'j', id)
+      call('XADD', stream, '*', 'j', id)
       waiting = true
     end
   end
@@ -74,7 +81,7 @@ end
 if not last or tonumber(last) < number then redis.call('HSET', senders, sender, ARGV[5]) end
 -- Written even when nothing else is: a WAIT behind a repeated add has to wait for something.
 redis.call('PEXPIRE', senders, 60000)
-if waiting then
+if waiting and ARGV[7] == '' then
   -- A queue that already had something waiting is being looked at: only the first job is news.
   local busy = false
   if length > 0 then

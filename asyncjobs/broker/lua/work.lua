@@ -18,9 +18,10 @@
 -- ARGV[9] windows    'max:µs max:µs …' of the limiter, '' for none
 -- ARGV[10] margin    µs that a start may lag behind its token
 -- ARGV[11] ahead     with slots of 1: jobs beyond the first that the process may hold, to run one after the other
--- ARGV[12] ccount    completed jobs kept, -1 for all        ARGV[13] cage  ms they are kept, -1 for ever
--- ARGV[14] fcount    the same for failed ones               ARGV[15] fage
--- ARGV[16…] per settled job: op · id · entry · token · body · number · keep
+-- ARGV[12] tell      '1': right behind an add, which has told nobody; others hear of what is left
+-- ARGV[13] ccount    completed jobs kept, -1 for all        ARGV[14] cage  ms they are kept, -1 for ever
+-- ARGV[15] fcount    the same for failed ones               ARGV[16] fage
+-- ARGV[17…] per settled job: op · id · entry · token · body · number · keep
 --   'c' completed: body result      number -      keep '' by the defaults, '0' none, 'count:age' these
 --   'f' failed     body error       number -      keep the same
 --   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
@@ -52,7 +53,7 @@ local length, known = redis.call('XLEN', stream), {}
 local had = length > 0
 local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
 local first, soonest
-for i = 16, #ARGV, 7 do
+for i = 17, #ARGV, 7 do
   local job = redis.call('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
   known[i] = job
   local list = finished[ARGV[i]]
@@ -84,7 +85,7 @@ local function trim(zset, count, age, most)
 end
 
 local overrides = {}
-for i = 16, #ARGV, 7 do
+for i = 17, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
   local job = known[i]
@@ -144,7 +145,7 @@ for i = 16, #ARGV, 7 do
 end
 for op, list in pairs(finished) do
   if #list > 0 then
-    local at = op == 'c' and 12 or 14
+    local at = op == 'c' and 13 or 15
     trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
   end
 end
@@ -286,7 +287,8 @@ if want > 0 then
   end
 end
 
-if waiting > 0 and #rows == 0 and (released or (settled > 0 and free == 0)) then
+local tell = ARGV[12] == '1' and waiting * 7 > #rows
+if tell or (waiting > 0 and #rows == 0 and (released or (settled > 0 and free == 0))) then
   redis.call('PUBLISH', news, '0|' .. group)
 end
 if soonest and (not first or soonest < tonumber(first)) then

@@ -1,0 +1,136 @@
+"""The Wire: a connection that redis-py has made, from then on read and written without it.
+
+redis-py resolves the address, encrypts, authenticates and selects the database. What follows is all the same: a
+pipeline is written at once and answered at once. Its reader would wake an aio_task for every reply, and two timeouts
+for every command; here one callback parses what has arrived. That is 20 to 60 µs less a round trip, of 80 to 160.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self, TypeAlias
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+logger = logging.getLogger("asyncjobs")
+
+PIECE: Final = 1 << 16
+Command: TypeAlias = tuple[str | bytes | int, ...]
+
+
+class Wire(asyncio.Protocol):
+    """One connection with one pipeline in flight, or, with `on_reply`, one that listens.
+
+    State: `_replies`, what of the pipeline in flight has been answered; `_left`, how many replies are missing;
+    `_future`, who waits for them; `gone`, done once the connection is lost.
+    """
+
+    def __init__(self, connection: AbstractConnection, on_reply: Callable[[Any], None] | None = None) -> None:
+        self._connection = connection
+        self._on_reply = on_reply
+        self._reader = hiredis.Reader(protocolError=RedisConnectionError, replyError=connection._parser.parse_error)
+        self._replies: list[Any] = []
+        self._left = 0
+        self._future: asyncio.Future[list[Any]] | None = None
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        writer = connection._writer
+        if writer is None:
+            raise RedisConnectionError("the connection was lost while it was made")
+        self._transport: Any = writer.transport
+        self._transport.set_protocol(self)
+
+    @classmethod
+    async def open(cls, connection: AbstractConnection, on_reply: Callable[[Any], None] | None = None) -> Self:
+        """Connect, and take over."""
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            return cls(connection, on_reply)
+        except BaseException:
+            await _disconnect(connection)
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be sent any more: known before anything is."""
+        return self.gone.done() or self._transport.is_closing()
+
+    def send(self, *commands: Command) -> None:
+        """Write without waiting for what is answered: in pieces of `PIECE`, so that the server begins on the first
+        while the next is packed, but no smaller, since each is a packet and each packet a reply of its own."""
+        pieces, size = [], 0
+        for command in commands:
+            pieces.append(packed := hiredis.pack_command(command))  # type: ignore[arg-type]
+            size += len(packed)
+            if size >= PIECE:
+                self._transport.write(b"".join(pieces))
+                pieces, size = [], 0
+        if pieces:
+            self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+        """Send `commands` and return their replies in order, an error reply as its exception.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection was lost, before or after they were applied.
+            redis.exceptions.TimeoutError: not all were answered within `timeout` seconds.
+        """
+        if self.lost:
+            raise RedisConnectionError("the connection was lost")
+        loop = asyncio.get_running_loop()
+        future = self._future = loop.create_future()
+        self._replies, self._left = [], len(commands)
+        self.send(*commands)
+        timer = loop.call_later(timeout, self._time_out)
+        try:
+            replies: list[Any] = await future
+        finally:
+            timer.cancel()
+            self._future = None
+        for reply in replies:
+            if isinstance(reply, RedisConnectionError):  # a server that is loading its data
+                raise reply
+        return replies
+
+    def _time_out(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(RedisTimeoutError("no answer in time"))
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                if self._on_reply is not None:
+                    self._on_reply(reply)
+                    continue
+                self._replies.append(reply)
+                self._left -= 1
+                if self._left == 0 and self._future is not None and not self._future.done():
+                    self._future.set_result(self._replies)
+        except RedisError as error:  # no reply that Redis would give: nothing that follows can be told apart
+            self._lose(error)
+            self._transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._lose(RedisConnectionError(str(exc) if exc else "the server closed the connection"))
+
+    def _lose(self, error: RedisError) -> None:
+        if not self.gone.done():
+            self.gone.set_result(None)
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(error)
+
+    async def close(self) -> None:
+        await _disconnect(self._connection)
+
+
+async def _disconnect(connection: AbstractConnection) -> None:
+    try:
+        await connection.disconnect(nowait=True)
+    except (RedisError, OSError, AttributeError, RuntimeError) as error:
+        logger.debug("closing a connection: %s", error)
