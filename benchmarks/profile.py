@@ -19,7 +19,7 @@ from benchmarks import machine
 from benchmarks.load import Load
 from benchmarks.report import Report, script
 
-EVERY = 0.0005  # seconds of CPU between two samples
+EVERY = 0.004  # seconds of CPU between two samples
 
 # (file, function or '' for all) → step; the innermost frame that is listed counts.
 STEPS = {

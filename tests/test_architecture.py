@@ -166,7 +166,7 @@ def test_no_user_text_is_ever_formatted_into_a_script():
 
 def test_every_command_in_use_is_asked_for_before_anything_relies_on_it():
     """`permit.lua` names what an ACL user must be allowed; a command that it forgets would be denied half way."""
-    call = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '(CREATE|DELCONSUMER)')?")
+    call = re.compile(r"\b(?:redis\.)?p?call\('([A-Z]+)'(?:, '(CREATE|DELCONSUMER)')?")
     used = {match.groups() for path in LUA.glob("*.lua") for match in call.finditer(path.read_text())}
     sent = re.compile(r"""\(\s*"([A-Z]{3,})",""")
     for path in (ROOT / "broker").glob("*.py"):

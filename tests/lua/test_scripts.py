@@ -488,3 +488,25 @@ async def test_progress_and_log_need_the_fence(desk):
     assert record[b"p"] == b"5"
     assert {record.get(b"l1"), record[b"l2"], record[b"l3"]} == {None, b"second", b"third"}
     assert list(rows) == ["a"]
+
+
+async def test_settled_entries_are_deleted_in_whatever_order_they_end(desk):
+    """Behind the first pending one by one, before it all at once; what waits or is back at the head stays."""
+    ids = [f"j{i}" for i in range(8)]
+    await desk.add(*ids)
+    _, _, rows = await desk.work(free=6)
+    entry = {one: rows[one][1] for one in ids[:6]}
+    done = [("c", one, entry[one], "t1", "", 0, "") for one in ("j4", "j1", "j0")]
+    back = [("b", "j2", entry["j2"], "t1", "", 0, "")]
+    statuses, _, _ = await desk.work(*done, *back, free=0)
+    assert statuses == "1111"
+    left = [row[1][b"j"].decode() for row in await desk.redis.xrange(desk.keys.stream)]
+    assert left == ["j2", "j3", "j5", "j6", "j7"]
+    assert await desk.counts() == [3, 2, 0, 3, 0]
+    more = [("c", one, entry[one], "t1", "", 0, "") for one in ("j5", "j3")]
+    _, _, rows = await desk.work(*more, token="t2", free=10)
+    assert sorted(rows) == ["j2", "j6", "j7"]
+    last = [("c", one, rows[one][1], "t2", "", 0, "") for one in ("j7", "j2", "j6")]
+    assert (await desk.work(*last, free=0))[0] == "111"
+    assert await desk.redis.exists(desk.keys.stream) == 0
+    assert await desk.counts() == [0, 0, 0, 8, 0]

@@ -21,6 +21,7 @@ local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local stamp = string.format('%.0f', now)  -- a number would be printed anew for every job, with 17 digits
 local mark = sender .. ':' .. ARGV[5]
 local length = redis.call('XLEN', stream)
 local first
@@ -55,12 +56,12 @@ for i = 8, #ARGV, 6 do
     if room then room = room - 1 end
     answers[#answers + 1] = '1'
     if named or ARGV[i + 4] ~= '' then
-      local record = {'d', ARGV[i + 3], 't', now}
+      local record = {'d', ARGV[i + 3], 't', stamp}
       if ARGV[i + 4] ~= '' then record[5] = 'o'; record[6] = ARGV[i + 4] end
       if named then record[#record + 1] = 'q'; record[#record + 1] = mark end
       call('HSET', key, unpack(record))
     else
-      call('HSET', key, 'd', ARGV[i + 3], 't', now)
+      call('HSET', key, 'd', ARGV[i + 3], 't', stamp)
     end
     if kind == 'in' and at > 0 then at = now + at end
     if at > now then

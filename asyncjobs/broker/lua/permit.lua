@@ -14,7 +14,8 @@ for _, command in ipairs({
   {'SET', key, 'v'}, {'SUBSCRIBE', channel}, {'TIME'}, {'UNLINK', key}, {'WAIT', '1', '1'}, {'XACK', key, 'w', '1'},
   {'XADD', key, '*', 'j', 'v'}, {'XCLAIM', key, 'w', 'p', '0', '1'}, {'XDEL', key, '1'},
   {'XGROUP', 'CREATE', key, 'w', '0'}, {'XGROUP', 'DELCONSUMER', key, 'w', 'p'}, {'XLEN', key}, {'XPENDING', key, 'w'},
-  {'XRANGE', key, '-', '+'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'}, {'ZADD', key, '1', 'm'},
+  {'XRANGE', key, '-', '+'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'}, {'XTRIM', key, 'MINID', '=', '1'},
+  {'ZADD', key, '1', 'm'},
   {'ZCARD', key}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZREM', key, 'm'},
   {'ZSCAN', key, '0'}, {'ZSCORE', key, 'm'},
 }) do
