@@ -18,7 +18,8 @@ from asyncjobs.liveness import died_here
 logger = logging.getLogger("asyncjobs")
 
 LEAST_TRIM_INTERVAL: Final = 1.0
-MOST_TRIM_INTERVAL: Final = 60.0
+FIRST_TRIM: Final = 60.0  # another release may have kept more
+MOST_TRIM_INTERVAL: Final = 3600.0
 
 
 class Maintenance:
@@ -48,12 +49,13 @@ class Maintenance:
 
     # Looking ----------------------------------------------------------------------------------------------
     async def look_everywhere(self) -> None:
-        """Every queue gets a turn, whether there was news of it or not.
+        """Every queue that holds anything gets a turn, whether there was news of it or not.
 
         Open groups do not: a link that could lose their news is noticed, and they are looked at when it is back.
         """
-        for consumer in tuple(self._consumers.values()):
-            consumer.look_again()
+        consumers = {consumer.keys: consumer for consumer in self._consumers.values()}
+        for keys in await self._broker.stirring(list(consumers)):
+            consumers[keys].look_again()
         for registry in tuple(self._registries.values()):
             await registry.discover(look_at_open=False)
 
@@ -141,8 +143,10 @@ class Maintenance:
 
     # Retention --------------------------------------------------------------------------------------------
     async def run_trimming(self) -> None:
+        pause = min(FIRST_TRIM, self._trim_interval())
         while True:
-            await asyncio.sleep(self._trim_interval())
+            await asyncio.sleep(pause)
+            pause = self._trim_interval()
             for spec in self._specs():
                 try:
                     await self._trim(spec)

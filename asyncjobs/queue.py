@@ -107,17 +107,10 @@ class Queue:
             BrokerError: the store refused, nothing was added.
             QueueFullError: as many wait as `max_waiting` allows.
         """
-        given = {
-            name: value
-            for name, value in (
-                ("attempts", attempts),
-                ("backoff", backoff),
-                ("timeout", timeout),
-                ("remove_on_complete", remove_on_complete),
-                ("remove_on_fail", remove_on_fail),
-            )
-            if value is not UNSET
-        }
+        own = (attempts, backoff, timeout, remove_on_complete, remove_on_fail)
+        given: Mapping[str, Any] = NOTHING
+        if any(value is not UNSET for value in own):
+            given = {name: value for name, value in zip(ADD_OPTIONS[4:], own, strict=True) if value is not UNSET}
         broker = self._running()
         call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, given)
         if call.place.registry:

@@ -10,8 +10,10 @@ outside of them is Lua.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -104,9 +106,6 @@ async def measure(options: argparse.Namespace) -> Report:
 
 async def _drain(load: Load, options: argparse.Namespace) -> float:
     """Seconds of CPU a job."""
-    import asyncio
-    import time
-
     left, done = options.jobs, asyncio.Event()
 
     async def handle(data: Any) -> None:
@@ -117,10 +116,11 @@ async def _drain(load: Load, options: argparse.Namespace) -> float:
         if not left:
             done.set()
 
+    jobs: int = options.jobs
     cpu = time.process_time()
     async with load.runtime(handle, concurrency=options.concurrency):
         await done.wait()
-        return (time.process_time() - cpu) / options.jobs
+        return (time.process_time() - cpu) / jobs
 
 
 def more(parser: argparse.ArgumentParser) -> None:

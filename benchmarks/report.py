@@ -1,4 +1,4 @@
-"""What a benchmark has found: figures, and the claims that follow from them; printed as tables, or as one JSON object."""
+"""What a benchmark has found: figures, and the claims that follow from them; as tables, or as one JSON object."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis.exceptions import ResponseError
@@ -26,6 +26,7 @@ JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
 JOBS_A_PIPELINE: Final = 8000
 WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
 FOLLOWED: Final = 3 + ADD.keys + 6  # where the command of an add says so, see ``lua/add.lua``
+NOBODY: Final[Set[str]] = frozenset()
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
 LAST_CHANCE: Final = 2.0  # seconds that a stopping runtime gives adds on their way
@@ -162,7 +163,7 @@ class AddBatcher:
         try:
             while self._waiting or unknown:
                 self._arrived.clear()
-                held = {batch.tag for batch in unknown}
+                held = {batch.tag for batch in unknown} if unknown else NOBODY
                 taken = self._take(held)
                 resent = unknown if clock.monotonic() >= again_at else []
                 if not taken and not resent:
@@ -186,7 +187,7 @@ class AddBatcher:
                 submission.fail(BrokerUnavailableError("the runtime was stopped before the store had answered"))
             self._waiting.clear()
 
-    def _take(self, held: set[str]) -> list[_Item]:
+    def _take(self, held: Set[str]) -> list[_Item]:
         """The next jobs, but those of `held` queues, where an older add is not answered yet."""
         if not held and len(self._waiting) <= JOBS_A_PIPELINE:
             everything = list(self._waiting)
@@ -224,9 +225,10 @@ class AddBatcher:
     def _batch(self, items: list[_Item], nth: int) -> _Batch:
         first = items[0][2]
         keys = first.place.keys
+        tag = keys.tag
         args: list[str | bytes | int] = [
-            keys.stream, keys.delayed, keys.senders, keys.settings,
-            keys.jobs, first.place.news, keys.group, f"{self._sender}.{nth}", next(self._numbers), first.most, "",
+            tag + ":s", tag + ":d", tag + ":n", tag + ":o",
+            tag + ":j:", first.place.news, keys.group, f"{self._sender}.{nth}", next(self._numbers), first.most, "",
         ]  # fmt: skip
         for _, _, (_, job_id, kind, when, data, options, named, _) in items:
             args += (job_id, kind, when, data, options, "1" if named else "")
@@ -238,6 +240,8 @@ class AddBatcher:
         Returns:
             All commands; for each, the registration that it needs, or -1; and how many registrations come first.
         """
+        if not any(batch.items[0][2].place.registry for batch in batches):
+            return [batch.command for batch in batches], [-1] * len(batches), 0
         groups: dict[str, dict[str, None]] = {}
         places: dict[str, int] = {"": -1}
         needs: list[int] = []

@@ -217,6 +217,17 @@ class Broker(Keeping, Ticking, Limiting):
         counts: list[int] = await self._ask(scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed))
         return counts
 
+    async def stirring(self, queues: Sequence[Keys]) -> list[Keys]:
+        """Those of `queues` that hold a waiting, active or delayed job; where none does, one command says so."""
+        if self._scattered or len(queues) < 2:
+            counts = await asyncio.gather(*(self._ask(("EXISTS", one.stream, one.delayed)) for one in queues))
+            return [one for one, count in zip(queues, counts, strict=True) if count]
+        if not await self._ask(("EXISTS", *(key for one in queues for key in (one.stream, one.delayed)))):
+            return []
+        middle = len(queues) // 2
+        halves = await asyncio.gather(self.stirring(queues[:middle]), self.stirring(queues[middle:]))
+        return [*halves[0], *halves[1]]
+
     async def total_counts(self, name: str) -> list[int]:
         """The same over all groups of a job name."""
         totals = [0, 0, 0]

@@ -92,9 +92,8 @@ class Wire(asyncio.Protocol):
         finally:
             timer.cancel()
             self._future = None
-        for reply in replies:
-            if isinstance(reply, RedisConnectionError):  # a server that is loading its data
-                raise reply
+        if isinstance(replies[0], RedisConnectionError):  # a server that is loading its data says so to all
+            raise replies[0]
         return replies
 
     def _time_out(self) -> None:

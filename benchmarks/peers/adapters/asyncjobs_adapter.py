@@ -6,8 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
-from asyncjobs import Runtime
 from harness import Adapter, main, probe
+
+from asyncjobs import Runtime
 
 
 class Asyncjobs(Adapter):

@@ -1,4 +1,4 @@
-"""celery in one process, threads where jobs wait: acknowledged late, as whoever must not lose a job sets it, results ignored."""
+"""celery in one process, threads where jobs wait: acknowledged late, as nothing is to be lost, and results ignored."""
 
 from __future__ import annotations
 

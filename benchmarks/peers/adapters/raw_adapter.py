@@ -84,7 +84,7 @@ class Raw(Adapter):
 def _entries(read: Any) -> list[Any]:
     if not read:
         return []
-    return list(read.values())[0][0] if isinstance(read, dict) else read[0][1]
+    return next(iter(read.values()))[0] if isinstance(read, dict) else read[0][1]
 
 
 main(Raw)

@@ -1,0 +1,117 @@
+"""Cores: one queue drained by one, two and four processes on one server, and how busy that server is meanwhile.
+
+The rate is that of all jobs from the first start to the last end, by the machine's one monotonic clock.
+
+    python -m benchmarks.cores [--processes N …] [--jobs N] [--rounds N] [--server …] [--quick] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from asyncjobs.cli.project import run_loop
+from benchmarks import machine
+from benchmarks.load import PATIENCE, Load
+from benchmarks.report import Report, script
+
+
+async def work(url: str, prefix: str) -> dict[str, Any]:
+    """A worker: on standard input one line starts it, the next ends it."""
+    load = Load(url)
+    load.prefix = prefix
+    ran, first, last = 0, 0.0, 0.0
+
+    async def handle(data: object) -> None:
+        nonlocal ran, first, last
+        last = time.monotonic()
+        first = first or last
+        ran += 1
+
+    def line() -> str:
+        return sys.stdin.readline()
+
+    print("ready", flush=True)
+    await asyncio.to_thread(line)
+    cpu = time.process_time()
+    async with load.runtime(handle, concurrency=100):
+        await asyncio.to_thread(line)
+    return {"ran": ran, "first": first, "last": last, "cpu": time.process_time() - cpu}
+
+
+async def drain(load: Load, processes: int, jobs: int) -> tuple[float, float]:
+    """Jobs a second of all processes together; the share of a core that the server used."""
+    load.next()
+    await load.fill(jobs)
+    command = [sys.executable, "-m", "benchmarks.cores", "--work", load.url, load.prefix]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    workers = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(processes)]  # type: ignore[arg-type]
+    try:
+        for one in workers:
+            assert one.stdout is not None
+            await one.stdout.readline()
+        before = await _server_cpu(load)
+        for one in workers:
+            assert one.stdin is not None
+            one.stdin.write(b"go\n")
+        done = f"{{{load.prefix}:noop}}:s"
+        async with asyncio.timeout(PATIENCE):
+            while await load.redis.exists(done):  # noqa: ASYNC110 - another process's key
+                await asyncio.sleep(0.02)
+        used = await _server_cpu(load) - before
+        told = [json.loads((await one.communicate(b"end\n"))[0]) for one in workers]
+    finally:
+        for one in workers:
+            if one.returncode is None:
+                one.kill()
+    ran = [one for one in told if one["ran"]]
+    took = max(one["last"] for one in ran) - min(one["first"] for one in ran)
+    assert sum(one["ran"] for one in told) == jobs, told
+    return jobs / took, used / took
+
+
+async def _server_cpu(load: Load) -> float:
+    info = await load.redis.info("cpu")
+    return float(info["used_cpu_user"] + info["used_cpu_sys"])
+
+
+async def measure(options: argparse.Namespace) -> Report:
+    rates: dict[int, list[float]] = {processes: [] for processes in options.processes}
+    busy: dict[int, list[float]] = {processes: [] for processes in options.processes}
+    async with machine.server(options.server) as url:
+        load = Load(url)
+        for _ in range(options.rounds):
+            for processes in options.processes:
+                rate, share = await drain(load, processes, options.jobs)
+                rates[processes].append(rate)
+                busy[processes].append(100 * share)
+                await load.redis.flushall()
+        await load.close()
+    report = Report(f"no-op drain at concurrency 100 by several processes, server: {options.server}")
+    for processes in options.processes:
+        report.add(f"{processes} process{'es' * (processes > 1)}", "jobs/s", rates[processes])
+        report.add("  the server meanwhile", "% of a core", busy[processes])
+    if {1, 2} <= set(options.processes):
+        middle = {figure.measure: figure.median for figure in report.figures}
+        cores = os.cpu_count() or 1
+        text = f"2 processes of 1 (the server wants one of the {cores} cores for itself)"
+        report.claim(text, middle["2 processes"] / middle["1 process"], 1.5)
+    return report
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+
+
+if __name__ == "__main__":
+    if "--work" in sys.argv:
+        print(json.dumps(run_loop(work(*sys.argv[sys.argv.index("--work") + 1 :]))))
+    else:
+        quick = {"jobs": 10_000, "rounds": 1, "processes": [1, 2]}
+        script(__doc__, measure, more=more, jobs=200_000, quick=quick)
