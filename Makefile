@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BEHAVIOUR := tests/runtime tests/lua tests/integrations
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test lint format bench bench-peers bench-results chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -40,11 +40,19 @@ format: $(READY) ## let ruff rewrite what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## measure throughput on this machine
+bench: $(READY) ## measure throughput on this machine; python -m benchmarks --help for the rest
 	@$(BIN)/python -m benchmarks.throughput
+
+bench-peers: $(READY) ## an environment for each peer, in .bench-peers, for python -m benchmarks.peers
+	@$(BIN)/python -m benchmarks.peers --install
+
+bench-results: bench-peers ## measure everything, and draw it, into benchmarks/results; an hour
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,bench]'
+	@$(BIN)/python -m benchmarks --results benchmarks/results
+	@$(BIN)/python -m benchmarks.plots
 
 chaos: $(READY) ## kill, cut and freeze everything, and count what was lost
 	@$(BIN)/python -m benchmarks.chaos
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) .bench-peers .mypy_cache .pytest_cache .ruff_cache dist build

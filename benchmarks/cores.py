@@ -1,6 +1,7 @@
-"""Cores: one queue drained by one, two and four processes on one server, and how busy that server is meanwhile.
+"""Cores: one queue drained by one, two and four processes on one server, and how busy that and they are meanwhile.
 
-The rate is that of all jobs from the first start to the last end, by the machine's one monotonic clock.
+The rate is that of all jobs from the first start to the last end, by the machine's one monotonic clock. Jobs that do
+nothing show what the server and the machine allow; jobs that compute for 0.2 ms show what more processes are for.
 
     python -m benchmarks.cores [--processes N …] [--jobs N] [--rounds N] [--server …] [--quick] [--json]
 """
@@ -22,7 +23,7 @@ from benchmarks.load import PATIENCE, Load
 from benchmarks.report import Report, script
 
 
-async def work(url: str, prefix: str) -> dict[str, Any]:
+async def work(url: str, prefix: str, compute: float) -> dict[str, Any]:
     """A worker: on standard input one line starts it, the next ends it."""
     load = Load(url)
     load.prefix = prefix
@@ -30,8 +31,11 @@ async def work(url: str, prefix: str) -> dict[str, Any]:
 
     async def handle(data: object) -> None:
         nonlocal ran, first, last
+        first = first or time.monotonic()
+        end = time.perf_counter() + compute if compute else 0.0
+        while time.perf_counter() < end:
+            pass
         last = time.monotonic()
-        first = first or last
         ran += 1
 
     def line() -> str:
@@ -45,11 +49,11 @@ async def work(url: str, prefix: str) -> dict[str, Any]:
     return {"ran": ran, "first": first, "last": last, "cpu": time.process_time() - cpu}
 
 
-async def drain(load: Load, processes: int, jobs: int) -> tuple[float, float]:
-    """Jobs a second of all processes together; the share of a core that the server used."""
+async def drain(load: Load, processes: int, jobs: int, compute: float) -> tuple[float, float, float]:
+    """Jobs a second of all processes together; the shares of a core that the server and they all used."""
     load.next()
     await load.fill(jobs)
-    command = [sys.executable, "-m", "benchmarks.cores", "--work", load.url, load.prefix]
+    command = [sys.executable, "-m", "benchmarks.cores", "--work", load.url, load.prefix, str(compute)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     workers = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(processes)]  # type: ignore[arg-type]
     try:
@@ -73,7 +77,7 @@ async def drain(load: Load, processes: int, jobs: int) -> tuple[float, float]:
     ran = [one for one in told if one["ran"]]
     took = max(one["last"] for one in ran) - min(one["first"] for one in ran)
     assert sum(one["ran"] for one in told) == jobs, told
-    return jobs / took, used / took
+    return jobs / took, used / took, sum(one["cpu"] for one in told) / took
 
 
 async def _server_cpu(load: Load) -> float:
@@ -82,26 +86,27 @@ async def _server_cpu(load: Load) -> float:
 
 
 async def measure(options: argparse.Namespace) -> Report:
-    rates: dict[int, list[float]] = {processes: [] for processes in options.processes}
-    busy: dict[int, list[float]] = {processes: [] for processes in options.processes}
+    kinds = {"no-op": 0.0, "computing 0.2 ms": 0.0002}
+    cases = [(kind, processes) for kind in kinds for processes in options.processes]
+    found: dict[tuple[str, int], list[tuple[float, float, float]]] = {case: [] for case in cases}
     async with machine.server(options.server) as url:
         load = Load(url)
         for _ in range(options.rounds):
-            for processes in options.processes:
-                rate, share = await drain(load, processes, options.jobs)
-                rates[processes].append(rate)
-                busy[processes].append(100 * share)
+            for kind, processes in cases:
+                jobs = options.jobs if not kinds[kind] else options.jobs // 10
+                found[kind, processes].append(await drain(load, processes, jobs, kinds[kind]))
                 await load.redis.flushall()
         await load.close()
-    report = Report(f"no-op drain at concurrency 100 by several processes, server: {options.server}")
-    for processes in options.processes:
-        report.add(f"{processes} process{'es' * (processes > 1)}", "jobs/s", rates[processes])
-        report.add("  the server meanwhile", "% of a core", busy[processes])
+    report = Report(f"drain at concurrency 100 by several processes, {os.cpu_count()} cores, server: {options.server}")
+    for (kind, processes), runs in found.items():
+        name = f"{kind}, {processes} process{'es' * (processes > 1)}"
+        report.add(name, "jobs/s", [rate for rate, _, _ in runs])
+        report.add("  the server meanwhile", "% of a core", [100 * share for _, share, _ in runs])
+        report.add("  the processes", "% of a core", [100 * share for _, _, share in runs])
+    middle = {figure.measure: figure.median for figure in report.figures}
     if {1, 2} <= set(options.processes):
-        middle = {figure.measure: figure.median for figure in report.figures}
-        cores = os.cpu_count() or 1
-        text = f"2 processes of 1 (the server wants one of the {cores} cores for itself)"
-        report.claim(text, middle["2 processes"] / middle["1 process"], 1.5)
+        ratio = middle["computing 0.2 ms, 2 processes"] / middle["computing 0.2 ms, 1 process"]
+        report.claim("jobs that compute 0.2 ms: 2 processes, of 1", ratio, 1.5)
     return report
 
 
@@ -111,7 +116,8 @@ def more(parser: argparse.ArgumentParser) -> None:
 
 if __name__ == "__main__":
     if "--work" in sys.argv:
-        print(json.dumps(run_loop(work(*sys.argv[sys.argv.index("--work") + 1 :]))))
+        url, prefix, compute = sys.argv[sys.argv.index("--work") + 1 :]
+        print(json.dumps(run_loop(work(url, prefix, float(compute)))))
     else:
         quick = {"jobs": 10_000, "rounds": 1, "processes": [1, 2]}
         script(__doc__, measure, more=more, jobs=200_000, quick=quick)

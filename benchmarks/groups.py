@@ -232,10 +232,16 @@ def main() -> None:
     if options.quick:
         options.groups, options.heavy = [1000], 5000
     found = run_loop(measure(options.server, options.groups, options.heavy))
+    found = {"machine": machine.describe(), "server": options.server, "heavy": options.heavy, **found}
     if options.json:
-        print(json.dumps({"machine": machine.describe(), "server": options.server, **found}))
-        return
-    table = Table("measure", title=f"groups, one process, server: {options.server}", title_justify="left")
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what was found, as a column for each number of groups."""
+    table = Table("measure", title=f"groups, one process, server: {found['server']}", title_justify="left")
     for one in found["scale"]:
         table.add_column(f"{one['groups']:,}", justify="right")
     for name in found["scale"][0]:
@@ -246,8 +252,8 @@ def main() -> None:
     console = Console(width=110)
     console.print(table)
     fair = ", ".join(f"{name} {value:.1f}" for name, value in found["fairness"].items())
-    console.print(f"{LIGHT:,} light tenants beside one with {options.heavy:,} waiting: {fair}", highlight=False)
-    console.print(machine.describe(), highlight=False)
+    console.print(f"{LIGHT:,} light tenants beside one with {found['heavy']:,} waiting: {fair}", highlight=False)
+    console.print(found["machine"], highlight=False, style="dim")
 
 
 if __name__ == "__main__":

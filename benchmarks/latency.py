@@ -24,6 +24,7 @@ from benchmarks.report import Report, script
 
 GAP = 0.005
 DUE = 1000  # jobs due within one second
+SAMPLES = 200  # of a distribution, evenly spread
 TICKS = 5  # seconds with a tick each
 
 
@@ -207,6 +208,15 @@ async def measure(options: argparse.Namespace) -> Report:
     report.add("late, 1,000 due in a second, least", "ms", [1000 * min(one) for one in due])
     add("late, retries after 0.3 s", again)
     add("late, ticks", tick, (0.5, 0.99))
+    distributions = {
+        "idle, one process": [waits for waits, _ in here],
+        "idle, another process": there,
+        "half load": half,
+        "late, 1,000 due in a second": due,
+    }
+    for name, rounds in distributions.items():
+        every = sorted(1000 * value for one in rounds for value in one)
+        report.samples[name] = [round(every[i * len(every) // SAMPLES], 4) for i in range(SAMPLES)]
     middle = {figure.measure: figure.median for figure in report.figures}
     start = middle["idle, one process: add to start, p50"]
     report.claim("idle p50, of a ping", start / middle["ping, p50"], 4, at_least=False)

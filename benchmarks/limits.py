@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import subprocess
 import sys
@@ -151,22 +150,28 @@ def main() -> int:
         return 0
     if options.quick:
         options.processes, options.seconds = [1, 2], 3.2
-    found = run_loop(measure(options.server, options.processes, options.seconds, options.kills))
+    runs = run_loop(measure(options.server, options.processes, options.seconds, options.kills))
+    found = {"machine": machine.describe(), "server": options.server, "runs": runs}
     if options.json:
-        print(json.dumps({"machine": machine.describe(), "server": options.server, "runs": found}))
+        print(json.dumps(found))
     else:
-        table = Table("limit", title=f"limits, server: {options.server}", title_justify="left")
-        for column in ("processes", "kills", "fullest windows", "exact", "of the allowed rate"):
-            table.add_column(column, justify="right")
-        for one in found:
-            full = ", ".join(f"{count} in {name.partition(' per ')[2]}" for name, count in one["fullest"].items())
-            table.add_row(
-                one["kind"], str(one["processes"]), str(one["kills"]), full, str(one["exact"]), f"{one['used']:.1%}"
-            )
-        console = Console(width=120)
-        console.print(table)
-        console.print(f"{machine.describe()}, pid {os.getpid()}", highlight=False)
-    return 0 if all(one["exact"] for one in found) else 1
+        show(found)
+    return 0 if all(one["exact"] for one in runs) else 1
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what was found, a row a run."""
+    table = Table("limit", title=f"limits, server: {found['server']}", title_justify="left")
+    for column in ("processes", "kills", "fullest windows", "exact", "of the allowed rate"):
+        table.add_column(column, justify="right")
+    for one in found["runs"]:
+        full = ", ".join(f"{count} in {name.partition(' per ')[2]}" for name, count in one["fullest"].items())
+        table.add_row(
+            one["kind"], str(one["processes"]), str(one["kills"]), full, str(one["exact"]), f"{one['used']:.1%}"
+        )
+    console = Console(width=120)
+    console.print(table)
+    console.print(found["machine"], highlight=False, style="dim")
 
 
 if __name__ == "__main__":

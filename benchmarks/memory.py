@@ -1,8 +1,8 @@
 """Memory: bytes of the server per waiting, delayed and completed job, and the size of a process under a backlog.
 
-The payload is ``{"id": i}``. Bytes of the server are what its used memory grows by, tables of keys included. The process
-is a fresh one each time, which works on a backlog of jobs of 10 ms at concurrency 100; its resident size is read after
-two seconds.
+The payload is ``{"id": i}``. Bytes of the server are what its used memory grows by, tables of keys included. The
+process is a fresh one each time, which works on a backlog of jobs of 10 ms at concurrency 100; its resident size is
+read after two seconds.
 
     python -m benchmarks.memory [--jobs N] [--backlogs N …] [--rounds N] [--server …] [--quick] [--json]
 """

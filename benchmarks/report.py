@@ -59,6 +59,7 @@ class Report:
     title: str
     figures: list[Figure] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    samples: dict[str, list[float]] = field(default_factory=dict)  # single values, for whoever draws their distribution
 
     def add(self, measure: str, unit: str, values: Sequence[float], note: str = "") -> Figure:
         figure = Figure(measure, unit, list(values), note)
@@ -74,6 +75,7 @@ class Report:
             "machine": machine.describe(),
             "figures": [one.as_json() for one in self.figures],
             "claims": [one.as_json() for one in self.claims],
+            **({"samples": self.samples} if self.samples else {}),
         }
 
 

@@ -36,7 +36,8 @@ class RepidAdapter(Adapter):
     async def work(self) -> None:
         app = self.make()
         async with app.servers.default.connection():
-            await app.run_worker(tasks_limit=self.concurrency, register_signals=[])
+            # At a limit of one its subscriber pauses and never resumes.
+            await app.run_worker(tasks_limit=max(2, self.concurrency), register_signals=[])
 
 
 main(RepidAdapter)
