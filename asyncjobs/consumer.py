@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Literal
 
 from asyncjobs import clock
+from asyncjobs.ahead import Ahead, Fetched
 from asyncjobs.broker import WORK_LANES, Broker, BrokerBusyError, Keys, TakenJob, WorkReply
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, Discard, JobStalledError
@@ -37,12 +38,6 @@ STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its 
 LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
 STALE, GONE = b"03"
 SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
-AHEAD: Final = 16  # quick jobs of a queue with one slot that are fetched in one turn
-QUICK: Final = 0.001  # seconds; a job that takes longer is fetched alone
-MOST_AHEAD: Final = 128  # jobs of a queue with more slots that are fetched beyond them
-LATER: Final = 0.008  # seconds that such a job may be expected to wait for its slot
-PACED: Final = 0.01  # seconds over which it is counted how many jobs end
-PRESSED: Final = 1.0  # seconds in which nothing is fetched ahead, after something had to be handed back
 QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
 
@@ -89,12 +84,7 @@ class Consumer:
         calls: how often there was news; a reply is short only of what its turn could know of.
         zombies: handlers that go on after their job was settled; they keep their slot.
         alarm_at: when the pump's alarms wake it, or None.
-        ahead: how many jobs may be held beyond the slots. With one slot: more while jobs are quick, none after one that
-            was not. With more: as many as end in `LATER`, so that a slot that is freed finds the next job here.
-        then: what was fetched ahead, last first; it goes back if no slot comes free for a while.
-        moved_at: when the first of those came to be the next in line.
-        ended, paced_at: tries that have ended since then; by them it is told how many end in a while.
-        pressed_until: until when nothing is fetched ahead.
+        ahead: what it holds beyond its slots.
         spent: jobs started in its present turn among those that starve, up to its weight.
         parked: a gate keeps it waiting.
         queued, starving: in the pump's ring; waiting for a slot of the process.
@@ -105,10 +95,9 @@ class Consumer:
     """
 
     __slots__ = (
-        "_shop", "ahead", "alarm_at", "base", "calls", "ended", "flowing", "gates", "group_id", "hungry", "keys",
-        "lost_reply", "margin", "moved_at", "on_rest", "outbox", "paced_at", "parked", "pressed_until", "queued",
-        "quiet", "rested_at", "resting_until", "running", "set", "spec", "spent", "starving", "terms", "then", "turns",
-        "zombies",
+        "_shop", "ahead", "alarm_at", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys", "lost_reply",
+        "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "running", "set",
+        "spec", "spent", "starving", "terms", "turns", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -138,10 +127,7 @@ class Consumer:
         self.lost_reply = False
         self.gates = shop.gates.get(spec.name, ())
         self.parked = False
-        self.ahead = shop.pace.get(spec.name, 0)
-        self.then: list[tuple[TakenJob, float, float]] | None = None
-        self.ended = 0
-        self.moved_at = self.paced_at = self.pressed_until = 0.0
+        self.ahead = Ahead(shop.pace.get(spec.name, 0))
         self.spent = 0
         self.quiet = False
         self.resting_until = 0.0
@@ -206,13 +192,13 @@ class Consumer:
         that other processes have too.
         """
         terms = self.terms
-        if not self.ahead or terms.window or self.gates or self.spec.ordered or terms.concurrency is None:
+        if not self.ahead.most or terms.window or self.gates or self.spec.ordered or terms.concurrency is None:
             return 0
         if terms.concurrency == 1:
-            return self.ahead if reserved else 0
+            return self.ahead.most if reserved else 0
         if self.spec.slots or self.quiet or self.parked or terms.paused:
             return 0
-        return max(0, self.ahead - len(self.then or ()) - sum(turn.ahead for turn in self.turns))
+        return max(0, self.ahead.most - len(self.ahead) - sum(turn.ahead for turn in self.turns))
 
     def _room(self) -> int:
         """Slots in which a job may start now."""
@@ -221,19 +207,17 @@ class Consumer:
         return max(0, self.terms.concurrency - len(self.running) - self.zombies)
 
     def hand_back(self) -> None:
-        """What was fetched ahead goes back to the head: somebody else may be quicker, and it must not look started."""
-        fetched, self.then = self.then, None
-        self.ahead = 0
-        self.pressed_until = clock.monotonic() + PRESSED
-        for taken, _, _ in reversed(fetched or ()):
-            decision = decide(self._active(taken), Released())
+        """What was fetched ahead goes back to the head of the queue, uncounted."""
+        for held in self.ahead.release():
+            decision = decide(self._active(held.job), Released())
             assert decision is not None
-            self.outbox.append(Finished(self._active(taken), decision))
+            self.outbox.append(Finished(self._active(held.job), decision))
         self._shop.pump.offer(self)
 
-    def lingers(self, patience: float) -> bool:
-        """Whether the next of what was fetched ahead has been waiting for a slot for longer than that."""
-        return clock.monotonic() - self.moved_at > patience
+    @property
+    def lingers(self) -> bool:
+        """Whether what was fetched ahead has been waiting for too long."""
+        return self.ahead.lingers(self.terms.concurrency == 1)
 
     def prepare(self, process_slots: int) -> Turn | None:
         """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
@@ -275,7 +259,7 @@ class Consumer:
         margin = min(turn.margin or 1.0, self._least_margin()) if self.gates else turn.margin or self._least_margin()
         self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
         if self.terms.concurrency != 1:
-            self._pace()
+            self.ahead.pace()
         if turn.reserved or turn.ahead:
             self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
             if not self.flowing:
@@ -289,15 +273,6 @@ class Consumer:
             self.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
-
-    def _pace(self) -> None:
-        """Hold as many jobs beyond the slots as have ended lately in the time for which one may wait."""
-        now = clock.monotonic()
-        if now - self.paced_at < PACED:
-            return
-        ends = self.ended * LATER / (now - self.paced_at)
-        self.ahead = 0 if now < self.pressed_until else min(MOST_AHEAD, int(self.ahead + ends) // 2)
-        self.ended, self.paced_at = 0, now
 
     def rebase(self, base: Terms) -> None:
         """Other terms hold for all queues of this name."""
@@ -352,7 +327,7 @@ class Consumer:
         """Start what is pending for this process and not known here; no other turn is on the wire."""
         known = {finished.job.id for finished in self.outbox}
         known.update(finished.job.id for turn in self.turns for finished in turn.sending)
-        known.update(taken.job_id for taken, _, _ in self.then or ())
+        known.update(held.job.job_id for held in self.ahead.jobs or ())
         mine = []
         for taken in owned:
             if taken.job_id not in self.running and taken.job_id not in known:
@@ -375,10 +350,7 @@ class Consumer:
         for taken in jobs[:room]:
             self._start(taken, sent_at, margin)
         if len(jobs) > room:
-            if not self.then:
-                self.moved_at = clock.monotonic()
-            later = [(taken, sent_at, margin) for taken in reversed(jobs[room:])]
-            self.then = later + (self.then or [])
+            self.ahead.hold([Fetched(taken, sent_at, margin) for taken in jobs[room:]])
             self._shop.pump.patience(self)
 
     def _active(self, taken: TakenJob) -> ActiveJob:
@@ -525,24 +497,23 @@ class Consumer:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
-        self.ended += 1
         self._follow(job, outcome)
 
     def _follow(self, job: ActiveJob, outcome: Outcome | None) -> None:
         """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
         alone, quick = self.terms.concurrency == 1, True
         if alone:
-            quick = clock.monotonic() - job.began_at < QUICK
-            self.ahead = self._shop.pace[self.spec.name] = min(AHEAD, 2 * self.ahead + 1) if quick else 0
-        if not self.then:
-            self.then = None
+            quick = self.ahead.learn(clock.monotonic() - job.began_at)
+            self._shop.pace[self.spec.name] = self.ahead.most
+        else:
+            self.ahead.count()
+        if not self.ahead:
             self._shop.pump.offer(self)
         elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Completed, Failed, Later)):
             self.hand_back()
         else:
             if self._room():
-                self._start(*self.then.pop())
-                self.moved_at = clock.monotonic()
+                self._start(*self.ahead.next())
             if not alone:
                 self._shop.pump.offer(self)
 
@@ -597,14 +568,14 @@ class Consumer:
     # Stopping ---------------------------------------------------------------------------------------------
     def cancel_all(self) -> None:
         """Cancel what runs, because the process stops."""
-        if self.then:
+        if self.ahead:
             self.hand_back()
         for job in tuple(self.running.values()):
             self._cancel(job, "stop")
 
     async def keep_owned(self, process: str) -> None:
         """We were declared dead and live on as `process`: keep the tries that are still ours, cancel the others."""
-        if self.then:
+        if self.ahead:
             self.hand_back()
         jobs = list(self.running.values())
         kept = await self._shop.broker.retain(self.keys, process, [(job.id, job.entry, job.token) for job in jobs])

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
+from asyncjobs.ahead import PATIENCE
 from asyncjobs.broker import Broker, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
@@ -32,8 +33,6 @@ logger = logging.getLogger("asyncjobs")
 TURNS_A_TRIP: Final = 128
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
-PATIENCE: Final = 0.005  # seconds that jobs fetched ahead wait behind one that was expected to be quick
-LONG_PATIENCE: Final = 0.02  # the same where they wait for the first of several slots
 REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
 
 
@@ -122,7 +121,7 @@ class Pump:
             self._wake.set()
 
     def patience(self, consumer: Consumer) -> None:
-        """What `consumer` has fetched ahead goes back, should no slot come free for longer than `PATIENCE`."""
+        """What `consumer` has fetched ahead goes back, should no slot come free for too long."""
         self._fetched[consumer] = None
         if self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched)
@@ -130,9 +129,9 @@ class Pump:
     def _look_at_fetched(self) -> None:
         left: dict[Consumer, None] = {}
         for consumer in self._fetched:
-            if consumer.then and consumer.lingers(PATIENCE if consumer.terms.concurrency == 1 else LONG_PATIENCE):
+            if consumer.ahead and consumer.lingers:
                 consumer.hand_back()
-            elif consumer.then:
+            elif consumer.ahead:
                 left[consumer] = None
         self._fetched = left
         self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched) if left else None

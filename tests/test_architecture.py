@@ -22,7 +22,7 @@ FLOORS = [
     {"consumer"},
     {"turn"},
     {"pump", "retry", "queue", "live"},
-    {"gate"},
+    {"gate", "ahead"},
     {"executor", "steering"},
     {"job"},
     {"definition", "broker", "events"},

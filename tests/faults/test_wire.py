@@ -1,0 +1,48 @@
+"""The connection that redis-py makes and we read: what it answers, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asyncjobs.broker.address import Address
+from asyncjobs.broker.link import Lane
+from asyncjobs.broker.wire import PIECE
+from asyncjobs.errors import BrokerUnavailableError
+from tests.helpers import eventually
+
+
+@pytest.fixture
+async def lane(proxy):
+    one = Lane(Address(proxy.url, 5), 5)
+    yield one
+    await one.shut()
+
+
+async def test_replies_come_in_order_whatever_their_size(lane, prefix):
+    texts = [b"x" * size for size in (0, 1, PIECE - 1, PIECE, 3 * PIECE, 7)]
+    keys = [f"{prefix}:{i}" for i in range(len(texts))]
+    commands = [("SET", key, text, "EX", 60) for key, text in zip(keys, texts, strict=True)]
+    replies = await lane.run([*commands, ("NONSENSE",), *(("GET", key) for key in keys), ("TIME",)])
+    assert replies[: len(keys)] == [b"OK"] * len(keys)
+    assert "unknown command" in str(replies[len(keys)])
+    assert replies[len(keys) + 1 : -1] == texts
+    assert len(replies[-1]) == 2
+
+
+async def test_a_connection_that_was_lost_while_idle_costs_nobody_an_error(lane, proxy):
+    assert await lane.run([("PING",)]) == [b"PONG"]
+    proxy.cut_all()
+    await eventually(lambda: lane._wire.lost)
+    assert await lane.run([("PING",)]) == [b"PONG"]
+    assert proxy.connected == 2
+
+
+async def test_one_that_is_lost_under_way_is_an_error_at_once(lane, proxy):
+    await lane.run([("PING",)])
+    proxy.drop("drop-reply")
+    async with asyncio.timeout(2):  # far less than a reply may take
+        with pytest.raises(BrokerUnavailableError):
+            await lane.run([("PING",)])
+    assert await lane.run([("PING",)]) == [b"PONG"]
