@@ -120,10 +120,24 @@ class _Batch(NamedTuple):
     items: list[_Item]
 
 
+class _Trip(NamedTuple):
+    """One pipeline: registrations, then from `first` on the batches, then from `last` on the rides."""
+
+    batches: list[_Batch]
+    commands: list[Command]
+    needs: list[int]
+    first: int
+    last: int
+    rides: list[Ride]
+    begun: asyncio.Future[list[Any]] | None  # sent already
+
+
 class AddBatcher:
     """Collects adds and sends them.
 
-    State: `_waiting`, jobs not sent yet; `_drain`, the aio_task that sends, present only while there are any.
+    State: `_waiting`, jobs not sent yet; `_drain`, the aio_task that sends, present only while there are any;
+    `_lonely`, whether the last pipeline held one job: then the next add goes at once, and does not wait for others that
+    may be made in this turn of the loop.
     """
 
     def __init__(self, lane: Lane, sender: str, timeout: float, replicas: int) -> None:
@@ -135,6 +149,7 @@ class AddBatcher:
         self._waiting: deque[_Item] = deque()
         self._arrived = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
+        self._lonely = True
         # Asked for what may travel behind the adds to some places: a turn of whoever is idle there.
         self.rides: Callable[[list[Place]], list[Ride]] = lambda places: []
 
@@ -145,8 +160,16 @@ class AddBatcher:
         self._waiting.extend([(submission, index, call) for index, call in enumerate(calls)])
         self._arrived.set()
         if self._drain is None:
-            self._drain = loop.create_task(self._send_waiting())
+            begun = self._begin() if self._lonely else None
+            self._drain = loop.create_task(self._send_waiting(begun))
         return await submission.future
+
+    def _begin(self) -> _Trip | None:
+        """Send at once what is waiting, which is one job or one call's; None: not possible now."""
+        if self._replicas or len(self._waiting) > 1:
+            return None
+        trip = self._trip(self._batches(self._take(NOBODY)))
+        return trip._replace(begun=self._lane.begin(trip.commands))
 
     async def close(self) -> None:
         """Send what was accepted, for a bounded time, then close the connection."""
@@ -156,24 +179,29 @@ class AddBatcher:
             drain.cancel()
         await self._lane.shut()
 
-    async def _send_waiting(self) -> None:
+    async def _send_waiting(self, begun: _Trip | None) -> None:
         """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
         unknown: list[_Batch] = []
         delay, again_at = FIRST_PAUSE, 0.0
         try:
-            while self._waiting or unknown:
+            while self._waiting or unknown or begun:
                 self._arrived.clear()
-                held = {batch.tag for batch in unknown} if unknown else NOBODY
-                taken = self._take(held)
-                resent = unknown if clock.monotonic() >= again_at else []
-                if not taken and not resent:
-                    await _wait(self._arrived, again_at - clock.monotonic())
-                    continue
+                trip, begun = begun, None
+                resent: list[_Batch] = []
+                if trip is None:
+                    taken = self._take({batch.tag for batch in unknown} if unknown else NOBODY)
+                    resent = unknown if clock.monotonic() >= again_at else []
+                    if not taken and not resent:
+                        await _wait(self._arrived, again_at - clock.monotonic())
+                        continue
+                    self._lonely = len(taken) == 1
+                    trip = self._trip([*resent, *self._batches(taken)])
                 try:
-                    failed = await self._send([*resent, *self._batches(taken)])
+                    failed = await self._sent(trip)
                 except BaseException:
-                    self._waiting.extendleft(reversed(taken))
-                    self._waiting.extendleft(item for batch in unknown for item in batch.items)
+                    if not resent:
+                        self._waiting.extendleft(item for batch in unknown for item in batch.items)
+                    self._waiting.extendleft(item for batch in trip.batches for item in batch.items)
                     raise
                 unknown = failed if resent else [*unknown, *failed]
                 if failed:
@@ -254,8 +282,8 @@ class AddBatcher:
         first = len(registrations)
         return [*registrations, *(batch.command for batch in batches)], [-1] * first + needs, first
 
-    async def _send(self, batches: list[_Batch]) -> list[_Batch]:
-        """Send once; return the batches whose answer is not known and that somebody still waits for."""
+    def _trip(self, batches: list[_Batch]) -> _Trip:
+        """Everything that goes with `batches` in one pipeline."""
         commands, needs, first = self._commands(batches)
         # Not with options of their own: they may say that the record goes when the job has run, and whoever adds it
         # is to have a chance of waiting for that.
@@ -267,12 +295,16 @@ class AddBatcher:
                 commands[i] = (*commands[i][:FOLLOWED], "1", *commands[i][FOLLOWED + 1 :])
         last = len(commands)
         commands += [ride.command for ride in rides]
-        needs += [-1] * len(rides)
+        return _Trip(batches, commands, [*needs, *[-1] * len(rides)], first, last, rides, None)
+
+    async def _sent(self, trip: _Trip) -> list[_Batch]:
+        """Send once; return the batches whose answer is not known and that somebody still waits for."""
+        batches, commands, needs, first, last, rides, begun = trip
         try:
             if self._replicas:
                 replies, reached = await self._lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
             else:
-                replies, reached = await self._lane.run(commands, needs), [True] * len(commands)
+                replies, reached = await self._lane.run(commands, needs, begun), [True] * len(commands)
         except BaseException as error:
             lost = error if isinstance(error, BrokerError) else BrokerUnavailableError("no answer was waited for")
             for ride in rides:

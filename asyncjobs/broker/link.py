@@ -67,10 +67,19 @@ class Lane:
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._drain: asyncio.Task[None] | None = None
 
-    async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
+    def begin(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]] | None:
+        """Send `commands` now, where there is a connection; what this returns goes to `run`, which does the rest."""
+        if self._shut or self._wire is None or self._wire.lost:
+            return None
+        return self._wire.begin(commands, REPLY_TIMEOUT)
+
+    async def run(
+        self, commands: Sequence[Command], needs: Sequence[int] = (), begun: asyncio.Future[list[Any]] | None = None
+    ) -> list[Any]:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
 
         Args:
+            begun: they are sent already, see `begin`.
             needs: for each command the index of an earlier one that must have been applied before it, or -1; of
                 itself true on one connection.
         Raises:
@@ -82,10 +91,11 @@ class Lane:
         wire = self._wire
         is_new = wire is None or wire.lost
         try:
-            if wire is None or wire.lost:
+            if begun is None and (wire is None or wire.lost):
                 async with asyncio.timeout(REPLY_TIMEOUT + self._connect_timeout):
                     wire = await self._connect()
-            replies = await wire.exchange(commands, REPLY_TIMEOUT)
+            assert wire is not None  # whoever has begun had one
+            replies = await (wire.exchange(commands, REPLY_TIMEOUT) if begun is None else wire.finish(begun))
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if missing:  # somebody flushed the scripts; those commands did nothing
                 await _load_scripts(wire)

@@ -38,6 +38,7 @@ class Wire(asyncio.Protocol):
         self._replies: list[Any] = []
         self._left = 0
         self._future: asyncio.Future[list[Any]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         writer = connection._writer
         if writer is None:
@@ -80,17 +81,28 @@ class Wire(asyncio.Protocol):
             redis.exceptions.ConnectionError: the connection was lost, before or after they were applied.
             redis.exceptions.TimeoutError: not all were answered within `timeout` seconds.
         """
+        return await self.finish(self.begin(commands, timeout))
+
+    def begin(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[list[Any]]:
+        """The first half of an exchange: they are on their way when this returns. The second is `finish`."""
         if self.lost:
             raise RedisConnectionError("the connection was lost")
+        if self._future is not None:
+            raise RuntimeError("a pipeline is in flight on this connection")
         loop = asyncio.get_running_loop()
         future = self._future = loop.create_future()
         self._replies, self._left = [], len(commands)
         self.send(*commands)
-        timer = loop.call_later(timeout, self._time_out)
+        self._timer = loop.call_later(timeout, self._time_out)
+        return future
+
+    async def finish(self, begun: asyncio.Future[list[Any]]) -> list[Any]:
+        """Their replies."""
         try:
-            replies: list[Any] = await future
+            replies = await begun
         finally:
-            timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._future = None
         if isinstance(replies[0], RedisConnectionError):  # a server that is loading its data says so to all
             raise replies[0]

@@ -22,9 +22,9 @@ def trips(runtime) -> list[tuple[str, int]]:
     broker = runtime._parts.broker
     for name, lane in (("adds", broker._adds._lane), *(("work", lane) for lane in broker._work)):
 
-        async def run(commands, needs=(), *, send=lane.run, name=name):
+        async def run(commands, needs=(), begun=None, *, send=lane.run, name=name):
             seen.append((name, len(commands)))
-            return await send(commands, needs)
+            return await send(commands, needs, begun)
 
         lane.run = run
     return seen
