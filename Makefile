@@ -21,13 +21,15 @@ demo: $(READY) ## run the example project on the embedded store: jobs, groups, l
 	@$(BIN)/python -m asyncjobs demo
 
 test: $(READY) lint ## format check, lint, types, architecture and every test, on each kind of store there is
-	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/faults/test_chaos.py
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/faults/test_chaos.py --ignore tests/test_benchmarks.py
 	@echo "--- the behaviour once more, on a Cluster"
 	@ASYNCJOBS_TEST_TOPOLOGY=cluster $(BIN)/python -m pytest -q -n 4 --dist worksteal $(BEHAVIOUR)
 	@if command -v redis-server >/dev/null; then \
 	  echo "--- and on $$(redis-server --version | cut -d' ' -f1-3)"; \
 	  ASYNCJOBS_TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -q -n 4 --dist worksteal $(BEHAVIOUR); \
 	fi
+	@echo "--- the benchmarks run, and what they claim of counts and sizes holds"
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/test_benchmarks.py
 	@echo "--- chaos, with the machine to itself"
 	@$(BIN)/python -m pytest -q tests/faults/test_chaos.py
 

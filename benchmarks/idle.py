@@ -14,6 +14,9 @@ from benchmarks.load import Load
 from benchmarks.report import Report, script
 
 
+SETTLE = 9.0  # seconds after which the heartbeat too has made its connection, and loaded its scripts
+
+
 async def measure(options: argparse.Namespace) -> Report:
     async with machine.server(options.server) as url:
         load = Load(url)
@@ -22,7 +25,7 @@ async def measure(options: argparse.Namespace) -> Report:
         before = len(await load.redis.client_list())
         async with load.runtime(names=names) as runtime:
             await runtime.wait_idle(60)
-            await asyncio.sleep(1)
+            await asyncio.sleep(SETTLE)
             connections = len(await load.redis.client_list()) - before
             commands, cpu, began = await _commands(load), time.process_time(), time.perf_counter()
             await asyncio.sleep(options.seconds)
