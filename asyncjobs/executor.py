@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from asyncjobs import payload
 from asyncjobs.config import seconds
 from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater
 from asyncjobs.job import ActiveJob
+
+DATA_ALONE: Final = ("data",)
 
 
 class Completed(NamedTuple):
@@ -55,12 +57,13 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
         job.data = job.spec.codec.decode(job.raw)
     except PayloadError as error:
         return Failed(error, final=True)
-    given = {**environment, "job": job, "data": job.data}
     try:
-        if call.is_async:
-            result = await call(given)
+        if call.wants == DATA_ALONE and call.is_async:  # most of them; the rest is a microsecond more
+            result = await call.function(data=job.data)
+        elif call.is_async:
+            result = await call({**environment, "job": job, "data": job.data})
         else:
-            result = await call.run(_for_threads(given), threads)
+            result = await call.run(_for_threads({**environment, "job": job, "data": job.data}), threads)
         return Completed(b"" if result is None else payload.encode(result, "result"))
     except Discard as why:
         return Failed(why, final=True)

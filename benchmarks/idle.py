@@ -13,7 +13,6 @@ from benchmarks import machine
 from benchmarks.load import Load
 from benchmarks.report import Report, script
 
-
 SETTLE = 9.0  # seconds after which the heartbeat too has made its connection, and loaded its scripts
 
 

@@ -25,5 +25,6 @@ def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]
     for i in range(0, len(rows), width):
         job_id, entry, data, attempts, stalled, added, options = rows[i : i + 7]
         fence = token or rows[i + 7]
-        jobs.append(TakenJob(job_id.decode(), entry, data, int(attempts), int(stalled), int(added), options, fence))
+        made, died = 0 if attempts == b"0" else int(attempts), 0 if stalled == b"0" else int(stalled)
+        jobs.append(TakenJob(job_id.decode(), entry, data, made, died, int(added), options, fence))
     return jobs
