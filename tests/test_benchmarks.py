@@ -39,7 +39,7 @@ def test_throughput(server):
     for line in ("add one by one", "add, 50 awaiting", "add in bulk", "drain no-op at 1", "drain 10 ms at 500"):
         assert line in table
     figures = found(*args)["figures"]
-    assert len(figures) == 11
+    assert len(figures) == 12
     assert all(value > 0 for one in figures for value in one["values"])
     assert all(one["min"] <= one["median"] <= one["max"] for one in figures)
 
