@@ -15,7 +15,7 @@ from asyncjobs.broker import TakenJob
 
 MOST_ALONE: Final = 16  # jobs of a queue with one slot
 QUICK: Final = 0.001  # seconds; behind a job that took longer nothing is held, where there is one slot
-MOST: Final = 128  # jobs of a queue with more slots
+MOST: Final = 256  # jobs of a queue with more slots
 LATER: Final = 0.008  # seconds that such a job may be expected to wait for its slot
 PACED: Final = 0.01  # seconds over which it is counted how many jobs end
 PATIENCE: Final = 0.005  # seconds that jobs wait behind the only one that runs, which was expected to be quick

@@ -198,7 +198,8 @@ class Consumer:
             return self.ahead.most if reserved else 0
         if self.spec.slots or self.quiet or self.parked or terms.paused:
             return 0
-        return max(0, self.ahead.most - len(self.ahead) - sum(turn.ahead for turn in self.turns))
+        held = len(self.ahead) + sum(turn.ahead for turn in self.turns)
+        return max(0, min(self.ahead.most - held, BATCH - reserved))
 
     def _room(self) -> int:
         """Slots in which a job may start now."""
