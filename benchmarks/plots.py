@@ -71,7 +71,8 @@ def throughput(plt: Any, folder: Path) -> Any:
     figure, axes = plt.subplots(figsize=(8.5, 0.36 * len(rows) + 1.1))
     _bars(axes, rows, 0)
     axes.set_title("Jobs a second that do nothing, one process at concurrency 100: median, least and most")
-    axes.set_xlabel(f"{figures['']['machine']}; {figures['']['title'].rpartition(', ')[2]}; raw: no queue, the ceiling")
+    server = figures[""]["title"].rpartition(", ")[2]
+    axes.set_xlabel(f"{figures['']['machine']}\n{server}; raw is no queue, but the ceiling", fontsize=8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.margins(x=0.12)
     return figure
@@ -96,6 +97,7 @@ def latency(plt: Any, folder: Path) -> Any:
     left.set_title("Idle, add to start: p50 ● to p99", fontsize=10)
     left.set_xlabel("ms")
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    left.xaxis.set_minor_formatter("")
     for number, (name, values) in enumerate(ours[""]["samples"].items()):
         ordered = sorted(values)
         shares = [100 * (i + 1) / len(ordered) for i in range(len(ordered))]
@@ -105,7 +107,9 @@ def latency(plt: Any, folder: Path) -> Any:
     right.set_xlabel("ms")
     right.set_ylabel("% of the jobs")
     right.set_title("asyncjobs: how long, by share", fontsize=10)
+    right.set_xticks([0.5, 1, 2, 5, 10])
     right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.xaxis.set_minor_formatter("")
     right.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
