@@ -48,7 +48,7 @@ bench: $(READY) ## measure throughput on this machine; python -m benchmarks --he
 bench-peers: $(READY) ## an environment for each peer, in .bench-peers, for python -m benchmarks.peers
 	@$(BIN)/python -m benchmarks.peers --install
 
-bench-results: bench-peers ## measure everything, and draw it, into benchmarks/results; an hour
+bench-results: bench-peers ## measure everything, and draw it, into benchmarks/results; half an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,bench]'
 	@$(BIN)/python -m benchmarks --results benchmarks/results
 	@$(BIN)/python -m benchmarks.plots
