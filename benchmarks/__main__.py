@@ -3,7 +3,7 @@
     python -m benchmarks [NAME …] [--quick] [--json] [--results FOLDER]
 
 Each is a script of its own, `python -m benchmarks.NAME --help`. With `--results` each report is also written to
-FOLDER/NAME.json, from which `python -m benchmarks.plots` draws. A full run takes half an hour, a quick one four minutes.
+FOLDER/NAME.json, from which `python -m benchmarks.plots` draws. A full run takes half an hour.
 """
 
 from __future__ import annotations
