@@ -24,6 +24,7 @@ from asyncjobs.errors import BrokerUnavailableError, ConfigError
 
 LONGEST_SOCKET_PATH: Final = 100  # 108 bytes on Linux, 104 on macOS
 READY_TIMEOUT: Final = 30.0  # a large append-only file takes a while to load
+LOOK_AGAIN: Final = 0.25  # seconds between two looks for a keeper, by when one that was started holds its lock
 KEEPER: Final = Path(__file__).with_name("keeper.py")
 
 
@@ -123,9 +124,7 @@ class EmbeddedStore:
         starting = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             await _lock(starting, fcntl.LOCK_EX, READY_TIMEOUT)
-            if not self._answers() and not self._has_keeper():
-                await self._launch(binary or server_binary())
-            await self._ready()
+            await self._ready(binary or server_binary())
         finally:
             os.close(starting)
 
@@ -149,12 +148,19 @@ class EmbeddedStore:
         )  # fmt: skip
         await process.wait()  # it goes on as a daemon
 
-    async def _ready(self) -> None:
+    async def _ready(self, binary: str) -> None:
+        """Until the server answers. A keeper that is seen may be on its way out: an exiting process releases its locks
+        in no certain order, so looking once is not enough."""
         deadline = clock.monotonic() + READY_TIMEOUT
-        while clock.monotonic() < deadline:
+        look_at = 0.0
+        while (now := clock.monotonic()) < deadline:
             if self._answers():
                 return
-            if (self.folder / "keeper.failed").exists():
+            if now >= look_at:
+                if not self._has_keeper():
+                    await self._launch(binary)
+                look_at = clock.monotonic() + LOOK_AGAIN
+            elif (self.folder / "keeper.failed").exists():
                 break
             await asyncio.sleep(0.005)
         raise BrokerUnavailableError(f"the embedded store in {self.folder} did not start: {self._end_of_log()}")

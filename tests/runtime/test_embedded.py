@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import stat
@@ -80,6 +81,18 @@ async def test_joining_while_the_last_one_leaves(tmp_path):
         runtime = new_runtime(folder)
         async with runtime:
             assert await (await runtime.queue.add("echo", n)).wait(5) == n
+    await eventually(lambda: not processes_in(folder))
+
+
+async def test_a_keeper_that_is_seen_on_its_way_out_is_not_waited_for(tmp_path):
+    """It has let go of its users, so one may join, and not yet of its own lock."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    lock = os.open(folder / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    asyncio.get_running_loop().call_later(0.1, os.close, lock)
+    async with new_runtime(folder) as runtime:
+        assert await (await runtime.queue.add("echo", 1)).wait(5) == 1
     await eventually(lambda: not processes_in(folder))
 
 
