@@ -60,7 +60,7 @@ async def drain(load: Load, processes: int, jobs: int, compute: float) -> tuple[
         for one in workers:
             assert one.stdout is not None
             await one.stdout.readline()
-        before = await _server_cpu(load)
+        before = await load.server_cpu()
         for one in workers:
             assert one.stdin is not None
             one.stdin.write(b"go\n")
@@ -68,7 +68,7 @@ async def drain(load: Load, processes: int, jobs: int, compute: float) -> tuple[
         async with asyncio.timeout(PATIENCE):
             while await load.redis.exists(done):  # noqa: ASYNC110 - another process's key
                 await asyncio.sleep(0.02)
-        used = await _server_cpu(load) - before
+        used = await load.server_cpu() - before
         told = [json.loads((await one.communicate(b"end\n"))[0]) for one in workers]
     finally:
         for one in workers:
@@ -78,11 +78,6 @@ async def drain(load: Load, processes: int, jobs: int, compute: float) -> tuple[
     took = max(one["last"] for one in ran) - min(one["first"] for one in ran)
     assert sum(one["ran"] for one in told) == jobs, told
     return jobs / took, used / took, sum(one["cpu"] for one in told) / took
-
-
-async def _server_cpu(load: Load) -> float:
-    info = await load.redis.info("cpu")
-    return float(info["used_cpu_user"] + info["used_cpu_sys"])
 
 
 async def measure(options: argparse.Namespace) -> Report:

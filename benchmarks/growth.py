@@ -39,20 +39,15 @@ async def backlog_cost(load: Load, size: int, jobs: int) -> tuple[float, float]:
             part = min(size, jobs)
             reached.clear()
             target = ran + part
-            before, cpu, began = await _server_cpu(load), time.process_time(), time.perf_counter()
+            before, cpu, began = await load.server_cpu(), time.process_time(), time.perf_counter()
             await steering.resume()
             async with asyncio.timeout(PATIENCE):
                 await reached.wait()
             took += time.perf_counter() - began
-            cost += time.process_time() - cpu + await _server_cpu(load) - before
+            cost += time.process_time() - cpu + await load.server_cpu() - before
             total += part
         await steering.pause()
     return 1e6 * cost / total, total / took
-
-
-async def _server_cpu(load: Load) -> float:
-    info = await load.redis.info("cpu")
-    return float(info["used_cpu_user"] + info["used_cpu_sys"])
 
 
 async def measure(options: argparse.Namespace) -> Report:

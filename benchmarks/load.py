@@ -84,6 +84,11 @@ class Load:
         ran = expect or jobs
         return Drained((ran - 1) / (last - first), used / ran)
 
+    async def server_cpu(self) -> float:
+        """Seconds of CPU that the server has used so far."""
+        info = await self.redis.info("cpu")
+        return float(info["used_cpu_user"] + info["used_cpu_sys"])
+
     async def close(self) -> None:
         await self.redis.aclose()
 
