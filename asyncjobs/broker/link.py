@@ -68,10 +68,16 @@ class Lane:
         self._drain: asyncio.Task[None] | None = None
 
     def begin(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]] | None:
-        """Send `commands` now, where there is a connection; what this returns goes to `run`, which does the rest."""
-        if self._shut or self._wire is None or self._wire.lost:
+        """Send `commands` now, where there is a connection; what this returns goes to `run`, which does the rest.
+
+        None: not all were sent, so that `run` has to send them all, like others that are safe to send again.
+        """
+        if self._shut or self._wire is None:
             return None
-        return self._wire.begin(commands, REPLY_TIMEOUT)
+        try:
+            return self._wire.begin(commands, REPLY_TIMEOUT)
+        except RedisConnectionError:
+            return None
 
     async def run(
         self, commands: Sequence[Command], needs: Sequence[int] = (), begun: asyncio.Future[list[Any]] | None = None

@@ -51,7 +51,10 @@ class Subscriber:
         """
         self._handlers[channel] = (handler, on_confirmed)
         if self._wire is not None:
-            self._wire.send(("SUBSCRIBE", channel))
+            try:
+                self._wire.send(("SUBSCRIBE", channel))
+            except LOST as error:  # asked for anew, with all others, when it is back
+                logger.debug("subscribing to %s: %s", channel, error)
 
     async def confirmed(self, *channels: str) -> None:
         """Wait until the server has confirmed `channels`: from then on nothing published is missed."""

@@ -63,16 +63,26 @@ class Wire(asyncio.Protocol):
 
     def send(self, *commands: Command) -> None:
         """Write without waiting for what is answered: in pieces of `PIECE`, so that the server begins on the first
-        while the next is packed, but no smaller, since each is a packet and each packet a reply of its own."""
+        while the next is packed, but no smaller, since each is a packet and each packet a reply of its own.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection is lost; some of it may have been written.
+        """
+        if self.lost:
+            raise RedisConnectionError("the connection was lost")
         pieces, size = [], 0
-        for command in commands:
-            pieces.append(packed := hiredis.pack_command(command))  # type: ignore[arg-type]
-            size += len(packed)
-            if size >= PIECE:
-                self._transport.write(b"".join(pieces))
-                pieces, size = [], 0
-        if pieces:
-            self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        try:
+            for command in commands:
+                pieces.append(packed := hiredis.pack_command(command))  # type: ignore[arg-type]
+                size += len(packed)
+                if size >= PIECE:
+                    self._transport.write(b"".join(pieces))
+                    pieces, size = [], 0
+            if pieces:
+                self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        except RuntimeError as error:  # uvloop's, where the socket has gone and nobody was told yet
+            self._lose(RedisConnectionError(str(error)))
+            raise RedisConnectionError(str(error)) from error
 
     async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Send `commands` and return their replies in order, an error reply as its exception.
@@ -85,14 +95,12 @@ class Wire(asyncio.Protocol):
 
     def begin(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[list[Any]]:
         """The first half of an exchange: they are on their way when this returns. The second is `finish`."""
-        if self.lost:
-            raise RedisConnectionError("the connection was lost")
         if self._future is not None:
             raise RuntimeError("a pipeline is in flight on this connection")
         loop = asyncio.get_running_loop()
+        self.send(*commands)
         future = self._future = loop.create_future()
         self._replies, self._left = [], len(commands)
-        self.send(*commands)
         self._timer = loop.call_later(timeout, self._time_out)
         return future
 

@@ -8,6 +8,7 @@ import pytest
 
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.link import Lane
+from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.wire import PIECE
 from asyncjobs.errors import BrokerUnavailableError
 from tests.helpers import eventually
@@ -46,3 +47,43 @@ async def test_one_that_is_lost_under_way_is_an_error_at_once(lane, proxy):
         with pytest.raises(BrokerUnavailableError):
             await lane.run([("PING",)])
     assert await lane.run([("PING",)]) == [b"PONG"]
+
+
+class Broken:
+    """uvloop's transport once the socket has gone under it: it raises, where asyncio's says nothing."""
+
+    def __init__(self, closing: bool) -> None:
+        self.closing = closing
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("unable to perform operation; the handler is closed")
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+@pytest.mark.parametrize("closing", [True, False])
+async def test_an_add_that_cannot_begin_is_sent_all_the_same(lane, closing):
+    await lane.run([("PING",)])
+    lane._wire._transport = Broken(closing)
+    assert lane.begin([("PING",)]) is None
+    assert await lane.run([("PING",)]) == [b"PONG"]
+
+
+@pytest.mark.parametrize("closing", [True, False])
+async def test_listening_to_more_on_a_lost_connection_is_nobodys_error(proxy, prefix, closing):
+    """All channels are asked for anew when the subscriber is back."""
+    subscriber = Subscriber(Address(proxy.url, 5))
+    running = asyncio.ensure_future(subscriber.run())
+    try:
+        await eventually(lambda: subscriber.connected)
+        wire, real = subscriber._wire, subscriber._wire._transport
+        wire._transport = Broken(closing)
+        await subscriber.listen(f"{prefix}:one", lambda message: None)
+        wire._transport = real
+        proxy.cut_all()
+        async with asyncio.timeout(5):
+            await subscriber.confirmed(f"{prefix}:one")
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
