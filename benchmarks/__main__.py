@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, or some of them.
 
-    python -m benchmarks [NAME …] [--quick] [--json] [--results FOLDER]
+    python -m benchmarks [NAME …] [--server redis] [--quick] [--json] [--results FOLDER]
 
 Each is a script of its own, `python -m benchmarks.NAME --help`. With `--results` each report is also written to
 FOLDER/NAME.json, from which `python -m benchmarks.plots` draws. A full run takes half an hour.
@@ -21,6 +21,7 @@ SCRIPTS = (
     "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "peers",
 )  # fmt: skip
 
+TCP = ("network", "peers")
 MODULES = {"peers": "benchmarks.peers.__main__"}
 
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SCRIPTS))
     parser.add_argument("--quick", action="store_true", help="small numbers: that everything runs, not how fast")
+    parser.add_argument("--server", help="passed on to all but network and peers, which want a TCP port")
     parser.add_argument("--json", action="store_true", help="one JSON object, a member a script")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write NAME.json")
     options = parser.parse_args()
@@ -37,6 +39,8 @@ def main() -> int:
     found, failed = {}, []
     for name in options.names or SCRIPTS:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *(["--quick"] if options.quick else [])]
+        if options.server and name not in TCP:
+            command += ["--server", options.server]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             failed.append(name)

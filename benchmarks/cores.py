@@ -100,8 +100,9 @@ async def measure(options: argparse.Namespace) -> Report:
         report.add("  the processes", "% of a core", [100 * share for _, _, share in runs])
     middle = {figure.measure: figure.median for figure in report.figures}
     if {1, 2} <= set(options.processes):
-        ratio = middle["computing 0.2 ms, 2 processes"] / middle["computing 0.2 ms, 1 process"]
-        report.claim("jobs that compute 0.2 ms: 2 processes, of 1", ratio, 1.5)
+        for kind in kinds:
+            ratio = middle[f"{kind}, 2 processes"] / middle[f"{kind}, 1 process"]
+            report.claim(f"{kind}: 2 processes, of 1", ratio, 1.5)
     return report
 
 

@@ -120,24 +120,10 @@ class _Batch(NamedTuple):
     items: list[_Item]
 
 
-class _Trip(NamedTuple):
-    """One pipeline: registrations, then from `first` on the batches, then from `last` on the rides."""
-
-    batches: list[_Batch]
-    commands: list[Command]
-    needs: list[int]
-    first: int
-    last: int
-    rides: list[Ride]
-    begun: asyncio.Future[list[Any]] | None  # sent already
-
-
 class AddBatcher:
     """Collects adds and sends them.
 
-    State: `_waiting`, jobs not sent yet; `_drain`, the aio_task that sends, present only while there are any;
-    `_lonely`, whether the last pipeline held one job: then the next add goes at once, and does not wait for others that
-    may be made in this turn of the loop.
+    State: `_waiting`, jobs not sent yet; `_drain`, the aio_task that sends, present only while there are any.
     """
 
     def __init__(self, lane: Lane, sender: str, timeout: float, replicas: int) -> None:
@@ -149,7 +135,6 @@ class AddBatcher:
         self._waiting: deque[_Item] = deque()
         self._arrived = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
-        self._lonely = True
         # Asked for what may travel behind the adds to some places: a turn of whoever is idle there.
         self.rides: Callable[[list[Place]], list[Ride]] = lambda places: []
 
@@ -160,16 +145,8 @@ class AddBatcher:
         self._waiting.extend([(submission, index, call) for index, call in enumerate(calls)])
         self._arrived.set()
         if self._drain is None:
-            begun = self._begin() if self._lonely else None
-            self._drain = loop.create_task(self._send_waiting(begun))
+            self._drain = loop.create_task(self._send_waiting())
         return await submission.future
-
-    def _begin(self) -> _Trip | None:
-        """Send at once what is waiting, which is one job or one call's; None: not possible now."""
-        if self._replicas or len(self._waiting) > 1:
-            return None
-        trip = self._trip(self._batches(self._take(NOBODY)))
-        return trip._replace(begun=self._lane.begin(trip.commands))
 
     async def close(self) -> None:
         """Send what was accepted, for a bounded time, then close the connection."""
@@ -179,29 +156,23 @@ class AddBatcher:
             drain.cancel()
         await self._lane.shut()
 
-    async def _send_waiting(self, begun: _Trip | None) -> None:
+    async def _send_waiting(self) -> None:
         """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
         unknown: list[_Batch] = []
         delay, again_at = FIRST_PAUSE, 0.0
         try:
-            while self._waiting or unknown or begun:
+            while self._waiting or unknown:
                 self._arrived.clear()
-                trip, begun = begun, None
-                resent: list[_Batch] = []
-                if trip is None:
-                    taken = self._take({batch.tag for batch in unknown} if unknown else NOBODY)
-                    resent = unknown if clock.monotonic() >= again_at else []
-                    if not taken and not resent:
-                        await _wait(self._arrived, again_at - clock.monotonic())
-                        continue
-                    self._lonely = len(taken) == 1
-                    trip = self._trip([*resent, *self._batches(taken)])
+                taken = self._take({batch.tag for batch in unknown} if unknown else NOBODY)
+                resent = unknown if clock.monotonic() >= again_at else []
+                if not taken and not resent:
+                    await _wait(self._arrived, again_at - clock.monotonic())
+                    continue
                 try:
-                    failed = await self._sent(trip)
+                    failed = await self._send([*resent, *self._batches(taken)])
                 except BaseException:
-                    if not resent:
-                        self._waiting.extendleft(item for batch in unknown for item in batch.items)
-                    self._waiting.extendleft(item for batch in trip.batches for item in batch.items)
+                    self._waiting.extendleft(reversed(taken))
+                    self._waiting.extendleft(item for batch in unknown for item in batch.items)
                     raise
                 unknown = failed if resent else [*unknown, *failed]
                 if failed:
@@ -282,29 +253,22 @@ class AddBatcher:
         first = len(registrations)
         return [*registrations, *(batch.command for batch in batches)], [-1] * first + needs, first
 
-    def _trip(self, batches: list[_Batch]) -> _Trip:
-        """Everything that goes with `batches` in one pipeline."""
+    async def _send(self, batches: list[_Batch]) -> list[_Batch]:
+        """Send once; return the batches whose answer is not known and that somebody still waits for."""
         commands, needs, first = self._commands(batches)
-        # Not with options of their own: they may say that the record goes when the job has run, and whoever adds it
-        # is to have a chance of waiting for that.
-        plain = [batch.items[0][2].place for batch in batches if not any(call.options for _, _, call in batch.items)]
-        rides = [] if self._replicas else self.rides(plain)
+        rides = self._rides_with(batches)
         ridden = {ride.tag for ride in rides}
         for i, batch in enumerate(batches, first):
             if batch.tag in ridden:
                 commands[i] = (*commands[i][:FOLLOWED], "1", *commands[i][FOLLOWED + 1 :])
         last = len(commands)
         commands += [ride.command for ride in rides]
-        return _Trip(batches, commands, [*needs, *[-1] * len(rides)], first, last, rides, None)
-
-    async def _sent(self, trip: _Trip) -> list[_Batch]:
-        """Send once; return the batches whose answer is not known and that somebody still waits for."""
-        batches, commands, needs, first, last, rides, begun = trip
+        needs += [-1] * len(rides)
         try:
             if self._replicas:
                 replies, reached = await self._lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
             else:
-                replies, reached = await self._lane.run(commands, needs, begun), [True] * len(commands)
+                replies, reached = await self._lane.run(commands, needs), [True] * len(commands)
         except BaseException as error:
             lost = error if isinstance(error, BrokerError) else BrokerUnavailableError("no answer was waited for")
             for ride in rides:
@@ -319,6 +283,15 @@ class AddBatcher:
         for ride, reply in zip(rides, replies[last:], strict=True):
             ride.answer(reply)  # after whoever added: a job is told as added before it is told as active
         return again
+
+    def _rides_with(self, batches: list[_Batch]) -> list[Ride]:
+        """What travels behind `batches`, but not behind jobs with options of their own: those may say that the record
+        goes when the job has run, and whoever adds it is to have a chance of waiting for that."""
+        if self._replicas:
+            return []
+        return self.rides(
+            [batch.items[0][2].place for batch in batches if not any(one[2].options for one in batch.items)]
+        )
 
     def _absorb(self, batches: list[_Batch], replies: list[Any], reached: list[bool]) -> list[_Batch]:
         """Answer what is settled; return the batches to send again."""

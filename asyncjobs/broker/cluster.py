@@ -134,10 +134,8 @@ class ClusterLane(Lane):
         self._lanes: dict[Node, Lane] = {}
         self._breakers: dict[Node, _Breaker] = {}
 
-    async def run(
-        self, commands: Sequence[Command], needs: Sequence[int] = (), begun: asyncio.Future[list[Any]] | None = None
-    ) -> list[Any]:
-        """Send each command to its node; see `Lane.run`. Nothing is ever begun here: which node comes first.
+    async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
+        """Send each command to its node; see `Lane.run`.
 
         A node that does not answer costs its own commands alone: their replies are the error. It is raised only
         if no node knows who holds the slots.

@@ -67,25 +67,10 @@ class Lane:
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._drain: asyncio.Task[None] | None = None
 
-    def begin(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]] | None:
-        """Send `commands` now, where there is a connection; what this returns goes to `run`, which does the rest.
-
-        None: not all were sent, so that `run` has to send them all, like others that are safe to send again.
-        """
-        if self._shut or self._wire is None:
-            return None
-        try:
-            return self._wire.begin(commands, REPLY_TIMEOUT)
-        except RedisConnectionError:
-            return None
-
-    async def run(
-        self, commands: Sequence[Command], needs: Sequence[int] = (), begun: asyncio.Future[list[Any]] | None = None
-    ) -> list[Any]:
+    async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
 
         Args:
-            begun: they are sent already, see `begin`.
             needs: for each command the index of an earlier one that must have been applied before it, or -1; of
                 itself true on one connection.
         Raises:
@@ -97,11 +82,10 @@ class Lane:
         wire = self._wire
         is_new = wire is None or wire.lost
         try:
-            if begun is None and (wire is None or wire.lost):
+            if wire is None or wire.lost:
                 async with asyncio.timeout(REPLY_TIMEOUT + self._connect_timeout):
                     wire = await self._connect()
-            assert wire is not None  # whoever has begun had one
-            replies = await (wire.exchange(commands, REPLY_TIMEOUT) if begun is None else wire.finish(begun))
+            replies = await wire.exchange(commands, REPLY_TIMEOUT)
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if missing:  # somebody flushed the scripts; those commands did nothing
                 await _load_scripts(wire)

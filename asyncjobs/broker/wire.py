@@ -2,7 +2,7 @@
 
 redis-py resolves the address, encrypts, authenticates and selects the database. What follows is all the same: a
 pipeline is written at once and answered at once. Its reader would wake an aio_task for every reply, and two timeouts
-for every command; here one callback parses what has arrived. That is 20 to 60 µs less a round trip, of 80 to 160.
+for every command; here one callback parses what has arrived: a third less CPU a round trip.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class Wire(asyncio.Protocol):
         self._replies: list[Any] = []
         self._left = 0
         self._future: asyncio.Future[list[Any]] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         writer = connection._writer
         if writer is None:
@@ -91,26 +90,17 @@ class Wire(asyncio.Protocol):
             redis.exceptions.ConnectionError: the connection was lost, before or after they were applied.
             redis.exceptions.TimeoutError: not all were answered within `timeout` seconds.
         """
-        return await self.finish(self.begin(commands, timeout))
-
-    def begin(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[list[Any]]:
-        """The first half of an exchange: they are on their way when this returns. The second is `finish`."""
         if self._future is not None:
             raise RuntimeError("a pipeline is in flight on this connection")
         loop = asyncio.get_running_loop()
         self.send(*commands)
         future = self._future = loop.create_future()
         self._replies, self._left = [], len(commands)
-        self._timer = loop.call_later(timeout, self._time_out)
-        return future
-
-    async def finish(self, begun: asyncio.Future[list[Any]]) -> list[Any]:
-        """Their replies."""
+        timer = loop.call_later(timeout, self._time_out)
         try:
-            replies = await begun
+            replies: list[Any] = await future
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            timer.cancel()
             self._future = None
         if isinstance(replies[0], RedisConnectionError):  # a server that is loading its data says so to all
             raise replies[0]

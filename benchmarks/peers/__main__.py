@@ -3,9 +3,10 @@
     make bench-peers                        # their environments, once
     python -m benchmarks.peers [--only NAME …] [--rounds N] [--server tcp|URL] [--quick] [--json]
 
-Every peer does the same work with the same payload through an adapter in `adapters/`, at its documented best, on uvloop
-where it runs on asyncio, and with the same garbage collector settings. Draining is timed in the worker, from the first
-start to the last end, so imports and start-up do not count. "idle" is from add to start, both in one process.
+Every peer does the same work with the same payload through an adapter in `adapters/`, with those of its own options
+that were quickest here, on uvloop where it runs on asyncio, and with the same garbage collector settings. Draining is
+timed in the worker, from the first start to the last end, so imports and start-up do not count. "idle" is from add to
+start, both in one process.
 """
 
 from __future__ import annotations

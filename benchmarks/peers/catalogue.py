@@ -57,7 +57,7 @@ PEERS = (
     ),
     Peer(
         "pydocket", "docket", ("pydocket==0.27.0", "uvloop"),
-        "redelivered after five minutes", "record, a while", True, slow=True,
+        "redelivered after five minutes", "record, 15 minutes", True, slow=True,
     ),
     Peer(
         "repid", "repid", ("repid[redis]==2.1.4", "typing-extensions", "uvloop"),
@@ -77,7 +77,7 @@ PEERS = (
     ),
     Peer(
         "ardiq", "ardiq", ("ardiq==1.2.0", "uvloop"),
-        "reclaimed", "result, a while", True, python=(3, 12),
+        "reclaimed after 60 s", "result, five minutes", True, python=(3, 12),
     ),
     Peer(
         "BullMQ (Node)", "bullmq_node", ("bullmq@6.7.0", "ioredis@5"),

@@ -62,11 +62,11 @@ class Broken:
         return self.closing
 
 
-@pytest.mark.parametrize("closing", [True, False])
-async def test_an_add_that_cannot_begin_is_sent_all_the_same(lane, closing):
+async def test_a_socket_that_has_gone_unnoticed_is_a_lost_connection(lane):
     await lane.run([("PING",)])
-    lane._wire._transport = Broken(closing)
-    assert lane.begin([("PING",)]) is None
+    lane._wire._transport = Broken(closing=False)
+    with pytest.raises(BrokerUnavailableError):
+        await lane.run([("PING",)])
     assert await lane.run([("PING",)]) == [b"PONG"]
 
 

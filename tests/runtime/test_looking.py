@@ -35,4 +35,5 @@ async def test_a_job_whose_news_was_lost_is_found(make_runtime, redis):
         for name in NAMES:
             broker._places[name] = broker.place(name, None)._replace(news="nobody:listens")
         await adder.queue.add(NAMES[5], 5)
-        await eventually(lambda: ran == [5])
+        await eventually(lambda: ran)
+        assert ran == [5]

@@ -22,9 +22,9 @@ def trips(runtime) -> list[tuple[str, int]]:
     broker = runtime._parts.broker
     for name, lane in (("adds", broker._adds._lane), *(("work", lane) for lane in broker._work)):
 
-        async def run(commands, needs=(), begun=None, *, send=lane.run, name=name):
+        async def run(commands, needs=(), *, send=lane.run, name=name):
             seen.append((name, len(commands)))
-            return await send(commands, needs, begun)
+            return await send(commands, needs)
 
         lane.run = run
     return seen
@@ -77,6 +77,7 @@ async def test_what_the_turn_leaves_is_told_to_the_others(make_runtime):
         async with asyncio.timeout(5):
             await both.wait()
         await here.wait_idle(10)
+    assert running == {"here", "there"}
 
 
 async def test_a_job_is_told_as_added_before_it_is_told_as_active(runtime):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
+
+# Read at import, in small letters. At one thread it is twelve times what its own two bring.
+os.environ["dramatiq_queue_prefetch"] = "100"  # noqa: SIM112
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker

@@ -14,7 +14,7 @@ class RepidAdapter(Adapter):
 
     def make(self) -> Repid:
         app = Repid(title="bench", version="1.0.0")
-        server = RedisServer(self.url, batch_size=max(10, self.concurrency))
+        server = RedisServer(self.url, batch_size=100)
         app.servers.register_server("default", server, is_default=True)
         router = Router()
 

@@ -21,7 +21,7 @@ class Saq(Adapter):
         await self.queue.connect()
 
     async def add(self, data: dict[str, Any]) -> None:
-        await self.queue.enqueue("work", data=data)
+        await self.queue.enqueue("work", data=data, retries=100)  # one try is its default, and a crash is one
 
     async def work(self) -> None:
         queue = Queue.from_url(self.url)

@@ -11,7 +11,9 @@ from streaq import Worker
 
 class Streaq(Adapter):
     def make(self) -> tuple[Worker[Any], Any]:
-        worker: Worker[Any] = Worker(redis_url=self.url, concurrency=self.concurrency, handle_signals=False)
+        worker: Worker[Any] = Worker(
+            redis_url=self.url, concurrency=self.concurrency, prefetch=256, handle_signals=False
+        )
 
         @worker.task
         async def work(data: object) -> None:

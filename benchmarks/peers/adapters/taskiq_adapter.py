@@ -31,7 +31,7 @@ class Taskiq(Adapter):
     async def work(self) -> None:
         broker, _ = self.make()
         broker.is_worker_process = True
-        await run_receiver_task(broker, max_async_tasks=self.concurrency, run_startup=True)
+        await run_receiver_task(broker, max_async_tasks=self.concurrency, max_prefetch=100, run_startup=True)
 
 
 main(Taskiq)
