@@ -147,25 +147,29 @@ class Maintenance:
         while True:
             await asyncio.sleep(pause)
             pause = self._trim_interval()
-            for spec in self._specs():
-                try:
-                    await self._trim(spec)
-                except BrokerError as error:
-                    logger.debug("trimming %s: %s", spec.name, error)
+            try:
+                await self.trim_everything()
+            except BrokerError as error:
+                logger.debug("trimming: %s", error)
+
+    async def trim_everything(self) -> None:
+        """Apply every name's retention, to those names alone that keep anything."""
+        consumers = {consumer.keys: consumer for consumer in self._consumers.values()}
+        for keys in await self._broker.ended(list(consumers)):
+            await self._broker.trim(keys, consumers[keys].spec.retention)
+        for registry in tuple(self._registries.values()):
+            await self._trim_groups(registry.spec)
 
     def _trim_interval(self) -> float:
-        """Often enough for the shortest age that is asked for, and seldom where ages are days."""
+        """Nothing outlives the shortest age by more than a sixtieth of it; where ages are days, seldom."""
         shortest = MOST_TRIM_INTERVAL
         for spec in self._specs():
             for rule in (spec.job_options.remove_on_complete, spec.job_options.remove_on_fail):
                 if isinstance(rule, Retention) and rule.age:
-                    shortest = min(shortest, duration(rule.age))
+                    shortest = min(shortest, duration(rule.age) / 60)
         return max(LEAST_TRIM_INTERVAL, shortest)
 
-    async def _trim(self, spec: JobSpec) -> None:
-        if not spec.grouped:
-            await self._broker.trim(self._broker.queue_keys(spec.name, None), spec.retention)
-            return
+    async def _trim_groups(self, spec: JobSpec) -> None:
         while True:
             overflow = await self._broker.overflow(spec.name, spec.retention)
             if not await self._broker.forget(overflow):
@@ -181,6 +185,6 @@ class Maintenance:
             registry = self._registries.get(pump.overflow.pop())
             try:
                 if registry is not None:
-                    await self._trim(registry.spec)
+                    await self._trim_groups(registry.spec)
             except BrokerError as error:
                 logger.debug("forgetting: %s", error)  # still listed: the timer comes back to it

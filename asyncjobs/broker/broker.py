@@ -218,14 +218,22 @@ class Broker(Keeping, Ticking, Limiting):
         return counts
 
     async def stirring(self, queues: Sequence[Keys]) -> list[Keys]:
-        """Those of `queues` that hold a waiting, active or delayed job; where none does, one command says so."""
+        """Those of `queues` that hold a waiting, active or delayed job."""
+        return await self._holding([(one, (one.stream, one.delayed)) for one in queues])
+
+    async def ended(self, queues: Sequence[Keys]) -> list[Keys]:
+        """Those of `queues` that hold a completed or failed job."""
+        return await self._holding([(one, (one.completed, one.failed)) for one in queues])
+
+    async def _holding(self, queues: Sequence[tuple[Keys, tuple[str, str]]]) -> list[Keys]:
+        """Those of which one of the keys exists; where none does, one command says so, but for a Cluster."""
         if self._scattered or len(queues) < 2:
-            counts = await asyncio.gather(*(self._ask(("EXISTS", one.stream, one.delayed)) for one in queues))
-            return [one for one, count in zip(queues, counts, strict=True) if count]
-        if not await self._ask(("EXISTS", *(key for one in queues for key in (one.stream, one.delayed)))):
+            counts = await asyncio.gather(*(self._ask(("EXISTS", *keys)) for _, keys in queues))
+            return [one for (one, _), count in zip(queues, counts, strict=True) if count]
+        if not await self._ask(("EXISTS", *(key for _, keys in queues for key in keys))):
             return []
         middle = len(queues) // 2
-        halves = await asyncio.gather(self.stirring(queues[:middle]), self.stirring(queues[middle:]))
+        halves = await asyncio.gather(self._holding(queues[:middle]), self._holding(queues[middle:]))
         return [*halves[0], *halves[1]]
 
     async def total_counts(self, name: str) -> list[int]:

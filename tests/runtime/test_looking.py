@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from asyncjobs import Retention
 from tests.helpers import eventually
 
 NAMES = [f"job-{i}" for i in range(9)]
@@ -20,6 +23,27 @@ async def test_only_what_holds_a_job_is_looked_at(make_runtime):
         assert await broker.stirring(list(queues.values())) == [queues[NAMES[2]], queues[NAMES[8]]]
         assert await broker.stirring([queues[NAMES[8]]]) == [queues[NAMES[8]]]
         assert await broker.stirring([]) == []
+        assert await broker.ended(list(queues.values())) == []
+
+
+async def test_retention_by_timer_visits_only_names_that_keep_something(make_runtime, redis):
+    """Of a hundred idle names it asks once for all; else a minute after its start a process asks hundreds of times."""
+    runtime = make_runtime()
+    for name in NAMES:
+        runtime.job(name, limiter=None)(lambda data: data)
+    async with runtime:
+        await (await runtime.queue.add(NAMES[4], 1)).wait(10)
+        await runtime.wait_idle(10)
+        broker = runtime._parts.broker
+        trimmed: list[str] = []
+
+        async def trim(keys, retention, *, real=broker.trim):
+            trimmed.append(keys.tag)
+            await real(keys, retention)
+
+        broker.trim = trim
+        await runtime._parts.maintenance.trim_everything()
+        assert trimmed == [broker.queue_keys(NAMES[4], None).tag]
 
 
 async def test_a_job_whose_news_was_lost_is_found(make_runtime, redis):
@@ -37,3 +61,11 @@ async def test_a_job_whose_news_was_lost_is_found(make_runtime, redis):
         await adder.queue.add(NAMES[5], 5)
         await eventually(lambda: ran)
         assert ran == [5]
+
+
+@pytest.mark.parametrize(("age", "pause"), [(1, 1), (3600, 60), (30 * 86400, 3600)])
+async def test_the_timer_of_retention_follows_the_shortest_age(make_runtime, age, pause):
+    runtime = make_runtime()
+    runtime.job("kept", remove_on_complete=Retention(age=age))(lambda data: data)
+    async with runtime:
+        assert runtime._parts.maintenance._trim_interval() == pause
