@@ -118,7 +118,7 @@ class Chaos:
         behind.set()
 
         async def pace() -> None:
-            while True:
+            while len(self.acknowledged) < self.args.jobs:
                 waiting = len(self.acknowledged) - await self.progress() * self.args.jobs
                 behind.set() if waiting < BACKLOG else behind.clear()
                 await asyncio.sleep(0.05)

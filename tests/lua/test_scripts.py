@@ -510,3 +510,25 @@ async def test_settled_entries_are_deleted_in_whatever_order_they_end(desk):
     assert (await desk.work(*last, free=0))[0] == "111"
     assert await desk.redis.exists(desk.keys.stream) == 0
     assert await desk.counts() == [0, 0, 0, 8, 0]
+
+
+@pytest.mark.parametrize("what", ["stream", "group"])
+@pytest.mark.parametrize("op", ["c", "f", "r", "b", "h"])
+async def test_what_runs_survives_that_its_stream_was_deleted(desk, op, what):
+    """By an operator: what was waiting has gone with it, but not the outcome of what was running, nor its next try."""
+    await desk.add("a", "b")
+    _, _, rows = await desk.work()
+    if what == "stream":
+        await desk.redis.delete(desk.keys.stream)
+    else:
+        await desk.redis.xgroup_destroy(desk.keys.stream, "w")
+        await desk.redis.xdel(desk.keys.stream, rows["b"][1])
+    keep = "1" if op == "r" else ""
+    assert (await desk.work(settle(op, "a", rows, body='"x"', keep=keep), free=0))[0] == "1"
+    state = {"c": b"c", "f": b"f"}.get(op, b"w")
+    assert (await desk.record("a"))[b"x"] == state
+    _, _, again = await desk.work(token="t2", me="p2")
+    assert list(again) == (["a"] if state == b"w" else [])
+    await desk.add("c")
+    _, _, later = await desk.work(token="t3", me="p2")
+    assert list(later) == ["c"]

@@ -34,7 +34,8 @@
 --   rows: per job taken: id · entry · data · attempts made · stalled count · added ms · options
 -- Fence: a settlement counts only while the job is active under its token. New state first, XACK and XDEL last.
 -- Lua does not roll back: whatever can fail (a foreign type, a job whose slot is on the move) is read before anything is
--- written, and what is met while taking goes back to the head.
+-- written, and what is met while taking goes back to the head. A stream that an operator deleted under its running jobs
+-- fails nothing: outcomes count, and what is to run again is added anew.
 -- Suspects: a job that stalled before is marked `z` until its handler begins: waiting for that costs it no stall.
 -- Token bucket: a token returns `duration` after it was taken, so no window of `duration` sees more than `max`.
 -- Cost: 15 µs a job, half of it Lua. A number that is passed to a command is printed with 17 digits, which takes longer
@@ -105,7 +106,11 @@ for i = 17, #ARGV, 7 do
       fields = {'x', 'w', 'a', attempts, 'e' .. attempts, body}
     end
     redis.call('HSET', key, unpack(fields))
-    redis.call('XCLAIM', stream, 'w', 'head', 0, entry, 'JUSTID')
+    if redis.pcall('XCLAIM', stream, 'w', 'head', 0, entry, 'JUSTID').err then
+      if had then redis.call('XDEL', stream, entry) end
+      redis.call('XADD', stream, '*', 'j', id)
+      length = redis.call('XLEN', stream)
+    end
     if hold > 0 and now + hold > (held or 0) then
       held = now + hold
       redis.call('HSET', KEYS[6], 'h', string.format('%.0f', held))
@@ -178,9 +183,16 @@ end
 -- Deleting an entry by its id costs 3 µs, since its node is walked to find it; trimming walks once for all. Entries are
 -- handed out in order and stay pending until they are acknowledged: what lies before the first pending one, or, where
 -- none is, up to the last acknowledged one, is done with. What lies behind it is deleted one by one.
+-- Where an operator deleted the stream or its group nothing is pending. A new stream may use an entry's id again.
 if #acked > 0 then
   call('XACK', stream, 'w', unpack(acked))
-  pending = call('XPENDING', stream, 'w')
+  pending = redis.pcall('XPENDING', stream, 'w')
+  if pending.err then
+    pending = nil
+    if had then length = length - call('XDEL', stream, unpack(acked)) end
+  end
+end
+if pending then
   local bound = pending[2]
   if not bound then
     local last = acked[1]
