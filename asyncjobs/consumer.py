@@ -1,7 +1,7 @@
 """The Consumer: one queue in this process. take → execute → decide → settle, with no loop of its own.
 
-It is a record and a handful of callbacks: the Pump gives it turns, each try is one aio_task, and between them
-an idle queue costs its memory alone.
+It is a record and a handful of callbacks: the Pump gives it turns, tries run in slots, and between them an idle queue
+costs its memory alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from typing import Any, Final, Literal
 
 from asyncjobs import clock
@@ -23,8 +24,10 @@ from asyncjobs.events import EventBus
 from asyncjobs.executor import Completed, Failed, Later, Lost, Outcome, Released, execute, timed_out
 from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob, current
+from asyncjobs.margin import in_time, least_margin
 from asyncjobs.pump import Pump
 from asyncjobs.retry import Decision, decide
+from asyncjobs.slot import Rounds, Slot
 from asyncjobs.stack import exc_info, said
 from asyncjobs.terms import Terms
 from asyncjobs.turn import Finished, Turn
@@ -44,7 +47,10 @@ QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refus
 class Shop:
     """What all consumers of a process share."""
 
-    __slots__ = ("broker", "bus", "environment", "gates", "pace", "pump", "scope", "suspects", "threads", "tokens")
+    __slots__ = (
+        "broker", "bus", "context", "environment", "gates", "pace", "pump", "rounds", "scope", "suspects", "threads",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +69,8 @@ class Shop:
             environment,
             threads,
         )
+        self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
+        self.rounds = Rounds()
         # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
         # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
         self.suspects = asyncio.Lock()
@@ -134,7 +142,7 @@ class Consumer:
         self.rested_at: float | None = None
         self.base = self.terms = base or spec.terms
         self.set: tuple[str, str, str] | None = None
-        self.margin = self._least_margin()
+        self.margin = least_margin(self.terms, self.gates)
 
     def __repr__(self) -> str:
         name = self.spec.name if self.group_id is None else f"{self.spec.name}:{self.group_id}"
@@ -257,7 +265,8 @@ class Consumer:
                 self._expect(finished.decision.settlement.number)
         if reply.settings != self.set:
             self._settle_terms(reply.settings)
-        margin = min(turn.margin or 1.0, self._least_margin()) if self.gates else turn.margin or self._least_margin()
+        least = least_margin(self.terms, self.gates)
+        margin = min(turn.margin or 1.0, least) if self.gates else turn.margin or least
         self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
         if self.terms.concurrency != 1:
             self.ahead.pace()
@@ -284,7 +293,7 @@ class Consumer:
         """What was set of this queue has changed."""
         self.set = settings
         self.terms = self.base if settings is None else self.base.laid_over(*settings)
-        self.margin = self._least_margin()
+        self.margin = least_margin(self.terms, self.gates)
         self._more_may_be_there()
 
     def _expect(self, delay_ms: int) -> None:
@@ -358,18 +367,43 @@ class Consumer:
         return ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
 
     def _start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
+        """Start it in a slot of its own."""
+        job = self._enter(taken)
+        if job is not None:
+            work = self._work(job, sent_at, margin)
+            job.aio_task = asyncio.get_running_loop().create_task(work, context=self._shop.context.copy())
+
+    def _enter(self, taken: TakenJob) -> ActiveJob | None:
         job = self._active(taken)
         if job.id in self.running:
-            return  # a failover forgot the take: this process runs it already
+            return None  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
         self._shop.pump.running += 1
         for gate in self.gates:
             gate.running += 1
-        job.aio_task = asyncio.get_running_loop().create_task(self._try(job, sent_at, margin))
+        return job
 
-    async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> None:
-        """The whole of one try, from its token to its place in the outbox."""
-        current.set(job)
+    async def _work(self, first: ActiveJob, sent_at: float, margin: float) -> None:
+        """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
+        slot, job = Slot(self._shop.rounds), first
+        while True:
+            current.set(job)
+            slot.begin()
+            held = self._ended(job, await self._try(job, sent_at, margin))
+            following = None
+            if held is not None and slot.fit():
+                following = self._enter(held.job)
+            elif held is not None:
+                self._start(*held)
+            job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
+            self._shop.pump.slot_freed()
+            if held is None or following is None:
+                return
+            job, sent_at, margin = following, held.sent_at, held.margin
+            job.aio_task = slot.aio_task
+
+    async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        """The whole of one try, from its token to its outcome."""
         job.began = True
         job.began_at = clock.monotonic()
         outcome: Outcome
@@ -385,7 +419,7 @@ class Consumer:
                 outcome = await self._run(job, sent_at, margin)
         except asyncio.CancelledError:
             outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
-        self._ended(job, outcome)
+        return outcome
 
     async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """Begin for all to see: should this process die too, it is this job that is charged with it."""
@@ -398,8 +432,12 @@ class Consumer:
     async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         if job.unreadable is not None:
             return Failed(job.unreadable, final=True)
-        if (self.terms.window or self.gates) and not await self._in_time(sent_at, margin):
-            return Released()
+        if self.terms.window or self.gates:
+            try:
+                await in_time(self, self._shop.broker, sent_at, margin)
+            except BrokerError as error:
+                self._shop.pump.complaints.warning("late", "%r gives a job back that would start late: %s", self, error)
+                return Released()
         limit = job.overrides.timeout(self.spec.job_options)
         if limit is not None:
             job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
@@ -407,50 +445,6 @@ class Consumer:
             self._tell("job.active", job)
         with self._shop.scope(job) as job.context:
             return await execute(job, self._shop.environment, self._shop.threads)
-
-    async def _in_time(self, sent_at: float, margin: float) -> bool:
-        """Never start later than the token's margin: the window it was counted in would be over.
-
-        Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin
-        keeps every window exact; one that lags more takes its token again first, with a margin that fits.
-
-        Returns:
-            Whether it may start; not so while the store does not answer.
-        """
-        windows = [window for window in (self.terms.window, *(gate.window for gate in self.gates)) if window]
-        if not windows:
-            return True
-        shortest = min(windows)
-        while (lag := clock.monotonic() - sent_at) > margin:
-            if lag < shortest:
-                self.margin = min(max(self.margin, 2 * lag), shortest)
-            margin = min(self.margin, self._least_margin()) if self.gates else self.margin
-            sent_at = clock.monotonic()
-            try:
-                sent_at = await self._tokens_again(margin, first_is_out=lag < shortest, since=sent_at)
-            except BrokerError as error:
-                self._shop.pump.complaints.warning("late", "%r gives a job back that would start late: %s", self, error)
-                return False
-        self.margin = max(self._least_margin(), self.margin * 0.98)
-        return True
-
-    async def _tokens_again(self, margin: float, first_is_out: bool, since: float) -> float:
-        """Take a token of each limit once more; the instant from which the start's lag counts."""
-        spend = self._shop.broker.spend
-        if self.terms.windows:
-            while wait := await spend(self.keys, self.terms.windows, round(margin * 1e6), first_is_out):
-                await asyncio.sleep(wait)
-                since, first_is_out = clock.monotonic(), False
-        for gate in self.gates:
-            since = await gate.pass_again(since)
-        return since
-
-    def _least_margin(self) -> float:
-        """How much a start may lag behind its tokens; 0 without a limit."""
-        margins = [gate.margin for gate in self.gates if gate.window]
-        if self.terms.window:
-            margins.append(self.terms.least_margin)
-        return min(margins, default=0.0)
 
     def _time_out(self, job: ActiveJob) -> None:
         self._cancel(job, "timeout")
@@ -475,18 +469,21 @@ class Consumer:
             "timeout": Failed(timed_out(job), job.discarded),
             "stop": Released(),
         }
-        self._record(job, outcomes.get(job.leaving))
+        held = self._record(job, outcomes.get(job.leaving))
+        if held is not None:
+            self._start(*held)
 
-    def _ended(self, job: ActiveJob, outcome: Outcome) -> None:
+    def _ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """Its aio_task has done with it; the job that is to begin instead."""
         if job.timer is not None:
             job.timer.cancel()
-        if job.ended:  # abandoned before
-            self.zombies -= 1
-        else:
-            self._record(job, outcome)
-        self._shop.pump.slot_freed()
+        if not job.ended:
+            return self._record(job, outcome)
+        self.zombies -= 1  # it was abandoned before
+        return None
 
-    def _record(self, job: ActiveJob, outcome: Outcome | None) -> None:
+    def _record(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+        """The outcome is known; the job that is to begin instead."""
         job.ended = True
         self.running.pop(job.id, None)
         for gate in self.gates:
@@ -498,9 +495,9 @@ class Consumer:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
-        self._follow(job, outcome)
+        return self._follow(job, outcome)
 
-    def _follow(self, job: ActiveJob, outcome: Outcome | None) -> None:
+    def _follow(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
         """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
         alone, quick = self.terms.concurrency == 1, True
         if alone:
@@ -513,10 +510,11 @@ class Consumer:
         elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Completed, Failed, Later)):
             self.hand_back()
         else:
-            if self._room():
-                self._start(*self.ahead.next())
             if not alone:
                 self._shop.pump.offer(self)
+            if self._room():
+                return self.ahead.next()
+        return None
 
     def fail_stalled(self, taken: TakenJob) -> None:
         """Fail a job whose processes died too often."""

@@ -21,20 +21,23 @@ FLOORS = [
     {"groups", "liveness"},
     {"consumer"},
     {"turn"},
-    {"pump", "retry", "queue", "live"},
+    {"pump", "retry", "queue", "live", "margin"},
     {"gate", "ahead"},
     {"executor", "steering"},
     {"job"},
     {"definition", "broker", "events"},
     {"cron", "payload", "terms"},
-    {"config", "complaints"},
+    {"config", "complaints", "slot"},
     {"errors", "clock", "stack"},
 ]
 ARROWS = {
     ("cli", "demo"), ("demo", "cli"), ("__main__", "cli"), ("maintenance", "groups"), ("queue", "job"),
 }  # fmt: skip
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
-TYPES_ONLY = {("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("queue", "events")}
+TYPES_ONLY = {
+    ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("margin", "consumer"),
+    ("queue", "events"),
+}  # fmt: skip
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -128,7 +131,7 @@ def test_importing_loads_no_heavy_edge(tmp_path):
 
 
 def test_no_module_has_outgrown_its_noun():
-    long = {path.name: n for _, path in modules() if (n := path.read_text().count("\n")) > 620}
+    long = {path.name: n for _, path in modules() if (n := path.read_text().count("\n")) > 600}
     assert long == {}
 
 

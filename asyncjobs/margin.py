@@ -1,0 +1,57 @@
+"""The margin: by how much a start may lag behind its token, and what becomes of one that lags more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.gate import Gate
+from asyncjobs.terms import Terms
+
+if TYPE_CHECKING:
+    from asyncjobs.consumer import Consumer
+
+
+def least_margin(terms: Terms, gates: Sequence[Gate]) -> float:
+    """Seconds; the least that one of the limits asks for, 0 without a limit."""
+    margins = [gate.margin for gate in gates if gate.window]
+    if terms.window:
+        margins.append(terms.least_margin)
+    return min(margins, default=0.0)
+
+
+async def in_time(consumer: Consumer, broker: Broker, sent_at: float, margin: float) -> None:
+    """Wait until a try may start. Never later than its token's margin: the window that counted it would be over.
+
+    Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin keeps every
+    window exact; one that lags more takes its token again first, with a margin that fits.
+
+    Raises:
+        BrokerError: no token could be had, since the store does not answer.
+    """
+    terms, gates = consumer.terms, consumer.gates
+    windows = [window for window in (terms.window, *(gate.window for gate in gates)) if window]
+    if not windows:
+        return
+    shortest = min(windows)
+    while (lag := clock.monotonic() - sent_at) > margin:
+        if lag < shortest:
+            consumer.margin = min(max(consumer.margin, 2 * lag), shortest)
+        margin = min(consumer.margin, least_margin(consumer.terms, gates)) if gates else consumer.margin
+        sent_at = await _tokens_again(consumer, broker, margin, first_is_out=lag < shortest)
+    consumer.margin = max(least_margin(consumer.terms, gates), consumer.margin * 0.98)
+
+
+async def _tokens_again(consumer: Consumer, broker: Broker, margin: float, first_is_out: bool) -> float:
+    """Take a token of each limit once more; the instant from which the start's lag counts."""
+    since = clock.monotonic()
+    if consumer.terms.windows:
+        while wait := await broker.spend(consumer.keys, consumer.terms.windows, round(margin * 1e6), first_is_out):
+            await asyncio.sleep(wait)
+            since, first_is_out = clock.monotonic(), False
+    for gate in consumer.gates:
+        since = await gate.pass_again(since)
+    return since
