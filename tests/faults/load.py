@@ -35,8 +35,10 @@ class Load:
             self.longest_gap[group] = max(self.longest_gap[group], gap)
             self.latest[group] = now
 
-        runtime.job("plain", limiter=None, remove_on_complete=True)(work)
-        runtime.job("tenant", limiter=None, group=True, remove_on_complete=True)(work)
+        # An add that was refused may have been applied, where replicas did not confirm it in time. By its record the
+        # next one knows; were that gone, it would be another job.
+        runtime.job("plain", limiter=None, remove_on_complete=False)(work)
+        runtime.job("tenant", limiter=None, group=True, remove_on_complete=False)(work)
 
     async def __aenter__(self) -> Self:
         self._adders = [asyncio.create_task(self._add(n)) for n in range(self.groups + 1)]
