@@ -15,9 +15,10 @@ import logging
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.consumer import Consumer, Shop
+from asyncjobs.consumer import Consumer
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError
+from asyncjobs.shop import Shop
 
 logger = logging.getLogger("asyncjobs")
 

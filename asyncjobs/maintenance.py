@@ -9,11 +9,12 @@ from typing import Final
 
 from asyncjobs.broker import Broker, Keys
 from asyncjobs.config import Retention, duration
-from asyncjobs.consumer import Consumer, Shop
+from asyncjobs.consumer import Consumer
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.groups import GroupRegistry
 from asyncjobs.liveness import died_here
+from asyncjobs.shop import Shop
 
 logger = logging.getLogger("asyncjobs")
 

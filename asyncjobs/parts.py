@@ -10,7 +10,7 @@ from typing import Any
 from asyncjobs import clock
 from asyncjobs.broker import Broker, Place, Store
 from asyncjobs.config import Limiter
-from asyncjobs.consumer import Consumer, Shop
+from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
 from asyncjobs.definition import JobSpec
 from asyncjobs.embedded import EmbeddedStore
@@ -20,6 +20,7 @@ from asyncjobs.liveness import Liveness
 from asyncjobs.maintenance import Maintenance
 from asyncjobs.pump import Pump
 from asyncjobs.scheduler import Scheduler
+from asyncjobs.shop import Shop
 
 
 class Parts:
@@ -68,7 +69,7 @@ class Parts:
         return [*self.consumers.values(), *grouped]
 
     def running(self) -> int:
-        return sum(len(consumer.running) for consumer in self.all_consumers())
+        return sum(len(consumer.attempts.running) for consumer in self.all_consumers())
 
     def unsettled(self) -> int:
         return sum(consumer.unsettled for consumer in self.all_consumers())
@@ -99,4 +100,4 @@ class Parts:
 
     async def keep_owned(self, process: str) -> None:
         """After a lapse: every try that another process took over meanwhile is cancelled."""
-        await asyncio.gather(*(one.keep_owned(process) for one in self.all_consumers() if one.running))
+        await asyncio.gather(*(one.keep_owned(process) for one in self.all_consumers() if one.attempts.running))

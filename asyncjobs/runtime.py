@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
 from asyncjobs import clock, loader, services
+from asyncjobs.attempts import STUBBORN
 from asyncjobs.broker import WORK_LANES, Broker, Store
 from asyncjobs.config import (
     JobOptions,
@@ -24,7 +25,7 @@ from asyncjobs.config import (
     seconds,
     shown,
 )
-from asyncjobs.consumer import STUBBORN, Consumer, Shop
+from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
 from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
 from asyncjobs.embedded import EmbeddedStore
@@ -40,6 +41,7 @@ from asyncjobs.parts import Parts
 from asyncjobs.pump import Pump
 from asyncjobs.queue import Queue
 from asyncjobs.scheduler import Scheduler
+from asyncjobs.shop import Shop
 from asyncjobs.watchdog import Watchdog
 
 logger = logging.getLogger("asyncjobs")

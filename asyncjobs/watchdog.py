@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any, Final
 
 from asyncjobs import clock
+from asyncjobs.attempts import Attempts
 from asyncjobs.complaints import Complaints
-from asyncjobs.consumer import Consumer
 from asyncjobs.job import ActiveJob
 
 logger = logging.getLogger("asyncjobs")
@@ -84,7 +84,7 @@ class Watchdog:
 def _job_of(frame: FrameType | None) -> ActiveJob | None:
     """The job whose try is on a stack: a coroutine that runs stands on those that await it."""
     while frame is not None:
-        if frame.f_code is Consumer._try.__code__:
+        if frame.f_code is Attempts._try.__code__:
             job: Any = frame.f_locals.get("job")
             return job if isinstance(job, ActiveJob) else None
         frame = frame.f_back

@@ -20,8 +20,10 @@ FLOORS = [
     {"scheduler", "maintenance", "watchdog", "integrations", "loader", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
     {"consumer"},
+    {"attempts", "reports"},
     {"turn"},
     {"pump", "retry", "queue", "live", "margin"},
+    {"shop"},
     {"gate", "ahead"},
     {"executor", "steering"},
     {"job"},
@@ -36,7 +38,7 @@ ARROWS = {
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
 TYPES_ONLY = {
     ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("margin", "consumer"),
-    ("queue", "events"),
+    ("attempts", "consumer"), ("shop", "pump"), ("queue", "events"),
 }  # fmt: skip
 
 

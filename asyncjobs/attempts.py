@@ -1,0 +1,193 @@
+"""The Attempts: the tries of one queue in this process, each from a job that was taken to its outcome.
+
+What a handler does, and what is done to it, ends here: every try that has begun comes to exactly one outcome, which
+the queue is told, and frees its slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Literal
+
+from asyncjobs import clock
+from asyncjobs.ahead import Fetched
+from asyncjobs.broker import TakenJob
+from asyncjobs.errors import BrokerError
+from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
+from asyncjobs.job import ActiveJob, current
+from asyncjobs.margin import in_time
+from asyncjobs.shop import Shop
+from asyncjobs.slot import Slot
+
+if TYPE_CHECKING:
+    from asyncjobs.consumer import Consumer
+
+logger = logging.getLogger("asyncjobs")
+
+STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
+SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
+
+
+class Attempts:
+    """What of one queue runs here.
+
+    State: `running`, id → job whose outcome is not known yet; `zombies`, how many handlers go on after their job was
+    settled: they keep their slot.
+    """
+
+    __slots__ = ("_queue", "_shop", "running", "zombies")
+
+    def __init__(self, shop: Shop, queue: Consumer) -> None:
+        self._shop, self._queue = shop, queue
+        self.running: dict[str, ActiveJob] = {}
+        self.zombies = 0
+
+    @property
+    def slots_used(self) -> int:
+        return len(self.running) + self.zombies
+
+    def active(self, taken: TakenJob) -> ActiveJob:
+        return ActiveJob(self._shop.broker, self._shop.bus.emit, self._queue.spec, self._queue.keys, taken)
+
+    def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
+        """Start it in a slot of its own."""
+        job = self._enter(taken)
+        if job is not None:
+            work = self._work(job, sent_at, margin)
+            job.aio_task = asyncio.get_running_loop().create_task(work, context=self._shop.context.copy())
+
+    def _enter(self, taken: TakenJob) -> ActiveJob | None:
+        job = self.active(taken)
+        if job.id in self.running:
+            return None  # a failover forgot the take: this process runs it already
+        self.running[job.id] = job
+        self._shop.pump.running += 1
+        for gate in self._queue.gates:
+            gate.running += 1
+        return job
+
+    async def _work(self, first: ActiveJob, sent_at: float, margin: float) -> None:
+        """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
+        slot, job = Slot(self._shop.rounds), first
+        while True:
+            current.set(job)
+            slot.begin()
+            held = self._ended(job, await self._try(job, sent_at, margin))
+            following = None
+            if held is not None and slot.fit():
+                following = self._enter(held.job)
+            elif held is not None:
+                self.start(*held)
+            job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
+            self._shop.pump.slot_freed()
+            if held is None or following is None:
+                return
+            job, sent_at, margin = following, held.sent_at, held.margin
+            job.aio_task = slot.aio_task
+
+    async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        """The whole of one try, from its token to its outcome."""
+        job.began = True
+        job.began_at = clock.monotonic()
+        outcome: Outcome
+        try:
+            if job.leaving:
+                raise asyncio.CancelledError
+            if job.stalled_count >= max(1, min(SUSPECT, self._queue.spec.worker_options.max_stalled_count)):
+                async with self._shop.suspects:
+                    outcome = await self._run_stalled(job, sent_at, margin)
+            elif job.stalled_count:
+                outcome = await self._run_stalled(job, sent_at, margin)
+            else:
+                outcome = await self._run(job, sent_at, margin)
+        except asyncio.CancelledError:
+            outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
+        return outcome
+
+    async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        """Begin for all to see: should this process die too, it is this job that is charged with it."""
+        try:
+            ours = await self._shop.broker.note(self._queue.keys, job.id, job.token, "begin", b"")
+        except BrokerError:
+            return Released()
+        return await self._run(job, sent_at, margin) if ours else Lost()
+
+    async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        if job.unreadable is not None:
+            return Failed(job.unreadable, final=True)
+        if self._queue.terms.window or self._queue.gates:
+            try:
+                await in_time(self._queue, self._shop.broker, sent_at, margin)
+            except BrokerError as error:
+                self._shop.pump.complaints.warning(
+                    "late", "%r gives a job back that would start late: %s", self._queue, error
+                )
+                return Released()
+        limit = job.overrides.timeout(self._queue.spec.job_options)
+        if limit is not None:
+            job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
+        if self._shop.bus.wants("job.active"):
+            self._shop.bus.emit(
+                "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
+            )
+        with self._shop.scope(job) as job.context:
+            return await execute(job, self._shop.environment, self._shop.threads)
+
+    def _time_out(self, job: ActiveJob) -> None:
+        self.cancel(job, "timeout")
+
+    def cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
+        """Cancel a try; if its handler swallows that, the job is settled without it."""
+        if job.ended or job.aio_task is None:
+            return
+        if job.timer is not None:
+            job.timer.cancel()
+        job.leaving = why
+        if job.began:  # an aio_task cancelled before its first step would never come to settle anything
+            job.aio_task.cancel()
+        job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
+
+    def _abandon(self, job: ActiveJob) -> None:
+        if job.ended:
+            return
+        logger.warning("%r does not end although it was cancelled; settling it without its handler", job)
+        self.zombies += 1
+        outcomes: dict[str, Outcome | None] = {
+            "timeout": Failed(timed_out(job), job.discarded),
+            "stop": Released(),
+        }
+        held = self._record(job, outcomes.get(job.leaving))
+        if held is not None:
+            self.start(*held)
+
+    def _ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """Its aio_task has done with it; the job that is to begin instead."""
+        if job.timer is not None:
+            job.timer.cancel()
+        if not job.ended:
+            return self._record(job, outcome)
+        self.zombies -= 1  # it was abandoned before
+        return None
+
+    def _record(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+        """The outcome is known; the job that is to begin instead."""
+        job.ended = True
+        self.running.pop(job.id, None)
+        for gate in self._queue.gates:
+            gate.running -= 1
+        return self._queue.ended(job, outcome)
+
+    def cancel_all(self) -> None:
+        """Cancel what runs, because the process stops."""
+        for job in tuple(self.running.values()):
+            self.cancel(job, "stop")
+
+    async def keep_owned(self, process: str) -> None:
+        """Cancel the tries that another process took over while this one lapsed; the others go on as `process`."""
+        jobs = list(self.running.values())
+        tries = [(job.id, job.entry, job.token) for job in jobs]
+        kept = await self._shop.broker.retain(self._queue.keys, process, tries)
+        for job, ours in zip(jobs, kept, strict=True):
+            if not ours:
+                self.cancel(job, "lost")
