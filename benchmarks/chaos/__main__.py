@@ -1,8 +1,8 @@
 """Break everything, and count what was lost.
 
-Worker processes take jobs from a store behind a proxy, and are killed and frozen; the store is killed, restarted and
-frozen, replies are dropped, links are cut, scripts are flushed. A ledger on a second server, which nothing befalls, has
-every start, every end and every terminal transition. Afterwards:
+Worker processes take jobs of every kind from a store behind a proxy, and are killed, frozen and replaced; the store is
+killed, restarted and frozen, replies are dropped, links are cut, scripts are flushed. A ledger on a second server, which
+nothing befalls, has every start, every end and every terminal transition. Afterwards:
 
     every acknowledged job has run and is completed · no job has two terminal transitions
     a job that ran twice was on its way while its process died or froze, or the store did
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -36,13 +37,15 @@ import msgspec
 from asyncjobs import BrokerError, Runtime
 from asyncjobs.cli.project import run_loop
 from benchmarks.chaos import stores, verdict
-from benchmarks.chaos.worker import ENDED, LEASE, LOG, Note, Plan, make_runtime
+from benchmarks.chaos.kinds import KINDS, LONGEST_LEASE, kind_of
+from benchmarks.chaos.worker import ENDED, LOG, Note, Plan, make_runtime
 
 WORKERS: Final = 4
 BACKLOG: Final = 3000
 ADDERS: Final = 40
-FREEZE: Final = 2 * LEASE
+FREEZE: Final = 2 * LONGEST_LEASE
 MOST_DESCRIPTORS: Final = 60
+STOPPED_WITHIN: Final = 15.0  # seconds; its grace and what follows it take less than half of that
 MOST_GROWTH: Final = 64  # MiB of a worker, between its first look and its last
 ROOT: Final = Path(__file__).parent.parent.parent
 
@@ -50,16 +53,22 @@ ROOT: Final = Path(__file__).parent.parent.parent
 class Workers:
     """The worker processes; one that was killed is replaced at once."""
 
-    def __init__(self, plan: Plan, folder: Path, rng: random.Random) -> None:
-        self._plan, self._folder, self._rng = plan, folder, rng
+    def __init__(self, plan: Plan, folder: Path, rng: random.Random, other: Path | None) -> None:
+        self._plan, self._folder, self._rng, self._other = plan, folder, rng, other
+        self._numbers = itertools.count()
         self.running: list[subprocess.Popen[bytes]] = []
         self.first_seen: dict[int, int] = {}
-        self.growth = self.descriptors = 0
+        self.growth = self.descriptors = self.late = 0
 
     def start(self) -> None:
+        number = next(self._numbers)
+        plan = msgspec.structs.replace(self._plan, number=number)
+        # `-m` looks in the folder that it is called in first: there lies the release that this worker runs.
+        here = ROOT if self._other is None or number % 2 == 0 else self._other
         with (self._folder / "workers.log").open("ab") as log:
-            command = [sys.executable, "-m", "benchmarks.chaos.worker", msgspec.json.encode(self._plan).decode()]
-            self.running.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+            command = [sys.executable, "-m", "benchmarks.chaos.worker", msgspec.json.encode(plan).decode()]
+            env = {**os.environ, "PYTHONPATH": str(ROOT)}
+            self.running.append(subprocess.Popen(command, cwd=here, env=env, stdout=log, stderr=log))
 
     def kill(self) -> int:
         victim = self._rng.choice(self.running)
@@ -67,6 +76,20 @@ class Workers:
         victim.wait()
         self.running.remove(victim)
         self.start()
+        return victim.pid
+
+    async def restart(self) -> int:
+        """Stop one as a deployment does, in the middle of whatever it takes and runs, and start its successor."""
+        victim = self._rng.choice(self.running)
+        self.running.remove(victim)
+        self.start()
+        victim.terminate()
+        try:
+            await asyncio.to_thread(victim.wait, STOPPED_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.late += 1
+            victim.kill()
+            victim.wait()
         return victim.pid
 
     async def freeze(self, seconds: float) -> int:
@@ -134,10 +157,10 @@ class Chaos:
 
     async def _add(self, runtime: Runtime, number: int) -> None:
         rng = random.Random(self.args.seed * 1_000_003 + number)
-        kind = rng.random()
-        name = "limited" if kind < 0.1 else "tenant" if kind < 0.5 else "plain"
-        group = f"tenant {rng.randrange(50)}" if name == "tenant" else None
-        data = {"takes": rng.uniform(0, 0.02), "fails": rng.choice([0] * 19 + [1])}
+        name = kind_of(rng.randrange(100))
+        kind = KINDS[name]
+        group = f"tenant {rng.randrange(kind.groups)}" if kind.groups else None
+        data = {"takes": rng.uniform(0, kind.longest), "fails": rng.choice([0] * 19 + [1])}
         delay = rng.uniform(0, 1) if rng.random() < 0.1 else 0.0
         job_id = f"job-{number}"
         while True:
@@ -153,7 +176,7 @@ class Chaos:
         """All faults, spread at random over the run, as it proceeds."""
         args = self.args
         kinds = {
-            "kill": args.kills, "restart": args.restarts, "drop": args.drops, "cut": args.cuts,
+            "kill": args.kills, "stop": args.stops, "restart": args.restarts, "drop": args.drops, "cut": args.cuts,
             "freeze store": args.freezes, "freeze worker": args.freezes, "flush": args.flushes,
         }  # fmt: skip
         plan = sorted((self.rng.uniform(0.02, 0.9), kind) for kind, times in kinds.items() for _ in range(times))
@@ -163,6 +186,8 @@ class Chaos:
             began, pid = time.monotonic(), 0
             if kind == "kill":
                 pid = self.workers.kill()
+            elif kind == "stop":
+                pid = await self.workers.restart()
             elif kind == "restart":
                 await self.store.restart()
             elif kind == "drop":
@@ -233,7 +258,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         ledger = ledger_server.client()
         stack.push_async_callback(ledger.aclose)
         store = await stores.make(args.server, rng, stack)
-        workers = Workers(Plan(store.url, ledger_server.url, args.without), folder, rng)
+        workers = Workers(Plan(store.url, ledger_server.url, args.without), folder, rng, args.other_release)
         for _ in range(WORKERS):
             workers.start()
         stack.push_async_callback(workers.stop)
@@ -270,9 +295,9 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         "acknowledged": len(chaos.acknowledged),
         **found,
         "left_over": len(left), "stuck": stuck, "growth_mib": workers.growth, "descriptors": workers.descriptors,
-        "tracebacks": said.count("Traceback"),
+        "tracebacks": said.count("Traceback"), "broken": said.count("broken: "), "late_stops": workers.late,
     }  # fmt: skip
-    zero = ("lost", "never_ran", "double_terminal", "unexplained", "over_limit", "left_over")
+    zero = ("lost", "never_ran", "double_terminal", "unexplained", "over_limit", "left_over", "broken", "late_stops")
     result["ok"] = (
         not any(result[count] for count in zero)
         and not stuck
@@ -291,6 +316,7 @@ def main() -> int:
         ("jobs", 20_000, "how many jobs are added"),
         ("seed", 1, "decides which faults come when"),
         ("kills", 25, "kill -9 of a worker"),
+        ("stops", 5, "SIGTERM of a worker, beside which its successor starts"),
         ("restarts", 5, "kill -9 of the store, and its restart"),
         ("drops", 30, "replies that never arrive"),
         ("cuts", 10, "all links cut at once"),
@@ -300,6 +326,9 @@ def main() -> int:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what}; {default} unless set")
     parser.add_argument("--without", choices=("", "fence", "adoption"), default="", help="leave a protection out")
+    parser.add_argument(
+        "--other-release", type=Path, help="a folder with another release of asyncjobs, which every second worker runs"
+    )
     parser.add_argument("--verbose", action="store_true", help="what the workers said, on standard error")
     result = run_loop(run(parser.parse_args()))
     print(json.dumps(result))

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.chaos.worker import LEASE, LIMIT, Note
+from benchmarks.chaos.kinds import LIMITS, LONGEST_LEASE
+from benchmarks.chaos.worker import Note
 
 
 class Fault(NamedTuple):
@@ -18,8 +19,9 @@ class Fault(NamedTuple):
     ended: float
 
 
-# What may make a job run twice: its process died or froze, or nobody could reach the store for a lease.
-EXCUSES = ("kill", "freeze worker", "restart", "freeze store")
+# What may make a job run twice: its process died, stopped in the middle of it or froze, or nobody could reach the store
+# for a lease.
+EXCUSES = ("kill", "stop", "freeze worker", "restart", "freeze store")
 
 
 def judge(
@@ -58,13 +60,19 @@ def _explained(notes: list[Note], faults: list[Fault]) -> bool:
     pids = {note.pid for note in notes}
     first, last = min(note.at for note in notes), max(note.at for note in notes)
     return any(
-        fault.kind in EXCUSES and fault.pid in (0, *pids) and fault.began <= last and fault.ended >= first - LEASE
+        fault.kind in EXCUSES
+        and fault.pid in (0, *pids)
+        and fault.began <= last
+        and fault.ended >= first - LONGEST_LEASE
         for fault in faults
     )
 
 
 def _over_limit(notes: list[Note]) -> int:
-    """How many starts of the limited job came too early for the one `max` before them."""
-    starts = sorted(note.at for note in notes if note.kind == "start" and note.name == "limited")
-    window, most = float(LIMIT.duration), LIMIT.max  # type: ignore[arg-type]
-    return sum(later - earlier < window for earlier, later in zip(starts, starts[most:], strict=False))
+    """How many starts of limited jobs came too early for the `max` before them."""
+    early = 0
+    for names, limit in LIMITS:
+        starts = sorted(note.at for note in notes if note.kind == "start" and note.name in names)
+        window = float(limit.duration)  # type: ignore[arg-type]
+        early += sum(later - earlier < window for earlier, later in zip(starts, starts[limit.max :], strict=False))
+    return early

@@ -17,13 +17,13 @@ from typing import Any, Final
 import msgspec
 from redis.asyncio import Redis
 
-from asyncjobs import Backoff, Event, Limiter, Runtime
+from asyncjobs import Backoff, Event, Runtime
 from asyncjobs.cli.project import run_loop
+from benchmarks.chaos.kinds import KINDS, LEASES, SLOTS, Kind
 
 LOG: Final = "log"
 ENDED: Final = "ended"  # how many ends the log has
-LIMIT: Final = Limiter(max=150, duration=1)
-LEASE: Final = 1.0
+GRACE: Final = 0.2  # seconds; shorter than what some jobs take, so that a stop meets some that run
 
 
 class Plan(msgspec.Struct):
@@ -32,6 +32,7 @@ class Plan(msgspec.Struct):
     store: str
     ledger: str
     without: str = ""  # "fence" or "adoption"
+    number: int = 0  # of this worker, which decides its lease and its slots
 
 
 class Note(msgspec.Struct, array_like=True):
@@ -53,6 +54,7 @@ class Ledger:
         self._redis: Any = Redis.from_url(url)
         self._waiting: list[tuple[Note, asyncio.Future[None]]] = []
         self._sending: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def write(self, note: Note) -> None:
         """Returns once it is written: what a handler has done is known before its job can complete."""
@@ -62,6 +64,10 @@ class Ledger:
         if self._sending is None:
             self._sending = loop.create_task(self._send())
         await future
+
+    def write_from_thread(self, note: Note) -> None:
+        """The same, for a handler in a thread."""
+        asyncio.run_coroutine_threadsafe(self.write(note), self._loop).result()
 
     async def _send(self) -> None:
         while self._waiting:
@@ -81,42 +87,56 @@ class Ledger:
         await self._redis.aclose()
 
 
-def make_runtime(store: str, ledger: Ledger | None, consume: bool = True) -> Runtime:
-    """Three kinds of jobs: plain ones of which some fail at first, limited ones, and those of fifty tenants."""
+def make_runtime(store: str, ledger: Ledger | None, number: int = 0, consume: bool = True) -> Runtime:
+    """A runtime with every kind of job; `number` decides its lease and its slots."""
     # Behind a failover stands a replica: what is acknowledged has to be there as well.
     durability: Any = "replicated" if "+" in store.partition("://")[0] else "local"
     runtime = Runtime(
         store,
         prefix="chaos",
         consume=consume,
+        concurrency=SLOTS[number % len(SLOTS)],
         schedule=False,
         connect_timeout=5,
         sweep_interval=2,
         durability=durability,
     )
+    lease = LEASES[number // len(SLOTS) % len(LEASES)]
+    for name, kind in KINDS.items():
+        runtime.job(
+            name, lease=lease, attempts=5, backoff=Backoff("fixed", 0.05), max_stalled_count=1000,
+            remove_on_complete=False, remove_on_fail=False, **kind.options,
+        )(_handler(name, kind, ledger))  # fmt: skip
+    return runtime
+
+
+def _handler(name: str, kind: Kind, ledger: Ledger | None) -> Callable[..., Any]:
+    """What a job of `kind` does: note the start, take the time, fail as often as told, note the end."""
     pid = os.getpid()
 
-    def kind(name: str, **options: Any) -> None:
-        async def handle(data: Any, job: Any) -> str:
-            if ledger is None:
-                return ""
-            await ledger.write(Note("start", job.id, pid, time.monotonic(), job.attempts_made, job.stalled_count, name))
-            if data["takes"]:
-                await asyncio.sleep(data["takes"])
-            if job.attempts_made < data["fails"]:
-                raise ValueError("as planned")
-            await ledger.write(Note("end", job.id, pid, time.monotonic(), job.attempts_made, job.stalled_count, name))
-            return "done"
+    def note(what: str, job: Any) -> Note:
+        return Note(what, job.id, pid, time.monotonic(), job.attempts_made, job.stalled_count, name)
 
-        runtime.job(
-            name, lease=LEASE, attempts=5, backoff=Backoff("fixed", 0.05), max_stalled_count=1000,
-            remove_on_complete=False, remove_on_fail=False, **options,
-        )(handle)  # fmt: skip
+    async def handle(data: Any, job: Any) -> str:
+        assert ledger is not None, "a runtime without a ledger only adds"
+        await ledger.write(note("start", job))
+        if data["takes"]:
+            await asyncio.sleep(data["takes"])
+        if job.attempts_made < data["fails"]:
+            raise ValueError("as planned")
+        await ledger.write(note("end", job))
+        return "done"
 
-    kind("plain", limiter=None, concurrency=20)
-    kind("limited", limiter=LIMIT, concurrency=20)
-    kind("tenant", limiter=None, group=True, group_idle=1)
-    return runtime
+    def handle_in_thread(data: Any, job: Any) -> str:
+        assert ledger is not None, "a runtime without a ledger only adds"
+        ledger.write_from_thread(note("start", job))
+        time.sleep(data["takes"])
+        if job.attempts_made < data["fails"]:
+            raise ValueError("as planned")
+        ledger.write_from_thread(note("end", job))
+        return "done"
+
+    return handle_in_thread if kind.in_thread else handle
 
 
 def leave_out(protection: str) -> None:
@@ -147,10 +167,19 @@ def leave_out(protection: str) -> None:
         raise SystemExit(f"--without {protection}: expected 'fence' or 'adoption'")
 
 
+def _broken(runtime: Runtime) -> list[str]:
+    """What should hold of a runtime and does not; an earlier release cannot tell."""
+    try:
+        from asyncjobs.invariants import of_runtime
+    except ImportError:
+        return []
+    return list(of_runtime(runtime))
+
+
 async def main(plan: Plan) -> None:
     leave_out(plan.without)
     ledger = Ledger(plan.ledger)
-    runtime = make_runtime(plan.store, ledger)
+    runtime = make_runtime(plan.store, ledger, plan.number)
     pid, numbers = os.getpid(), itertools.count()
     writing: set[asyncio.Task[None]] = set()
 
@@ -176,7 +205,9 @@ async def main(plan: Plan) -> None:
             print(f"starting: {error}", flush=True)
     print("ready", flush=True)
     await stopped.wait()
-    await runtime.stop(grace=5)
+    for sentence in _broken(runtime):
+        print(f"broken: {sentence}", flush=True)
+    await runtime.stop(grace=GRACE)
     await asyncio.gather(*writing)
     await ledger.close()
 
