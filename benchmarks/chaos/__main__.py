@@ -1,8 +1,8 @@
 """Break everything, and count what was lost.
 
 Worker processes take jobs of every kind from a store behind a proxy, and are killed, frozen and replaced; the store is
-killed, restarted and frozen, replies are dropped, links are cut, scripts are flushed. A ledger on a second server, which
-nothing befalls, has every start, every end and every terminal transition. Afterwards:
+killed, restarted and frozen, replies are dropped, links are cut, scripts are flushed. A ledger on a second server has
+every start, every end and every terminal transition; nothing befalls it. Afterwards:
 
     every acknowledged job has run and is completed · no job has two terminal transitions
     a job that ran twice was on its way while its process died or froze, or the store did
