@@ -175,7 +175,7 @@ class Attempts:
         job.ended = True
         self.running.pop(job.id, None)
         for gate in self._queue.gates:
-            gate.running -= 1
+            gate.ended()
         return self._queue.ended(job, outcome)
 
     def cancel_all(self) -> None:

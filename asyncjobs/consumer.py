@@ -17,6 +17,7 @@ from asyncjobs.broker import WORK_LANES, BrokerBusyError, Keys, TakenJob, WorkRe
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import BrokerError, JobStalledError
 from asyncjobs.executor import Completed, Failed, Later, Outcome, Released
+from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob
 from asyncjobs.margin import least_margin
 from asyncjobs.reports import settled
@@ -46,7 +47,11 @@ class Consumer:
         alarm_at: when the pump's alarms wake it, or None.
         ahead: what it holds beyond its slots.
         spent: jobs started in its present turn among those that starve, up to its weight.
-        parked: a gate keeps it waiting.
+        parked: the gate that keeps it waiting, or None.
+        appetite: jobs that a turn asks the gates for at most; more with every turn that brings all it asked for, so
+            that a queue with little work does not hold what others could use.
+        let_in: jobs that the gates have let in of its weight.
+        took: whether this process has taken jobs here, so that its name may be in the queue's stream.
         queued, starving: in the pump's ring; waiting for a slot of the process.
         turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
         lost_reply: something may be pending for this process that it does not know of.
@@ -55,9 +60,9 @@ class Consumer:
     """
 
     __slots__ = (
-        "_shop", "ahead", "alarm_at", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys",
-        "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "set",
-        "spec", "spent", "starving", "terms", "turns",
+        "_shop", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry",
+        "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at",
+        "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -85,7 +90,10 @@ class Consumer:
         self.starving = False
         self.lost_reply = False
         self.gates = shop.gates.get(spec.name, ())
-        self.parked = False
+        self.parked: Gate | None = None
+        self.appetite = 1
+        self.let_in = 0
+        self.took = False
         self.ahead = Ahead(shop.pace.get(spec.name, 0))
         self.spent = 0
         self.quiet = False
@@ -119,9 +127,15 @@ class Consumer:
         return not busy and self.alarm_at is None
 
     @property
+    def wants_a_turn(self) -> bool:
+        """Whether there is something to settle, to sort out after a lost reply, or to take."""
+        return bool(self.outbox) or self.lost_reply or (self.hungry and self.free() > 0)
+
+    @property
     def at_leisure(self) -> bool:
         """Whether a turn of it may travel with somebody else: none is under way, and nothing is to be sorted out."""
-        return not (self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until)
+        busy = self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until
+        return not (busy or self.quiet)
 
     @property
     def unsettled(self) -> int:
@@ -130,7 +144,7 @@ class Consumer:
 
     def free(self) -> int:
         """Slots of its own that are free and not asked for yet."""
-        if self.quiet or self.parked or self.terms.paused:
+        if self.quiet or self.parked is not None or self.terms.paused:
             return 0
         if self.terms.concurrency is None:
             return BATCH
@@ -142,7 +156,8 @@ class Consumer:
     def _batch(self) -> int:
         """How many a turn takes at most: half of what may run, so that the server and this process work at once."""
         concurrency = self.terms.concurrency
-        return BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
+        most = BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
+        return min(most, self.appetite) if self.gates else most
 
     def may_fetch_ahead(self, reserved: int) -> int:
         """How many jobs a turn that asks for `reserved` slots may bring beyond them.
@@ -155,7 +170,7 @@ class Consumer:
             return 0
         if terms.concurrency == 1:
             return self.ahead.most if reserved else 0
-        if self.spec.slots or self.quiet or self.parked or terms.paused:
+        if self.spec.slots or self.quiet or self.parked is not None or terms.paused:
             return 0
         held = len(self.ahead) + sum(turn.ahead for turn in self.turns)
         return max(0, min(self.ahead.most - held, BATCH - reserved))
@@ -168,11 +183,28 @@ class Consumer:
 
     def hand_back(self) -> None:
         """What was fetched ahead goes back to the head of the queue, uncounted."""
-        for held in self.ahead.release():
-            decision = decide(self.attempts.active(held.job), Released())
+        self._release([held.job for held in self.ahead.release()])
+
+    def _release(self, jobs: Sequence[TakenJob]) -> None:
+        """Put jobs that have not begun back to the head of the queue, uncounted."""
+        for taken in jobs:
+            job = self.attempts.active(taken)
+            decision = decide(job, Released())
             assert decision is not None
-            self.outbox.append(Finished(self.attempts.active(held.job), decision))
+            self.outbox.append(Finished(job, decision))
         self._shop.pump.offer(self)
+
+    def hush(self) -> None:
+        """From now on nothing starts: what is fetched ahead goes back, and so does what a turn on the wire brings."""
+        self.quiet = True
+        if self.ahead:
+            self.hand_back()
+        self._shop.pump.offer(self)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether jobs may be pending for this process of which it does not know, or does not know yet."""
+        return self.lost_reply or bool(self.turns)
 
     @property
     def lingers(self) -> bool:
@@ -190,7 +222,7 @@ class Consumer:
                 return None
             self.resting_until = 0.0
         free = min(self.free(), process_slots, self._batch()) if self.hungry else 0
-        if not free and not self.outbox:
+        if not (free or self.outbox or self.lost_reply):
             return None
         self.rested_at = None
         ahead = self.may_fetch_ahead(free) if self.hungry and process_slots else 0
@@ -223,11 +255,14 @@ class Consumer:
             self.ahead.pace()
         if turn.reserved or turn.ahead:
             self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
+            self.appetite = min(BATCH, 4 * self.appetite) if self.flowing else 1
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
+                if self.parked is not None and not self.hungry:
+                    self.parked.unpark(self)
             if reply.wait is not None:
                 self._shop.pump.alarms.set_earlier(self, reply.wait)
-        if self.outbox or (self.hungry and self.free()):
+        if self.wants_a_turn:
             self._shop.pump.offer(self)
         elif self.on_rest is not None and self.idle:
             # Emptied containers keep the room they once had: a fifth of what an idle group costs.
@@ -265,13 +300,13 @@ class Consumer:
         `rest`: seconds to leave the queue alone, where the pump itself goes on.
         """
         self.resting_until = clock.monotonic() + rest if rest else self.resting_until
-        self.lost_reply = self.lost_reply or turn.reserved > 0
+        self.lost_reply = self.lost_reply or turn.takes
         self._back_to_outbox(turn)
         self._shop.pump.offer(self)
 
     def refused(self, turn: Turn, error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
-        self.lost_reply = self.lost_reply or turn.reserved > 0  # a script that failed half way may have taken some
+        self.lost_reply = self.lost_reply or turn.takes  # a script that failed half way may have taken some
         self._back_to_outbox(turn)
         pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
@@ -307,6 +342,10 @@ class Consumer:
     # Tries ------------------------------------------------------------------------------------------------
     def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
         """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
+        self.took = self.took or bool(jobs)
+        if self.quiet:
+            self._release(jobs)
+            return
         room = self._room()
         for taken in jobs[:room]:
             self.attempts.start(taken, sent_at, margin)

@@ -9,22 +9,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.config import Limiter
-from asyncjobs.errors import BrokerError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.terms import terms
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
+    from asyncjobs.turn import Turn
 
 logger = logging.getLogger("asyncjobs")
 
 LET_IN: Final = 64  # queues that are looked at when there is room again; more follow while there is
-BLIND: Final = 1.0  # seconds until the next look, where the store did not say when
+BLIND: Final = 1.0  # seconds until the next look, where the store did not say when or did not answer
+PATIENCE: Final = 1.0  # seconds in which a gate answers; the queues that it limits wait, and no other
+IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted and found no job for is back
 
 
 class Grant:
@@ -39,8 +43,14 @@ class Grant:
 class Gate:
     """One such limit, as this process sees it.
 
-    State: `running`, jobs of this process under it; `pending`, those let in that are being fetched; `_parked`, queues
-    with work that it keeps waiting, first come first served; `_told`, what the store was last told is running.
+    State:
+        running: jobs of this process under it.
+        pending: jobs that were let in and are being fetched.
+        full: the last question was granted less than it asked for. Until there is room again nobody asks: a queue that
+            wants to start something is parked at once, behind those that wait already.
+        _parked: queues that wait, the next one first.
+        _told: how many jobs the store was last told are running here.
+        _surprised: the store said once that nothing is left; what other processes did not need may be back in a moment.
     """
 
     def __init__(
@@ -50,11 +60,17 @@ class Gate:
         self._slots = slots or 0
         self._terms = terms(limiters, None)
         self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
-        self._parked: deque[Consumer] = deque()
+        self._parked: OrderedDict[Consumer, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
         self._asking = asyncio.Lock()
+        self._surprised = False
+        self.full = False
         self.running = self.pending = 0
+
+    def __repr__(self) -> str:
+        state = "full" if self.full else "open"
+        return f"<Gate {self._key} [{state}, {self.running} running, {len(self._parked)} waiting]>"
 
     @property
     def window(self) -> float:
@@ -69,79 +85,160 @@ class Gate:
         """Whether the store believes that more runs here than does."""
         return bool(self._slots) and self._told > self.running + self.pending
 
+    @property
+    def parked(self) -> tuple[Consumer, ...]:
+        """The queues that wait, the next one first."""
+        return tuple(self._parked)
+
+    @property
+    def will_open(self) -> bool:
+        """Whether something is going to open it: a timer, or a job under it that ends."""
+        return self._timer is not None or (bool(self._slots) and self.running > 0)
+
     async def admit(self, want: int) -> Grant:
-        """How many of `want` may start now; while it is fewer, whoever is parked waits.
+        """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
 
         Raises:
-            BrokerError: no answer; nothing may start.
+            BrokerError: no answer; nothing may start, and the gate is full for a moment.
         """
+        grant, _ = await self._ask(want)
+        return grant
+
+    async def _ask(self, want: int, though_full: bool = False) -> tuple[Grant, float]:
+        """The grant, and the seconds until more may be had."""
         token = next(self._tokens)
         async with self._asking:  # what another turn is being granted counts as running
-            return await self._admit(want, token)
-
-    async def _admit(self, want: int, token: str) -> Grant:
-        granted, wait = await self._broker.admit(
-            self._key, self._name, self.running + self.pending, want, self._slots, self._lease, self._terms.windows,
-            round(self.margin * 1e6), token,
-        )  # fmt: skip
-        self.pending += granted
-        self._told = self.running + self.pending
-        if granted < want:
-            self._open_in(wait)
-        elif want:
-            self.open()
-        return Grant(self, token, granted)
+            if self.full and want and not though_full:
+                return Grant(self, token, 0), BLIND
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    granted, wait = await self._broker.admit(
+                        self._key, self._name, self.running + self.pending, want, self._slots, self._lease,
+                        self._terms.windows, round(self.margin * 1e6), token,
+                    )  # fmt: skip
+            except TimeoutError:
+                self._close_for(BLIND)
+                raise BrokerUnavailableError(f"the limit {self._key} did not answer within {PATIENCE:g} s") from None
+            except BrokerError:
+                self._close_for(BLIND)
+                raise
+            self.pending += granted
+            self._told = self.running + self.pending
+            if granted:
+                self._surprised = False
+            if granted < want:
+                self._close(wait)
+            elif want:
+                self.open()
+            return Grant(self, token, granted), BLIND if wait is None else wait
 
     async def give_back(self, grant: Grant, unused: int) -> None:
-        """`unused` of a grant found no job."""
+        """`unused` of a grant found no job; whoever waits may have it."""
         if not unused:
             return
         self.pending -= unused
-        self.open()
-        if not self._terms.windows:
-            return  # what runs is told anew with the next question
         try:
-            await self._broker.refund(self._key, grant.token, grant.count, unused, self._terms.windows)
+            if self._terms.windows:
+                await self._broker.refund(self._key, grant.token, grant.count, unused, self._terms.windows)
             grant.count -= unused
+            if self.stale:
+                await self.admit(0)
         except BrokerError as error:
             logger.debug("a grant of %s was not given back, it runs out by itself: %s", self._key, error)
+        self.open()
+
+    def ended(self) -> None:
+        """A job under it has ended: where a number of jobs is its limit, the next queue may start one."""
+        self.running -= 1
+        if self._slots:
+            self.open(1)
 
     async def pass_again(self, since: float) -> float:
         """A token again for a start that comes late; since when it counts. Its slot, if there are any, it has."""
         while self._terms.windows:
-            grant = await self.admit(1)
+            grant, wait = await self._ask(1, though_full=True)
             self.pending -= grant.count  # it runs already
             if grant.count:
                 return clock.monotonic()
-            await asyncio.sleep(self.margin)
+            await asyncio.sleep(max(self.margin, wait))
         return since
 
     async def tell(self) -> None:
-        """Say what runs here: that there is room again, or that we still live."""
+        """Say what runs here: that there is room again, or that this process still lives."""
         if self._slots and (self.running or self._told):
             await self.admit(0)
 
     def park(self, consumer: Consumer, first: bool = False) -> None:
-        """Let `consumer` wait until there is room."""
-        if not consumer.parked:
-            consumer.parked = True
-            (self._parked.appendleft if first else self._parked.append)(consumer)
+        """Let `consumer` wait until there is room, behind all others or before them."""
+        if consumer.parked is not None:
+            return
+        consumer.parked = self
+        self._parked[consumer] = None
+        if first:
+            self._parked.move_to_end(consumer, last=False)
 
-    def open(self) -> None:
-        """There may be room: the first that wait look again."""
-        for _ in range(min(LET_IN, len(self._parked))):
-            consumer = self._parked.popleft()
-            consumer.parked = False
-            consumer.look_again()
+    def unpark(self, consumer: Consumer) -> None:
+        """`consumer` wants nothing any more."""
+        consumer.parked = None
+        del self._parked[consumer]
 
-    def _open_in(self, wait: float | None) -> None:
-        if wait is None and self._slots:
-            return  # told by news, or by a job of ours that ends
-        at = clock.monotonic() + (BLIND if wait is None else wait)
+    def open(self, most: int = LET_IN) -> None:
+        """There may be room: the first `most` that wait look again."""
+        self.full = False
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - clock.monotonic()), self.open)
+            self._timer = None
+        for _ in range(min(most, len(self._parked))):
+            consumer, _ = self._parked.popitem(last=False)
+            consumer.parked = None
+            consumer.look_again()
+        if self._parked:
+            self._open_in(BLIND)  # those in front may want nothing any more, and then nobody asks
+
+    def _close(self, wait: float | None) -> None:
+        """It is full, for `wait` seconds as far as the store knows."""
+        if wait is None:
+            # Told by news, or by a job of ours that ends; the timer is for news that was lost.
+            self._close_for(self._lease / 3 if self._slots else BLIND)
+        elif self._surprised or wait <= IN_FLIGHT:
+            self._close_for(wait)
+        else:
+            self._surprised = True
+            self._close_for(IN_FLIGHT)
+
+    def _close_for(self, wait: float) -> None:
+        self.full = True
+        self._open_in(wait)
+
+    def _open_in(self, wait: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, wait), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.open()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+
+def share(turns: Sequence[Turn], granted: int) -> list[int]:
+    """How many of `granted` starts each of `turns` gets: in turn, each its weight at a time.
+
+    A queue that has had its weight stands behind all others when it waits for more; `Consumer.let_in` counts that.
+    """
+    given = [0] * len(turns)
+    while granted > 0:
+        before = granted
+        for i, turn in enumerate(turns):
+            consumer = turn.consumer
+            more = min(granted, turn.reserved - given[i], max(1, consumer.terms.weight - consumer.let_in))
+            given[i] += more
+            granted -= more
+            consumer.let_in = (consumer.let_in + more) % consumer.terms.weight
+        if granted == before:
+            break
+    return given

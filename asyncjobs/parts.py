@@ -74,6 +74,10 @@ class Parts:
     def unsettled(self) -> int:
         return sum(consumer.unsettled for consumer in self.all_consumers())
 
+    def at_rest(self) -> bool:
+        """Whether nothing runs, nothing waits to be settled, and nothing may be pending of which nobody knows here."""
+        return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all_consumers())
+
     def health(self) -> dict[str, Any]:
         """How this process is doing; see `Runtime.health`."""
         connected = self.broker.subscriber.connected and self.pump.outage_since is None

@@ -22,7 +22,7 @@ from asyncjobs.ahead import PATIENCE
 from asyncjobs.broker import Broker, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.gate import Gate, Grant
+from asyncjobs.gate import Gate, Grant, share
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
@@ -33,6 +33,7 @@ logger = logging.getLogger("asyncjobs")
 TURNS_A_TRIP: Final = 128
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
+SPARE: Final = 64  # entries that alarms keep beyond two a consumer
 REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
 
 
@@ -40,18 +41,24 @@ class Alarms:
     """Wakes consumers at a time: one heap and one timer, however many they are.
 
     State: `_heap` of (deadline, tie breaker, consumer); an entry counts only while the consumer's `alarm_at` is
-    still its deadline, so re-arming never searches.
+    still its deadline, so re-arming never searches. `_set`, consumers with an alarm: entries that do not count are
+    swept out when they are more than these.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Consumer]] = []
+        self._set: set[Consumer] = set()
         self._ties = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, consumer: Consumer, delay: float) -> None:
         """Wake `consumer` in `delay` seconds, and at no other time."""
         consumer.alarm_at = deadline = clock.monotonic() + delay
+        self._set.add(consumer)
         heapq.heappush(self._heap, (deadline, next(self._ties), consumer))
+        if len(self._heap) > 2 * len(self._set) + SPARE:
+            self._heap = [entry for entry in self._heap if entry[2].alarm_at == entry[0]]
+            heapq.heapify(self._heap)
         if self._heap[0][0] == deadline:
             self._arm()
 
@@ -74,11 +81,17 @@ class Alarms:
             deadline, _, consumer = heapq.heappop(self._heap)
             if consumer.alarm_at == deadline:
                 consumer.alarm_at = None
+                self._set.discard(consumer)
                 consumer.look_again()
         self._arm()
 
+    def __len__(self) -> int:
+        """Entries, those included that do not count any more."""
+        return len(self._heap)
+
     def close(self) -> None:
         self._heap.clear()
+        self._set.clear()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -139,8 +152,12 @@ class Pump:
     def slot_freed(self) -> None:
         """A job has ended: whoever waits for a slot gets its turn."""
         self.running -= 1
-        if self._starved:
-            self._feed()
+        self._feed()
+
+    def _unreserve(self, slots: int) -> None:
+        """Slots that were asked for in a pipeline are free again."""
+        self._reserved -= slots
+        self._feed()
 
     def free_slots(self) -> int:
         return self._slots - self.running - self._reserved
@@ -153,6 +170,7 @@ class Pump:
                 self._wake.clear()
                 await self._wake.wait()
             turns = self._next_turns()
+            self._feed()
             if not turns:
                 continue
             try:
@@ -189,7 +207,7 @@ class Pump:
                 turns.append(turn)
                 if consumer.flowing and consumer.hungry and consumer.free() and not scarce:
                     self.offer(consumer)  # for a second turn, by the other lane
-            if scarce or free <= 0:
+            if free <= 0 or (scarce and turn is not None):
                 self._starve(consumer, 0 if turn is None else turn.reserved)
         return turns
 
@@ -207,7 +225,13 @@ class Pump:
             self._starved.append(consumer)
 
     def _feed(self) -> None:
-        """As many of those who wait for a slot get their turn as there are slots."""
+        """As many of those who wait for a slot get their turn as there are slots.
+
+        Called whenever a slot comes free and whenever the ring was served: one that was fed and wants nothing any more
+        leaves its slot to the next one.
+        """
+        if not self._starved:
+            return
         room = self.free_slots() - len(self._ready)
         while self._starved and room > 0:
             consumer = self._starved.popleft()
@@ -226,7 +250,7 @@ class Pump:
         for turn, owned in zip(unsure, found, strict=True):
             consumer, reserved = turn.consumer, turn.reserved
             if isinstance(owned, BrokerError):
-                self._reserved -= reserved
+                self._unreserve(reserved)
                 self._unserved(turn, owned)
             elif isinstance(owned, BaseException):
                 raise owned
@@ -234,7 +258,7 @@ class Pump:
                 consumer.adopt(owned)
                 consumer.lost_reply = False
                 consumer.make_room(turn)
-                self._reserved -= reserved - turn.reserved
+                self._unreserve(reserved - turn.reserved)
                 left.append(turn)
         return left
 
@@ -248,32 +272,55 @@ class Pump:
             return turns
         left = [turn for turn in turns if not turn.consumer.gates]
         for gates, mine in gated.items():
-            sent_at = clock.monotonic()
-            want = sum(turn.reserved for turn in mine)
-            grants: list[Grant] = []
-            narrow = gates[0]
+            left += await self._admit_under(gates, mine)
+        return left
+
+    async def _admit_under(self, gates: tuple[Gate, ...], turns: list[Turn]) -> list[Turn]:
+        """The same for turns of queues that have the same gates."""
+        sent_at = clock.monotonic()
+        want = sum(turn.reserved for turn in turns)
+        narrow = next((gate for gate in gates if gate.full), None)
+        was_full = narrow is not None
+        if was_full:
+            want = 0
+        grants: list[Grant] = []
+        try:
             for gate in gates:
                 if want or gate.stale:
-                    try:
-                        grants.append(await gate.admit(want))
-                    except BrokerError as error:
-                        logger.debug("a gate does not answer: %s", error)
-                        grants.append(Grant(gate, "", 0))
-                        asyncio.get_running_loop().call_later(REST, gate.open)
+                    grants.append(await self._granted(gate, want))
                     if grants[-1].count < want:
                         want, narrow = grants[-1].count, gate
+        except BaseException:
             for grant in grants:
-                await grant.gate.give_back(grant, grant.count - want)
-            for turn in mine:
-                given = min(turn.reserved, want)
-                want -= given
-                self._reserved -= turn.reserved - given
-                if given < turn.reserved:
-                    narrow.park(turn.consumer)
-                if turn.consumer.withdraw(turn, given):
-                    turn.grants, turn.sent_at = tuple(grants), sent_at
-                    left.append(turn)
+                grant.gate.pending -= grant.count
+            raise
+        for grant in grants:
+            await grant.gate.give_back(grant, grant.count - want)
+        left: list[Turn] = []
+        first: list[Consumer] = []
+        for turn, given in zip(turns, share(turns, want), strict=True):
+            consumer, missing = turn.consumer, turn.reserved - given
+            if missing and narrow is not None:
+                if was_full or (given and not consumer.let_in):
+                    narrow.park(consumer)
+                else:
+                    first.append(consumer)
+            self._reserved -= missing
+            if consumer.withdraw(turn, given):
+                turn.grants, turn.sent_at = tuple(grants), sent_at
+                left.append(turn)
+        for consumer in reversed(first):
+            assert narrow is not None
+            narrow.park(consumer, first=True)
+        self._feed()
         return left
+
+    async def _granted(self, gate: Gate, want: int) -> Grant:
+        try:
+            return await gate.admit(want)
+        except BrokerError as error:
+            self.complaints.warning(repr(gate), "%r lets nothing in for now: %s", gate, error)
+            return Grant(gate, "", 0)
 
     @staticmethod
     async def _give_back(turns: Sequence[tuple[Turn, int]]) -> None:
@@ -309,8 +356,7 @@ class Pump:
                 self._unserved(turn, reply)
             else:
                 turn.consumer.absorb(turn, reply, sent_at)
-        if self._starved:
-            self._feed()
+        self._feed()
         if unused:
             await self._give_back(unused)
 
@@ -333,7 +379,7 @@ class Pump:
         return rides
 
     def _ridden(self, turn: Turn, sent_at: float, reply: WorkReply | BrokerError) -> None:
-        self._reserved -= turn.reserved
+        self._unreserve(turn.reserved)
         if isinstance(reply, BrokerUnavailableError):
             turn.consumer.unanswered(turn)
         elif isinstance(reply, BrokerError):
@@ -341,9 +387,29 @@ class Pump:
         else:
             turn.consumer.absorb(turn, reply, sent_at)
 
+    @property
+    def reserved(self) -> int:
+        """Slots that wait for a reply."""
+        return self._reserved
+
+    @property
+    def starved(self) -> tuple[Consumer, ...]:
+        """The queues that wait for a slot of the process, the next one first."""
+        return tuple(self._starved)
+
+    @property
+    def ring(self) -> tuple[Consumer, ...]:
+        """The queues that are about to have a turn."""
+        return tuple(self._ready)
+
+    @property
+    def fetched(self) -> tuple[Consumer, ...]:
+        """The queues that hold jobs beyond their slots, as far as they are looked after."""
+        return tuple(self._fetched)
+
     def _put_back(self, turns: list[Turn]) -> None:
         for turn in turns:
             if turn in turn.consumer.turns:
                 turn.let_in(turn.reserved)
-                self._reserved -= turn.reserved
+                self._unreserve(turn.reserved)
                 turn.consumer.unanswered(turn)

@@ -429,22 +429,23 @@ class Runtime:
     async def _drain(self, parts: Parts, grace: float) -> None:
         deadline = clock.monotonic() + grace
         parts.scheduler.quiet()
-        for consumer in parts.all_consumers():
-            consumer.quiet = True
         for registry in parts.registries.values():
             registry.quiet = True
+        for consumer in parts.all_consumers():
+            consumer.hush()
         tasks_end = asyncio.ensure_future(parts.scheduler.stop(grace))
-        await parts.settled(lambda: parts.running() == 0 and parts.unsettled() == 0, deadline - clock.monotonic())
+        await parts.settled(parts.at_rest, deadline - clock.monotonic())
         if parts.running():
             for consumer in parts.all_consumers():
                 consumer.cancel_all()
             await parts.settled(lambda: parts.running() == 0, STUBBORN + 0.5)
         await tasks_end
-        # Settling, leaving and flushing are for the living: what they miss, the lease brings back.
-        await parts.settled(lambda: parts.unsettled() == 0, LAST_WRITES)
+        # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
+        # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
+        await parts.settled(parts.at_rest, LAST_WRITES)
         try:
             async with asyncio.timeout(LAST_WRITES):
-                queues = [consumer.keys for consumer in parts.consumers.values()]
+                queues = [one.keys for one in parts.all_consumers() if one.group_id is None or one.took]
                 if parts.specs() or self._active_tasks():
                     await parts.broker.leave(queues, parts.liveness.process)
         except (BrokerError, TimeoutError) as error:

@@ -41,6 +41,11 @@ class Turn:
         self.grants: tuple[Grant, ...] = ()
         self.sent_at = 0.0
 
+    @property
+    def takes(self) -> bool:
+        """Whether its reply may bring jobs."""
+        return self.reserved + self.ahead > 0
+
     def let_in(self, jobs: int) -> None:
         """`jobs` of what the gates let in are no longer on their way: they run, or will not."""
         for grant in self.grants:

@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from asyncjobs import Runtime
+from asyncjobs.invariants import of_runtime
 from benchmarks.servers import Cluster
 from tests.helpers import Server, Watcher
 
@@ -101,8 +102,10 @@ async def make_runtime(server: Any, prefix: str) -> AsyncIterator[Callable[..., 
         return runtime
 
     yield make
+    broken = [sentence for runtime in made for sentence in of_runtime(runtime)]
     for runtime in made:
         await runtime.stop(grace=0)
+    assert broken == []
 
 
 @pytest.fixture

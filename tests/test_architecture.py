@@ -15,6 +15,7 @@ LUA = ROOT / "broker" / "lua"
 # A room may import its own floor where an arrow says so, and every floor below it.
 FLOORS = [
     {"cli", "demo", "__main__"},
+    {"invariants"},
     {"runtime"},
     {"parts"},
     {"scheduler", "maintenance", "watchdog", "integrations", "loader", "crew", "services", "embedded", "keeper"},
@@ -37,7 +38,7 @@ ARROWS = {
 }  # fmt: skip
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
 TYPES_ONLY = {
-    ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("margin", "consumer"),
+    ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("gate", "turn"), ("margin", "consumer"),
     ("attempts", "consumer"), ("shop", "pump"), ("queue", "events"),
 }  # fmt: skip
 

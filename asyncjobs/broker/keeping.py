@@ -16,6 +16,8 @@ from asyncjobs.broker.taken import TakenJob, taken
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
+INSPECTED: Final = 1000  # jobs of each kind in a queue
+LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
 
 
@@ -25,6 +27,15 @@ class Overflow(NamedTuple):
     name: str
     before_ms: int
     members: list[str]
+
+
+class Inspection(NamedTuple):
+    """Where the jobs of a queue stand: waiting ids, (owner, id) of the pending, delayed ids, id → (state, token)."""
+
+    waiting: list[str]
+    pending: list[tuple[str, str]]
+    delayed: list[str]
+    records: dict[str, tuple[str, str]]
 
 
 class Silence(NamedTuple):
@@ -71,10 +82,36 @@ class Keeping(Asker):
             if not more:
                 return back, doomed
 
+    async def inspect(self, keys: Keys) -> Inspection:
+        """Where the jobs of one queue stand at one instant, the first `INSPECTED` of each kind."""
+        waiting, pending, delayed, records = await self._ask(
+            scripts.INSPECT(keys.stream, keys.delayed, keys.jobs, INSPECTED)
+        )
+        flat = [one.decode(errors="replace") for one in records]
+        owned = [one.decode(errors="replace") for one in pending]
+        return Inspection(
+            [one.decode(errors="replace") for one in waiting],
+            list(zip(owned[::2], owned[1::2], strict=True)),
+            [one.decode(errors="replace") for one in delayed],
+            {flat[i]: (flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)},
+        )
+
+    async def living(self) -> set[str]:
+        """The processes that were not given up."""
+        return {one.decode(errors="replace") for one in await self._ask(("ZRANGE", processes_key(self.prefix), 0, -1))}
+
     async def leave(self, queues: Sequence[Keys], process: str) -> None:
-        """Take a stopping process's name off the queues it served, and off the list of processes."""
-        await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in queues))
-        await self._ask(("ZREM", processes_key(self.prefix), process))
+        """Take a stopping process's name off the queues it served, and off the list of processes.
+
+        Where it still owns jobs its name stays on the list, so that its silence is noticed and they are given back.
+        """
+        gone = True
+        for start in range(0, len(queues), LEFT_AT_ONCE):
+            some = queues[start : start + LEFT_AT_ONCE]
+            left = await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in some))
+            gone = gone and all(left)
+        if gone:
+            await self._ask(("ZREM", processes_key(self.prefix), process))
 
     async def beat(self, process: str, joining: bool) -> Silence:
         """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""

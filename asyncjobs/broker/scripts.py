@@ -45,6 +45,7 @@ NOTE: Final = Script("note", 1)
 READ: Final = Script("read", 2)
 WATCH: Final = Script("watch", 1)
 COUNT: Final = Script("count", 4)
+INSPECT: Final = Script("inspect", 2)
 SPEND: Final = Script("spend", 2)
 REGISTER: Final = Script("register", 1)
 INDEX: Final = Script("index", 3)
@@ -65,7 +66,7 @@ PERMIT: Final = Script("permit", 0)
 BY_SHA: Final = {
     script.sha: script
     for script in (
-        ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, SPEND, REGISTER, INDEX, FORGET,
+        ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, INSPECT, SPEND, REGISTER, INDEX, FORGET,
         TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, ADMIT, REFUND, STEER, TICK, TOCK, PERMIT,
     )
 }  # fmt: skip

@@ -1,0 +1,35 @@
+#!lua flags=no-writes
+-- inspect: where the jobs of one queue stand at one instant, for whoever checks that each stands in one place.
+--
+-- KEYS[1] stream · KEYS[2] delayed
+-- ARGV[1] jobs       prefix of the job hashes
+-- ARGV[2] most       entries looked at of each
+--
+-- Returns {waiting: id …; pending: owner, id …; delayed: id …; records: id, state, token …}
+local most = tonumber(ARGV[2])
+local waiting, pending, records, seen, owned = {}, {}, {}, {}, {}
+local function record(id)
+  if seen[id] then return end
+  seen[id] = true
+  local job = redis.call('HMGET', ARGV[1] .. id, 'x', 'r')
+  local n = #records
+  records[n + 1], records[n + 2], records[n + 3] = id, job[1] or '', job[2] or ''
+end
+local rows = redis.pcall('XPENDING', KEYS[1], 'w', '-', '+', most)
+if not rows.err then
+  for _, row in ipairs(rows) do owned[row[1]] = row[2] end
+end
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', most)) do
+  local id, owner = entry[2][2], owned[entry[1]]
+  if owner then
+    pending[#pending + 1] = owner
+    pending[#pending + 1] = id
+    owned[entry[1]] = nil
+  else
+    waiting[#waiting + 1] = id
+  end
+  record(id)
+end
+local delayed = redis.call('ZRANGE', KEYS[2], 0, most - 1)
+for _, id in ipairs(delayed) do record(id) end
+return {waiting, pending, delayed, records}

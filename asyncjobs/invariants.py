@@ -1,0 +1,135 @@
+"""Invariants: what must hold of a started runtime between any two steps of its loop, and of the store at any time.
+
+A job that stands still is always one of these that does not hold: work that no wake-up leads to, a slot that is counted
+and not used, an entry that is pending for a process that does not know it. Tests ask after each story, and so does the
+chaos run; `Runtime.health` tells how many sentences there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from asyncjobs.broker.keeping import Inspection
+from asyncjobs.consumer import Consumer
+from asyncjobs.pump import SPARE
+
+if TYPE_CHECKING:
+    from asyncjobs.parts import Parts
+    from asyncjobs.runtime import Runtime
+
+
+def of_runtime(runtime: Runtime) -> list[str]:
+    """What should hold of `runtime` and does not, a sentence each; empty for one that is stopped."""
+    return [] if runtime._parts is None else of_parts(runtime._parts)
+
+
+def of_parts(parts: Parts) -> list[str]:
+    """The same for what a started runtime consists of."""
+    consumers = parts.all_consumers()
+    return [*_slots(parts, consumers), *_wakes(parts, consumers), *_gates(parts, consumers)]
+
+
+def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:
+    """Slots are counted as often as they are used, in the process and at the gates."""
+    broken = []
+    running = sum(len(one.attempts.running) for one in consumers)
+    on_wire = sum(turn.reserved for one in consumers for turn in one.turns)
+    # A job whose outcome is known keeps its slot until its aio_task has ended or has gone on to the next one.
+    if not running <= parts.pump.running <= running + sum(one.attempts.zombies for one in consumers) + len(consumers):
+        broken.append(f"{running} jobs run, and {parts.pump.running} slots are taken")
+    if parts.pump.reserved != on_wire:
+        broken.append(f"turns on the wire wait for {on_wire} slots, and {parts.pump.reserved} are reserved")
+    if parts.pump.starved and parts.pump.free_slots() > len(parts.pump.ring):
+        broken.append(f"{len(parts.pump.starved)} queues wait for a slot, and {parts.pump.free_slots()} are free")
+    return broken
+
+
+def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
+    """Whatever a queue waits for, something is going to wake it."""
+    broken = []
+    pump, ring, starved, fetched = parts.pump, set(parts.pump.ring), set(parts.pump.starved), set(parts.pump.fetched)
+    for one in consumers:
+        if one.queued != (one in ring):
+            broken.append(f"{one!r} takes itself to be in the ring: {one.queued}")
+        if one.starving != (one in starved):
+            broken.append(f"{one!r} takes itself to wait for a slot: {one.starving}")
+        resting = one.resting_until and one.alarm_at is not None
+        if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting):
+            broken.append(f"{one!r} wants a turn, and nothing leads to it")
+        if one.ahead and one not in fetched:
+            broken.append(f"{one!r} holds {len(one.ahead)} jobs beyond its slots, and nobody looks after them")
+        if one.alarm_at is not None and not len(pump.alarms):
+            broken.append(f"{one!r} waits for an alarm that is not set")
+    if len(ring) != len(pump.ring):
+        broken.append("a queue stands in the ring twice")
+    most = 2 * len(consumers) + SPARE
+    if len(pump.alarms) > most:
+        broken.append(f"{len(pump.alarms)} alarms are kept for {len(consumers)} queues")
+    return broken
+
+
+def _gates(parts: Parts, consumers: list[Consumer]) -> list[str]:
+    """A gate counts what runs under it, and whoever it keeps waiting is let in one day."""
+    broken = []
+    for gate in parts.gates.values():
+        under = [one for one in consumers if gate in one.gates]
+        running = sum(len(one.attempts.running) for one in under)
+        if gate.running != running:
+            broken.append(f"{running} jobs run under {gate!r}")
+        # What it let in while other gates are asked is on no turn yet.
+        let_in = sum(turn.reserved for one in under for turn in one.turns if turn.grants)
+        if gate.pending < let_in:
+            broken.append(f"{gate!r} has let in {let_in} jobs that are on their way, and counts {gate.pending}")
+        if gate.parked and not gate.will_open:
+            broken.append(f"{len(gate.parked)} queues wait at {gate!r}, and nothing is going to open it")
+        parked = [one for one in under if one.parked is gate]
+        if set(parked) != set(gate.parked):
+            broken.append(f"{len(parked)} queues take themselves to wait at {gate!r}")
+    return broken
+
+
+async def of_store(runtime: Runtime, settled: bool = False) -> list[str]:
+    """What should hold of the store and does not, for the queues of the names that `runtime` knows.
+
+    Args:
+        settled: nothing is to be done any more, so no queue may hold a job.
+    Raises:
+        BrokerError: the store does not answer.
+    """
+    parts = runtime._parts
+    if parts is None:
+        return []
+    broken: list[str] = []
+    for name in runtime.queue.names:
+        queues = [parts.broker.queue_keys(name, None)]
+        if runtime.queue.spec(name).grouped:
+            async for groups in parts.broker.groups(name):
+                queues += [parts.broker.queue_keys(name, group_id) for group_id in groups]
+        for keys in queues:
+            found = await parts.broker.inspect(keys)
+            where = name if not keys.group else f"{name} of {keys.group!r}"
+            broken += [f"{where}: {sentence}" for sentence in _of_queue(found, await parts.broker.living(), settled)]
+    return broken
+
+
+def _of_queue(found: Inspection, living: set[str], settled: bool) -> list[str]:
+    """Every job stands in one place, and its record agrees with that."""
+    broken = []
+    owned = [job_id for owner, job_id in found.pending if owner != "head"]
+    every = [*found.waiting, *(job_id for _, job_id in found.pending), *found.delayed]
+    for owner in {owner for owner, _ in found.pending} - living - {"head"}:
+        broken.append(f"jobs are pending for {owner}, which does not live")
+    for job_id, times in Counter(every).items():
+        if times > 1:
+            broken.append(f"{job_id} stands in {times} places")
+    for job_id, (state, token) in found.records.items():
+        if job_id in owned and not (state == "a" and token):
+            broken.append(f"{job_id} is owned by a process, and its record does not say so")
+        if state == "a" and job_id not in owned:
+            broken.append(f"{job_id} is marked as running, and no process owns it")
+        if state in ("c", "f"):
+            broken.append(f"{job_id} has finished, and is still to be run")
+    if settled and every:
+        broken.append(f"{len(every)} jobs are left")
+    return broken
