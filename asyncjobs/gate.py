@@ -104,16 +104,19 @@ class Gate:
         grant, _ = await self._ask(want)
         return grant
 
-    async def _ask(self, want: int, though_full: bool = False) -> tuple[Grant, float]:
-        """The grant, and the seconds until more may be had."""
+    async def _ask(self, want: int, again: bool = False) -> tuple[Grant, float]:
+        """The grant, and the seconds until more may be had.
+
+        `again`: for a job that has its slot already and runs, so that its token alone is asked for.
+        """
         token = next(self._tokens)
         async with self._asking:  # what another turn is being granted counts as running
-            if self.full and want and not though_full:
+            if self.full and want and not again:
                 return Grant(self, token, 0), BLIND
             try:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
-                        self._key, self._name, self.running + self.pending, want, self._slots, self._lease,
+                        self._key, self._name, self.running + self.pending, want, 0 if again else self._slots, self._lease,
                         self._terms.windows, round(self.margin * 1e6), token,
                     )  # fmt: skip
             except TimeoutError:
@@ -122,6 +125,8 @@ class Gate:
             except BrokerError:
                 self._close_for(BLIND)
                 raise
+            if again:
+                return Grant(self, token, granted), BLIND if wait is None else wait
             self.pending += granted
             self._told = self.running + self.pending
             if granted:
@@ -156,8 +161,7 @@ class Gate:
     async def pass_again(self, since: float) -> float:
         """A token again for a start that comes late; since when it counts. Its slot, if there are any, it has."""
         while self._terms.windows:
-            grant, wait = await self._ask(1, though_full=True)
-            self.pending -= grant.count  # it runs already
+            grant, wait = await self._ask(1, again=True)
             if grant.count:
                 return clock.monotonic()
             await asyncio.sleep(max(self.margin, wait))

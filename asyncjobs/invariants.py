@@ -55,7 +55,8 @@ def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
         if one.starving != (one in starved):
             broken.append(f"{one!r} takes itself to wait for a slot: {one.starving}")
         resting = one.resting_until and one.alarm_at is not None
-        if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting):
+        unheard = not one.calls  # its news link is being made, and the first look comes with it
+        if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting or unheard):
             broken.append(f"{one!r} wants a turn, and nothing leads to it")
         if one.ahead and one not in fetched:
             broken.append(f"{one!r} holds {len(one.ahead)} jobs beyond its slots, and nobody looks after them")
