@@ -200,6 +200,8 @@ class Pump:
             consumer = self._ready.popleft()
             consumer.queued = False
             free = self.free_slots()
+            if consumer.spent >= consumer.terms.weight:
+                consumer.spent = 0  # it has had its share, and this is its next turn
             scarce = bool(self._starved) or consumer.spent > 0
             turn = consumer.prepare(max(0, min(free, consumer.terms.weight - consumer.spent) if scarce else free))
             if turn is not None:
@@ -370,9 +372,11 @@ class Pump:
             consumer = self.find(place)
             if consumer is None or consumer.gates or consumer.spec.forgets or not consumer.at_leisure:
                 continue
-            consumer.hungry = True
+            was_hungry, consumer.hungry = consumer.hungry, True
             turn = consumer.prepare(self.free_slots())
-            if turn is not None:
+            if turn is None:
+                consumer.hungry = was_hungry  # news of the job comes, and leads to a turn
+            else:
                 self._reserved += turn.reserved
                 tell = functools.partial(self._ridden, turn, clock.monotonic())
                 rides.append((self._process(), turn.call(), tell))
