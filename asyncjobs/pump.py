@@ -200,16 +200,16 @@ class Pump:
             consumer = self._ready.popleft()
             consumer.queued = False
             free = self.free_slots()
-            if consumer.spent >= consumer.terms.weight:
-                consumer.spent = 0  # it has had its share, and this is its next turn
             scarce = bool(self._starved) or consumer.spent > 0
-            turn = consumer.prepare(max(0, min(free, consumer.terms.weight - consumer.spent) if scarce else free))
+            allowed = max(0, min(free, consumer.terms.weight - consumer.spent) if scarce else free)
+            turn = consumer.prepare(allowed)
             if turn is not None:
                 self._reserved += turn.reserved
                 turns.append(turn)
                 if consumer.flowing and consumer.hungry and consumer.free() and not scarce:
                     self.offer(consumer)  # for a second turn, by the other lane
-            if free <= 0 or (scarce and turn is not None):
+            # One that might start something and makes no turn is kept back by something else, and woken by that.
+            if free <= 0 or (scarce and (turn is not None or not allowed)):
                 self._starve(consumer, 0 if turn is None else turn.reserved)
         return turns
 
@@ -303,7 +303,8 @@ class Pump:
         for turn, given in zip(turns, share(turns, want), strict=True):
             consumer, missing = turn.consumer, turn.reserved - given
             if missing and narrow is not None:
-                if was_full or (given and not consumer.let_in):
+                has_had_its_share = not consumer.let_in and (given or was_full)
+                if has_had_its_share:
                     narrow.park(consumer)
                 else:
                     first.append(consumer)

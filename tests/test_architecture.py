@@ -38,7 +38,8 @@ ARROWS = {
 }  # fmt: skip
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
 TYPES_ONLY = {
-    ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("gate", "turn"), ("margin", "consumer"),
+    ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("gate", "turn"),
+    ("margin", "consumer"),
     ("attempts", "consumer"), ("shop", "pump"), ("queue", "events"),
 }  # fmt: skip
 
