@@ -22,8 +22,9 @@ from asyncjobs.margin import least_margin
 from asyncjobs.reports import settled
 from asyncjobs.retry import decide
 from asyncjobs.shop import Shop
+from asyncjobs.stack import say
 from asyncjobs.terms import Terms
-from asyncjobs.turn import Finished, Turn
+from asyncjobs.turn import Finished, Turn, renew
 
 logger = logging.getLogger("asyncjobs")
 
@@ -285,17 +286,20 @@ class Consumer:
         self._more_may_be_there()
 
     def adopt(self, owned: list[TakenJob]) -> None:
-        """Start what is pending for this process and not known here; no other turn is on the wire."""
-        known = {finished.job.id for finished in self.outbox}
-        known.update(finished.job.id for turn in self.turns for finished in turn.sending)
-        known.update(held.job.job_id for held in self.ahead.jobs or ())
+        """Start what is pending for this process and not known here; no other turn is on the wire.
+
+        What is known goes on as the store has it: it may have been given back, and taken again by a lost reply.
+        """
+        known = {taken.job_id: taken for taken in owned}
+        for list_ in (self.outbox, *(turn.sending for turn in self.turns)):
+            renew(list_, known)
+        self.ahead.renew(known)
         mine = []
-        for taken in owned:
-            if taken.job_id not in self.attempts.running and taken.job_id not in known:
-                if taken.stalled_count > self.spec.worker_options.max_stalled_count:
-                    self.fail_stalled(taken)
-                else:
-                    mine.append(taken)
+        for taken in known.values():
+            if taken.stalled_count > self.spec.worker_options.max_stalled_count and not self.attempts.runs(taken):
+                self.fail_stalled(taken)
+            else:
+                mine.append(taken)
         self._start_all(mine, LONG_AGO, 0.0)
 
     def make_room(self, turn: Turn) -> None:
@@ -307,6 +311,8 @@ class Consumer:
     # Tries ------------------------------------------------------------------------------------------------
     def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
         """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
+        if self.attempts.running:
+            jobs = [taken for taken in jobs if not self.attempts.runs(taken)]
         room = self._room()
         for taken in jobs[:room]:
             self.attempts.start(taken, sent_at, margin)
@@ -314,18 +320,18 @@ class Consumer:
             self.ahead.hold([Fetched(taken, sent_at, margin) for taken in jobs[room:]])
             self._shop.pump.patience(self)
 
-    def ended(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """A try of this queue has come to `outcome`; the job that is to begin instead."""
-        decision = decide(job, outcome) if outcome is not None else None
+        decision = decide(job, outcome)
         if decision is None:
-            logger.warning("%r was taken over by another process; its outcome does not count", job)
+            say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)
         else:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
         return self._follow(job, outcome)
 
-    def _follow(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+    def _follow(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
         alone, quick = self.terms.concurrency == 1, True
         if alone:
