@@ -121,7 +121,9 @@ class Attempts:
         job.began = True
         try:
             if job.leaving:
-                raise asyncio.CancelledError
+                return given_up(job)
+            if job.unreadable is not None:
+                return Failed(job.unreadable, final=True)
             if job.stalled_count >= max(1, min(SUSPECT, self._queue.spec.worker_options.max_stalled_count)):
                 async with self._shop.suspects:
                     return await self._run_stalled(job, sent_at, margin)
@@ -149,8 +151,10 @@ class Attempts:
         return await self._run(job, sent_at, margin)
 
     async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
-        if job.unreadable is not None:
-            return Failed(job.unreadable, final=True)
+        if job.overrides.newer:
+            self._shop.pump.complaints.warning(
+                "newer", "%r was added by a newer release: an option that this one does not know is ignored", job
+            )
         if self._queue.terms.window or self._queue.gates:
             try:
                 await in_time(self._queue, self._shop.broker, sent_at, margin)

@@ -19,6 +19,7 @@ from asyncjobs.errors import BrokerError, JobStalledError
 from asyncjobs.executor import Completed, Failed, Later, Outcome, Released
 from asyncjobs.job import ActiveJob
 from asyncjobs.margin import least_margin
+from asyncjobs.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
 from asyncjobs.reports import settled
 from asyncjobs.retry import decide
 from asyncjobs.shop import Shop
@@ -29,10 +30,8 @@ from asyncjobs.turn import Finished, Turn, renew
 logger = logging.getLogger("asyncjobs")
 
 BATCH: Final = 256  # jobs taken in one turn at most
-SETTLED_A_TURN: Final = 500
 TURNS: Final = WORK_LANES
 LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
-QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
 
 class Consumer:
@@ -41,6 +40,7 @@ class Consumer:
     State:
         attempts: what of it runs here.
         outbox: decisions not yet acknowledged by the store, in order.
+        refusals: those that it has refused; None: there are none.
         hungry: there may be something to take; cleared by a take that came back short.
         flowing: the last take brought all that it asked for, so that a second one beside it is worth its while.
         calls: how often there was news; a reply is short only of what its turn could know of.
@@ -57,8 +57,8 @@ class Consumer:
 
     __slots__ = (
         "_shop", "ahead", "alarm_at", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry", "keys",
-        "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at", "resting_until", "set",
-        "spec", "spent", "starving", "terms", "turns",
+        "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "refusals", "rested_at",
+        "resting_until", "set", "spec", "spent", "starving", "terms", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +77,7 @@ class Consumer:
         self.group_id = group_id
         self.attempts = Attempts(shop, self)
         self.outbox: list[Finished] = []
+        self.refusals: Refusals | None = None
         self.turns: list[Turn] = []
         self.hungry = True
         self.calls = 0
@@ -116,18 +117,19 @@ class Consumer:
     @property
     def idle(self) -> bool:
         """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
-        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry
+        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals
         return not busy and self.alarm_at is None
 
     @property
     def at_leisure(self) -> bool:
         """Whether a turn of it may travel with somebody else: none is under way, and nothing is to be sorted out."""
-        return not (self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until)
+        return not (self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until or self.refusals)
 
     @property
     def unsettled(self) -> int:
         """Decisions that the store has not acknowledged yet."""
-        return len(self.outbox) + sum(len(turn.sending) for turn in self.turns)
+        apart = len(self.refusals.apart) if self.refusals else 0
+        return len(self.outbox) + apart + sum(len(turn.sending) for turn in self.turns)
 
     def free(self) -> int:
         """Slots of its own that are free and not asked for yet."""
@@ -190,6 +192,8 @@ class Consumer:
                 self._shop.pump.alarms.set_earlier(self, rest + 0.001)
                 return None
             self.resting_until = 0.0
+        if self.refusals is not None:
+            return self._prepare_in_parts(self.refusals)
         free = min(self.free(), process_slots, self._batch()) if self.hungry else 0
         if not free and not self.outbox:
             return None
@@ -197,6 +201,20 @@ class Consumer:
         ahead = self.may_fetch_ahead(free) if self.hungry and process_slots else 0
         sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
         turn = Turn(self, sending, free, ahead, next(self._shop.tokens))
+        self.turns.append(turn)
+        return turn
+
+    def _prepare_in_parts(self, refusals: Refusals) -> Turn | None:
+        """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
+        if refusals.over:
+            self.refusals = None
+            self._shop.pump.offer(self)
+            return None
+        sending = refusals.next(self.outbox)
+        if not sending:
+            self._shop.pump.alarms.set_earlier(self, refusals.rest + 0.001)
+            return None
+        turn = Turn(self, sending, 0, 0, next(self._shop.tokens))
         self.turns.append(turn)
         return turn
 
@@ -211,6 +229,8 @@ class Consumer:
     def absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
         """The turn was answered: tell what was settled, start what was taken."""
         self.turns.remove(turn)
+        if self.refusals is not None and turn.sending:
+            self.refusals.answered()
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
             settled(self._shop.bus, finished, status)
             if finished.decision.settlement.op in "rbh" and finished.decision.event:
@@ -228,7 +248,7 @@ class Consumer:
                 self.hungry = self.calls != turn.calls
             if reply.wait is not None:
                 self._shop.pump.alarms.set_earlier(self, reply.wait)
-        if self.outbox or (self.hungry and self.free()):
+        if self.outbox or self.refusals or (self.hungry and self.free()):
             self._shop.pump.offer(self)
         elif self.on_rest is not None and self.idle:
             # Emptied containers keep the room they once had: a fifth of what an idle group costs.
@@ -272,11 +292,16 @@ class Consumer:
 
     def refused(self, turn: Turn, error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
-        self.lost_reply = self.lost_reply or turn.reserved > 0  # a script that failed half way may have taken some
-        self._back_to_outbox(turn)
+        unsure = self.lost_reply  # it may be the question what is ours that was refused, and not the turn
+        self.lost_reply = unsure or turn.reserved > 0  # a script that failed half way may have taken some
         pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
             self._shop.pump.complaints.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
+            if turn.sending and not unsure:
+                self.refusals = self.refusals or Refusals()
+                turn.sending[:] = self.refusals.refused(turn.sending, turn.reserved + turn.ahead > 0, error)
+                pause = PAUSE
+        self._back_to_outbox(turn)
         self.resting_until = clock.monotonic() + pause
         self._shop.pump.offer(self)
 
@@ -291,8 +316,9 @@ class Consumer:
         What is known goes on as the store has it: it may have been given back, and taken again by a lost reply.
         """
         known = {taken.job_id: taken for taken in owned}
-        for list_ in (self.outbox, *(turn.sending for turn in self.turns)):
-            renew(list_, known)
+        apart = self.refusals.apart if self.refusals is not None else []
+        for finished in (self.outbox, apart, *(turn.sending for turn in self.turns)):
+            renew(finished, known)
         self.ahead.renew(known)
         mine = []
         for taken in known.values():

@@ -33,9 +33,10 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
 
 def _tell(bus: EventBus, finished: Finished, status: int) -> None:
     job, decision, resent = finished
-    # Gone is what a removed job's settlement meets when it is sent again: it was applied the first time.
-    if status == STALE or (status == GONE and not resent):
+    if status == STALE:
         logger.warning("%r had been taken over by another process; its outcome does not count", job)
+    elif status == GONE and not resent:  # else it was applied the first time, and the job removed
+        logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
     elif decision.event and bus.wants(decision.event):
         # A later RetryLater and a release count no attempt.
         counted = 1 if decision.error is not None or decision.event == "job.completed" else 0

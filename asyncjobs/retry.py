@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from asyncjobs import clock
-from asyncjobs.broker import Op, Settlement
+from asyncjobs.broker import Op, Settlement, encoded_id
 from asyncjobs.config import FOREVER, Backoff
 from asyncjobs.executor import Completed, Failed, Held, Later, Lost, Outcome, Released
 from asyncjobs.job import ActiveJob, StoredError
@@ -42,18 +42,18 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
 
 
 def _decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
-    options = job.spec.job_options
+    options, job_id = job.spec.job_options, job.id if job.unreadable is None else _as_stored(job.id)
     if isinstance(outcome, Completed):
         keep = job.overrides.keep(options, "c")
-        return Decision(Settlement("c", job.id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
+        return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
     if isinstance(outcome, Released):
-        return Decision(Settlement("b", job.id, job.entry, job.token), "")
+        return Decision(Settlement("b", job_id, job.entry, job.token), "")
     if isinstance(outcome, Later):
         delay = math.ceil(outcome.delay * 1000)
-        return Decision(Settlement("r", job.id, job.entry, job.token, b"", delay, "0"), "job.retrying")
+        return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
     if isinstance(outcome, Held):
         hold = math.ceil(outcome.delay * 1000)
-        return Decision(Settlement("b", job.id, job.entry, job.token, b"", hold), "job.retrying")
+        return Decision(Settlement("b", job_id, job.entry, job.token, b"", hold), "job.retrying")
     if not isinstance(outcome, Failed):
         return None
     failures = job.attempts_made + 1
@@ -63,24 +63,31 @@ def _decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
     body = store(words)
     if final:
         keep = job.overrides.keep(options, "f")
-        settlement = Settlement("f", job.id, job.entry, job.token, body, 0, keep)
+        settlement = Settlement("f", job_id, job.entry, job.token, body, 0, keep)
         return Decision(settlement, "job.failed", outcome.error, words)
     delay = math.ceil(wait(job, failures, outcome.error) * 1000)
     op: Op = "h" if job.spec.ordered else "r"
-    settlement = Settlement(op, job.id, job.entry, job.token, body, delay, "1")
+    settlement = Settlement(op, job_id, job.entry, job.token, body, delay, "1")
     return Decision(settlement, "job.retrying", outcome.error, words)
 
 
 def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:
     """What needs nothing but the record of the job: no outcome may stay without a settlement."""
+    job_id = _as_stored(job.id)
     if isinstance(outcome, Lost):
         return None
     if isinstance(outcome, Completed):
-        return Decision(Settlement("c", job.id, job.entry, job.token, outcome.body), "job.completed")
+        return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body), "job.completed")
     delay = math.ceil(FALLBACK.wait(1) * 1000)
     words = told(error)
-    settlement = Settlement("r", job.id, job.entry, job.token, store(words), delay, "1")
+    settlement = Settlement("r", job_id, job.entry, job.token, store(words), delay, "1")
     return Decision(settlement, "job.retrying", error, words)
+
+
+def _as_stored(job_id: str) -> str | bytes:
+    """An id that is no text is settled under its bytes."""
+    raw = encoded_id(job_id)
+    return job_id if raw == job_id.encode(errors="replace") else raw
 
 
 def wait(job: ActiveJob, failures: int, error: BaseException) -> float:

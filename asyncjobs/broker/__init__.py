@@ -13,7 +13,7 @@ from asyncjobs.broker.broker import (
 )
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
-from asyncjobs.broker.taken import TakenJob
+from asyncjobs.broker.taken import TakenJob, encoded_id
 
 __all__ = [
     "WORK_LANES",
@@ -29,4 +29,5 @@ __all__ = [
     "TakenJob",
     "WorkCall",
     "WorkReply",
+    "encoded_id",
 ]

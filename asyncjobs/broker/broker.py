@@ -45,10 +45,10 @@ Op = Literal["c", "f", "r", "b", "h"]
 
 
 class Settlement(NamedTuple):
-    """What becomes of one finished try; see ``lua/work.lua`` for the fields by `op`."""
+    """What becomes of one finished try; see ``lua/work.lua`` by `op`. An id is bytes if it is no UTF-8."""
 
     op: Op
-    job_id: str
+    job_id: str | bytes
     entry: bytes
     token: bytes
     body: bytes = b""
@@ -350,8 +350,8 @@ class Broker(Keeping, Ticking, Limiting):
                 by_name[call.name] = args
             group = call.keys.group
             for one in call.settlements:
-                listed = one.op in "cf" and one.keep != "0"
-                args += (group, one.op if listed else "", index_member(group, one.job_id) if listed else "")
+                listed = one.op in "cf" and one.keep != "0" and isinstance(one.job_id, str)
+                args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
     def _work_command(self, process: str, call: WorkCall, tell: str = "") -> Command:
@@ -407,5 +407,8 @@ def _work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
     if isinstance(reply, ResponseError):
         return BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply)
     statuses, wait, rows = reply[:3]
-    settings = (reply[3].decode(), reply[4].decode(), reply[5].decode()) if len(reply) > 3 else None
+    settings = None
+    if len(reply) > 3:
+        windows, concurrency, weight = (one.decode(errors="replace") for one in reply[3:6])
+        settings = (windows, concurrency, weight)
     return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings)
