@@ -339,7 +339,7 @@ class ActiveJob:
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
         "discarded", "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec",
-        "stalled_count", "timer", "token", "unreadable",
+        "stalled_count", "stored_id", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -362,8 +362,10 @@ class ActiveJob:
         ) = taken
         self.overrides = NO_OVERRIDES
         self.unreadable: PayloadError | None = None
-        if fault:
-            self.unreadable = PayloadError(f"the record of {self.name} {self.id!a} is damaged: {fault}")
+        self.stored_id: str | bytes = self.id
+        if fault is not None:
+            self.stored_id = fault.stored_id
+            self.unreadable = PayloadError(f"the record of {self.name} {self.id} is damaged: {fault.text}")
         elif options:
             try:
                 self.overrides = Overrides.decode(options)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from asyncjobs import clock
-from asyncjobs.broker import Op, Settlement, encoded_id
+from asyncjobs.broker import Op, Settlement
 from asyncjobs.config import FOREVER, Backoff
 from asyncjobs.executor import Completed, Failed, Held, Later, Lost, Outcome, Released
 from asyncjobs.job import ActiveJob, StoredError
@@ -42,7 +42,7 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
 
 
 def _decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
-    options, job_id = job.spec.job_options, job.id if job.unreadable is None else _as_stored(job.id)
+    options, job_id = job.spec.job_options, job.stored_id
     if isinstance(outcome, Completed):
         keep = job.overrides.keep(options, "c")
         return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
@@ -73,7 +73,7 @@ def _decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
 
 def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:
     """What needs nothing but the record of the job: no outcome may stay without a settlement."""
-    job_id = _as_stored(job.id)
+    job_id = job.stored_id
     if isinstance(outcome, Lost):
         return None
     if isinstance(outcome, Completed):
@@ -82,12 +82,6 @@ def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decisio
     words = told(error)
     settlement = Settlement("r", job_id, job.entry, job.token, store(words), delay, "1")
     return Decision(settlement, "job.retrying", error, words)
-
-
-def _as_stored(job_id: str) -> str | bytes:
-    """An id that is no text is settled under its bytes."""
-    raw = encoded_id(job_id)
-    return job_id if raw == job_id.encode(errors="replace") else raw
 
 
 def wait(job: ActiveJob, failures: int, error: BaseException) -> float:

@@ -13,7 +13,7 @@ from asyncjobs.broker.broker import (
 )
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
-from asyncjobs.broker.taken import TakenJob, encoded_id
+from asyncjobs.broker.taken import TakenJob
 
 __all__ = [
     "WORK_LANES",
@@ -29,5 +29,4 @@ __all__ = [
     "TakenJob",
     "WorkCall",
     "WorkReply",
-    "encoded_id",
 ]

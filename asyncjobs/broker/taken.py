@@ -8,11 +8,18 @@ from typing import Any, Final, NamedTuple
 LONGEST: Final = 15  # digits of a number that every part of the system can hold
 
 
+class Fault(NamedTuple):
+    """What of a record cannot be read, in words, and the id under which it is stored."""
+
+    text: str
+    stored_id: str | bytes
+
+
 class TakenJob(NamedTuple):
     """A job as a script hands it out.
 
     Attributes:
-        fault: what of its record cannot be read, in words; such a job cannot be run, and must not hold up others.
+        fault: it cannot be run, and must not hold up others.
     """
 
     job_id: str
@@ -23,7 +30,7 @@ class TakenJob(NamedTuple):
     added_ms: int
     options: bytes
     token: bytes
-    fault: str = ""
+    fault: Fault | None = None
 
 
 def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
@@ -52,14 +59,9 @@ def number(text: bytes) -> int:
     return int(text)
 
 
-def decoded_id(job_id: bytes) -> str:
-    """A job id; one that is no UTF-8, as ours always are, keeps its bytes and becomes them again by `encoded_id`."""
-    return job_id.decode(errors="surrogateescape")
-
-
-def encoded_id(job_id: str) -> bytes:
-    """The inverse of `decoded_id`."""
-    return job_id.encode(errors="surrogateescape")
+def shown_id(job_id: bytes) -> str:
+    """A job id as it is shown, should it be no UTF-8, as ours always are."""
+    return job_id.decode(errors="backslashreplace")
 
 
 def _damaged(
@@ -73,9 +75,9 @@ def _damaged(
     token: bytes,
 ) -> TakenJob:
     """A job whose record somebody else has written, or changed."""
-    faults, numbers = [], []
-    if not _is_text(job_id):
-        faults.append(f"its id is {job_id[:80]!r}, which is no UTF-8")
+    faults, numbers, stored_id = [], [], _text_or_bytes(job_id)
+    if isinstance(stored_id, bytes):
+        faults.append("its id is no UTF-8")
     for field, meaning, value in (
         ("a", "tries", attempts),
         ("s", "stalls", stalled),
@@ -86,13 +88,13 @@ def _damaged(
         except ValueError:
             numbers.append(0)
             faults.append(f"its field {field!r} ({meaning}) is {value[:80]!r}, which is no number")
-    made, died, added_ms = numbers
-    return TakenJob(decoded_id(job_id), entry, data, made, died, added_ms, options, token, " and ".join(faults))
+    made, died, since = numbers
+    fault = Fault(" and ".join(faults), stored_id)
+    return TakenJob(shown_id(job_id), entry, data, made, died, since, options, token, fault)
 
 
-def _is_text(job_id: bytes) -> bool:
+def _text_or_bytes(job_id: bytes) -> str | bytes:
     try:
-        job_id.decode()
+        return job_id.decode()
     except UnicodeDecodeError:
-        return False
-    return True
+        return job_id

@@ -24,7 +24,9 @@ for _, row in ipairs(pending) do
     redis.call('XACK', stream, 'w', row[1])
     redis.call('XDEL', stream, row[1])
   else
-    local stalled = (tonumber(job[3]) or 0) + (job[6] and 0 or 1)
+    local before = tonumber(job[3]) or 0
+    if before < 0 or before > 1e6 or before % 1 ~= 0 then before = 0 end  -- not ours
+    local stalled = before + (job[6] and 0 or 1)
     if stalled > tonumber(ARGV[7]) then
       redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
       redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')

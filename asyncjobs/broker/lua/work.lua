@@ -93,6 +93,12 @@ local function trim(zset, count, age, most)
   end
 end
 
+-- How many tries a record tells of; none where somebody else has made something else of it.
+local function tries(text)
+  local n = text and tonumber(text)
+  return n and n >= 0 and n < 1e15 and n % 1 == 0 and n or 0
+end
+
 -- The first error of a job is kept, and its last ten.
 local function forget_error(key, attempts)
   local n = tonumber(attempts) - 10
@@ -117,7 +123,7 @@ for i = 17, #ARGV, 7 do
   elseif op == 'b' or op == 'h' then
     local fields, hold = {'x', 'w'}, tonumber(ARGV[i + 5])
     if op == 'h' then
-      local attempts = (tonumber(job[3]) or 0) + 1
+      local attempts = tries(job[3]) + 1
       fields = {'x', 'w', 'a', attempts, 'e' .. attempts, body}
       forget_error(key, attempts)
     end
@@ -137,7 +143,7 @@ for i = 17, #ARGV, 7 do
     acked[#acked + 1] = entry
     local attempts = '1'
     if job[3] or op == 'r' then
-      attempts = string.format('%d', (tonumber(job[3]) or 0) + ((op == 'r' and keep == '0') and 0 or 1))
+      attempts = string.format('%d', tries(job[3]) + ((op == 'r' and keep == '0') and 0 or 1))
     end
     if op == 'r' then
       local fields = {'x', 'w', 'a', attempts}
