@@ -206,7 +206,7 @@ class Consumer:
 
     def _prepare_in_parts(self, refusals: Refusals) -> Turn | None:
         """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
-        if refusals.over:
+        if refusals.over(self.outbox):
             self.refusals = None
             self._shop.pump.offer(self)
             return None

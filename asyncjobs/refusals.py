@@ -42,9 +42,9 @@ class Refusals:
         """Seconds until what waits apart is tried again, and jobs are taken again."""
         return max(0.0, self.again_at - clock.monotonic())
 
-    @property
-    def over(self) -> bool:
-        return not self.apart and not self.rest and self.most >= SETTLED_A_TURN
+    def over(self, outbox: list[Finished]) -> bool:
+        """Whether turns may be as they were before."""
+        return not self.apart and not self.rest and (self.most >= SETTLED_A_TURN or not outbox)
 
     def next(self, outbox: list[Finished]) -> list[Finished]:
         """What the next turn settles; taken out of `outbox`, or of what waits apart."""
@@ -63,6 +63,7 @@ class Refusals:
             return sending
         smaller = smaller_than(sending[0], error)
         if smaller is not None:
+            self.again_at = 0.0  # that was it, and not what was to be taken
             return [smaller]
         self.apart += sending
         self.again_at = clock.monotonic() + QUARANTINE

@@ -39,6 +39,7 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 WORK_LANES: Final = 2
 LOG_LINES: Final = 1000
+HEAVY: Final = 1024 * 1024  # bytes; a server may be set to refuse values from there on, but never smaller ones
 NO_LIMIT: Final = (-1, -1, -1, -1)
 
 Op = Literal["c", "f", "r", "b", "h"]
@@ -307,6 +308,24 @@ class Broker(Keeping, Ticking, Limiting):
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
+        heavy = [call for call in calls if any(len(one.body) >= HEAVY for one in call.settlements)]
+        if not heavy or len(calls) == 1:
+            return await self._work_together(lane, process, calls)
+        alone = set(map(id, heavy))
+        light = [call for call in calls if id(call) not in alone]
+        replies, over = await self._work_together(lane, process, light) if light else ([], [])
+        found = dict(zip(map(id, light), replies, strict=True))
+        for call in heavy:  # a server that refuses to read one hangs up, and answers nothing of what lies behind it
+            try:
+                (found[id(call)],), more = await self._work_together(lane, process, [call])
+                over += more
+            except BrokerError as error:
+                found[id(call)] = error
+        return [found[id(call)] for call in calls], over
+
+    async def _work_together(
+        self, lane: int, process: str, calls: Sequence[WorkCall]
+    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
         names, indexing = self._index_commands(calls)
         commands = [*indexing, *(self._work_command(process, call) for call in calls)]
         places = {name: i for i, name in enumerate(names)}
