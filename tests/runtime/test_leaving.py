@@ -595,3 +595,31 @@ async def test_a_handler_that_swallows_its_cancellation_keeps_its_slot_while_it_
         await following.wait(10)
         await eventually(lambda: runtime._parts.pump.running == 0)
     assert most == 1
+
+
+# Tasks -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("everywhere", [False, True])
+async def test_a_task_that_raises_anything_ticks_again(make_runtime, everywhere, caplog):
+    caplog.set_level(logging.CRITICAL)
+    runtime = make_runtime()
+    kinds = [kind for kind in FAILURES if not kind.startswith("huge")]
+    failed: dict[str, int] = {}
+    runtime.on("task.failed", lambda told: failed.__setitem__(told.name, failed.get(told.name, 0) + 1))
+
+    def register(number: int, kind: str) -> None:
+        @runtime.task("* * * * * *", name=f"sync-{number}", every_instance=everywhere)
+        def in_a_thread():
+            raised(kind)
+
+        @runtime.task("* * * * * *", name=f"async-{number}", every_instance=everywhere)
+        async def on_the_loop():
+            await asyncio.sleep(0)
+            raised(kind)
+
+    for number, kind in enumerate(kinds):
+        register(number, kind)
+    async with runtime:
+        await eventually(
+            lambda: len(failed) == 2 * len(kinds) and min(failed.values()) >= 2,
+            what=f"all failed twice: {failed}",
+        )
