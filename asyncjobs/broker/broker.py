@@ -395,14 +395,12 @@ class Broker(Keeping, Ticking, Limiting):
         after: bytes | str = "-"
         while True:
             try:
-                rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
+                after, rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
             except ResponseError as error:
                 raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
-            page = list(taken(rows, 8))
-            jobs += page
-            if len(page) < 500:
+            jobs += taken(rows, 8)
+            if not after:
                 return jobs
-            after = page[-1].entry
 
     async def retain(self, keys: Keys, process: str, tries: Sequence[tuple[str, bytes, bytes]]) -> list[bool]:
         """Which running tries (id, entry, token) of one queue are still ours, now under the name `process`."""

@@ -19,7 +19,8 @@ if pending.err then return {back, 0, doomed} end
 for _, row in ipairs(pending) do
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
-  local job = id and redis.call('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
+  local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
+  if job and job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
   if not job or not job[1] then
     redis.call('XACK', stream, 'w', row[1])
     redis.call('XDEL', stream, row[1])
