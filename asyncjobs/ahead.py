@@ -69,6 +69,13 @@ class Ahead:
             self.jobs = None
         return held
 
+    def renew(self, owned: dict[str, TakenJob]) -> None:
+        """Hold the jobs that are in `owned` as they were taken last, and take them out of it."""
+        for i, held in enumerate(self.jobs or ()):
+            taken = owned.pop(held.job.job_id, None)
+            if taken is not None and self.jobs:
+                self.jobs[i] = held._replace(job=taken)
+
     def release(self) -> list[Fetched]:
         """All that are held, the first first; none may be for a while."""
         jobs, self.jobs = self.jobs or [], None

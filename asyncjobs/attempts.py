@@ -14,11 +14,12 @@ from asyncjobs import clock
 from asyncjobs.ahead import Fetched
 from asyncjobs.broker import TakenJob
 from asyncjobs.errors import BrokerError
-from asyncjobs.executor import Failed, Lost, Outcome, Released, execute, timed_out
+from asyncjobs.executor import Failed, Later, Lost, Outcome, Released, execute, timed_out
 from asyncjobs.job import ActiveJob, current
 from asyncjobs.margin import in_time
 from asyncjobs.shop import Shop
 from asyncjobs.slot import Slot
+from asyncjobs.stack import is_closing, said, say
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncjobs")
 
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
+AGAIN: Final = 60.0  # seconds until the next try of a job that could not be started, uncounted
 SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
+
+
+def given_up(job: ActiveJob) -> Lost | Released:
+    """The outcome of a try that was cancelled for no fault of its job."""
+    return Lost() if job.leaving == "lost" else Released()
 
 
 class Attempts:
@@ -53,24 +60,47 @@ class Attempts:
     def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
         """Start it in a slot of its own."""
         job = self._enter(taken)
-        if job is not None:
-            work = self._work(job, sent_at, margin)
-            job.aio_task = asyncio.get_running_loop().create_task(work, context=self._shop.context.copy())
+        if job is None:
+            return
+        loop, context = asyncio.get_running_loop(), self._shop.context.copy()
+        work = self._work(job, sent_at, margin)
+        try:
+            aio_task = loop.create_task(work, context=context)
+        except BaseException as error:  # the app may have set a factory that cannot do this
+            self._shop.pump.complaints.error("factory", "the loop's task factory failed: %s", said(error))
+            aio_task = asyncio.Task(work, loop=loop, context=context)
+        if not job.ended:  # it has, where the loop starts an aio_task at once
+            job.aio_task = aio_task
 
     def _enter(self, taken: TakenJob) -> ActiveJob | None:
+        if taken.job_id in self.running:
+            return None
         job = self.active(taken)
-        if job.id in self.running:
-            return None  # a failover forgot the take: this process runs it already
         self.running[job.id] = job
         self._shop.pump.running += 1
         for gate in self._queue.gates:
             gate.running += 1
         return job
 
+    def runs(self, taken: TakenJob) -> bool:
+        """Whether a job that has been taken runs here already; its try goes on under the new entry and token.
+
+        Others may have given the job back because this process was silent, or a failover may have forgotten the take.
+        Under its old token the try could not be settled, and nothing else would ever settle the new take.
+        """
+        job = self.running.get(taken.job_id)
+        if job is None:
+            return False
+        job.entry, job.token, job.stalled_count = taken.entry, taken.token, taken.stalled_count
+        if job.leaving == "lost":  # cancelled for that: it is ours once more, and must go back
+            job.leaving = "stop"
+        return True
+
     async def _work(self, first: ActiveJob, sent_at: float, margin: float) -> None:
         """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
         slot, job = Slot(self._shop.rounds), first
         while True:
+            job.aio_task = slot.aio_task
             current.set(job)
             slot.begin()
             held = self._ended(job, await self._try(job, sent_at, margin))
@@ -84,38 +114,47 @@ class Attempts:
             if held is None or following is None:
                 return
             job, sent_at, margin = following, held.sent_at, held.margin
-            job.aio_task = slot.aio_task
 
     async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
-        """The whole of one try, from its token to its outcome."""
-        job.began = True
+        """The whole of one try, from its token to its outcome: nothing else comes out of it."""
         job.began_at = clock.monotonic()
-        outcome: Outcome
+        job.began = True
         try:
             if job.leaving:
-                raise asyncio.CancelledError
+                return given_up(job)
+            if job.unreadable is not None:
+                return Failed(job.unreadable, final=True)
             if job.stalled_count >= max(1, min(SUSPECT, self._queue.spec.worker_options.max_stalled_count)):
                 async with self._shop.suspects:
-                    outcome = await self._run_stalled(job, sent_at, margin)
+                    return await self._run_stalled(job, sent_at, margin)
             elif job.stalled_count:
-                outcome = await self._run_stalled(job, sent_at, margin)
-            else:
-                outcome = await self._run(job, sent_at, margin)
+                return await self._run_stalled(job, sent_at, margin)
+            return await self._run(job, sent_at, margin)
         except asyncio.CancelledError:
-            outcome = Lost() if job.leaving == "lost" else Released()  # before its handler began
-        return outcome
+            return given_up(job)  # before its handler began
+        except BaseException as error:
+            if issubclass(type(error), GeneratorExit) and is_closing(job.aio_task):
+                raise
+            # What a handler raises has been an outcome for long; this is ours, and must not cost the job a try.
+            self._shop.pump.complaints.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
+            return Later(AGAIN)
 
     async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """Begin for all to see: should this process die too, it is this job that is charged with it."""
+        token = job.token
         try:
-            ours = await self._shop.broker.note(self._queue.keys, job.id, job.token, "begin", b"")
+            ours = await self._shop.broker.note(self._queue.keys, job.id, token, "begin", b"")
         except BrokerError:
             return Released()
-        return await self._run(job, sent_at, margin) if ours else Lost()
+        if not ours:
+            return Lost() if job.token == token else Released()  # it was taken anew in between
+        return await self._run(job, sent_at, margin)
 
     async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
-        if job.unreadable is not None:
-            return Failed(job.unreadable, final=True)
+        if job.overrides.newer:
+            self._shop.pump.complaints.warning(
+                "newer", "%r was added by a newer release: an option that this one does not know is ignored", job
+            )
         if self._queue.terms.window or self._queue.gates:
             try:
                 await in_time(self._queue, self._shop.broker, sent_at, margin)
@@ -128,11 +167,32 @@ class Attempts:
         if limit is not None:
             job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
         if self._shop.bus.wants("job.active"):
+            self._announce(job)
+        return await self._in_scope(job)
+
+    def _announce(self, job: ActiveJob) -> None:
+        """Tell that it begins; whatever a subscriber raises is no concern of the job."""
+        try:
             self._shop.bus.emit(
                 "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
             )
-        with self._shop.scope(job) as job.context:
+        except BaseException as error:
+            self._shop.pump.complaints.error("subscriber", "a subscriber of job.active raised %s", said(error))
+
+    async def _in_scope(self, job: ActiveJob) -> Outcome:
+        """Run it within what an integration keeps around a try; whatever that raises is no concern of the job."""
+        try:
+            scope = self._shop.scope(job)
+            job.context = scope.__enter__()
+        except BaseException as error:
+            self._shop.pump.complaints.error("scope", "a try goes without its scope, which raised %s", said(error))
             return await execute(job, self._shop.environment, self._shop.threads)
+        outcome = await execute(job, self._shop.environment, self._shop.threads)
+        try:
+            scope.__exit__(None, None, None)
+        except BaseException as error:
+            self._shop.pump.complaints.error("scope", "the scope of a try raised %s", said(error))
+        return outcome
 
     def _time_out(self, job: ActiveJob) -> None:
         self.cancel(job, "timeout")
@@ -143,7 +203,7 @@ class Attempts:
             return
         if job.timer is not None:
             job.timer.cancel()
-        job.leaving = why
+        job.leaving = why if job.leaving != "lost" else "lost"
         if job.began:  # an aio_task cancelled before its first step would never come to settle anything
             job.aio_task.cancel()
         job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
@@ -151,13 +211,9 @@ class Attempts:
     def _abandon(self, job: ActiveJob) -> None:
         if job.ended:
             return
-        logger.warning("%r does not end although it was cancelled; settling it without its handler", job)
+        say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
         self.zombies += 1
-        outcomes: dict[str, Outcome | None] = {
-            "timeout": Failed(timed_out(job), job.discarded),
-            "stop": Released(),
-        }
-        held = self._record(job, outcomes.get(job.leaving))
+        held = self._record(job, Failed(timed_out(job), job.discarded) if job.leaving == "timeout" else given_up(job))
         if held is not None:
             self.start(*held)
 
@@ -168,9 +224,10 @@ class Attempts:
         if not job.ended:
             return self._record(job, outcome)
         self.zombies -= 1  # it was abandoned before
+        self._queue.look_again()
         return None
 
-    def _record(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+    def _record(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """The outcome is known; the job that is to begin instead."""
         job.ended = True
         self.running.pop(job.id, None)
@@ -188,6 +245,6 @@ class Attempts:
         jobs = list(self.running.values())
         tries = [(job.id, job.entry, job.token) for job in jobs]
         kept = await self._shop.broker.retain(self._queue.keys, process, tries)
-        for job, ours in zip(jobs, kept, strict=True):
-            if not ours:
+        for job, (_, _, token), ours in zip(jobs, tries, kept, strict=True):
+            if not ours and job.token == token:  # else it was taken anew in between
                 self.cancel(job, "lost")

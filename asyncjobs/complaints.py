@@ -6,6 +6,7 @@ import logging
 from typing import Any, Final
 
 from asyncjobs import clock
+from asyncjobs.stack import say
 
 INTERVAL: Final = 10.0
 MOST_KINDS: Final = 1000
@@ -38,4 +39,4 @@ class Complaints:
         self._said[kind] = (now, 0)
         if held:
             message, args = message + " (and %d more like it)", (*args, held)
-        self._logger.log(level, message, *args)
+        say(self._logger, level, message, *args)

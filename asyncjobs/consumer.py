@@ -20,19 +20,19 @@ from asyncjobs.executor import Completed, Failed, Later, Outcome, Released
 from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob
 from asyncjobs.margin import least_margin
+from asyncjobs.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
 from asyncjobs.reports import settled
 from asyncjobs.retry import decide
 from asyncjobs.shop import Shop
+from asyncjobs.stack import say
 from asyncjobs.terms import Terms
-from asyncjobs.turn import Finished, Turn
+from asyncjobs.turn import Finished, Turn, renew
 
 logger = logging.getLogger("asyncjobs")
 
 BATCH: Final = 256  # jobs taken in one turn at most
-SETTLED_A_TURN: Final = 500
 TURNS: Final = WORK_LANES
 LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
-QUARANTINE: Final = 5.0  # seconds that a queue rests whose keys the store refuses
 
 
 class Consumer:
@@ -41,6 +41,7 @@ class Consumer:
     State:
         attempts: what of it runs here.
         outbox: decisions not yet acknowledged by the store, in order.
+        refusals: those that it has refused; None: there are none.
         hungry: there may be something to take; cleared by a take that came back short.
         flowing: the last take brought all that it asked for, so that a second one beside it is worth its while.
         calls: how often there was news; a reply is short only of what its turn could know of.
@@ -61,8 +62,8 @@ class Consumer:
 
     __slots__ = (
         "_shop", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry",
-        "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "rested_at",
-        "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
+        "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "refusals",
+        "rested_at", "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,7 @@ class Consumer:
         self.group_id = group_id
         self.attempts = Attempts(shop, self)
         self.outbox: list[Finished] = []
+        self.refusals: Refusals | None = None
         self.turns: list[Turn] = []
         self.hungry = True
         self.calls = 0
@@ -123,24 +125,25 @@ class Consumer:
     @property
     def idle(self) -> bool:
         """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
-        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry
+        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals
         return not busy and self.alarm_at is None
 
     @property
     def wants_a_turn(self) -> bool:
         """Whether there is something to settle, to sort out after a lost reply, or to take."""
-        return bool(self.outbox) or self.lost_reply or (self.hungry and self.free() > 0)
+        return bool(self.outbox or self.refusals) or self.lost_reply or (self.hungry and self.free() > 0)
 
     @property
     def at_leisure(self) -> bool:
         """Whether a turn of it may travel with somebody else: none is under way, and nothing is to be sorted out."""
-        busy = self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until
+        busy = self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until or self.refusals
         return not (busy or self.quiet)
 
     @property
     def unsettled(self) -> int:
         """Decisions that the store has not acknowledged yet."""
-        return len(self.outbox) + sum(len(turn.sending) for turn in self.turns)
+        apart = len(self.refusals.apart) if self.refusals else 0
+        return len(self.outbox) + apart + sum(len(turn.sending) for turn in self.turns)
 
     def free(self) -> int:
         """Slots of its own that are free and not asked for yet."""
@@ -221,6 +224,8 @@ class Consumer:
                 self._shop.pump.alarms.set_earlier(self, rest + 0.001)
                 return None
             self.resting_until = 0.0
+        if self.refusals is not None:
+            return self._prepare_in_parts(self.refusals)
         free = min(self.free(), process_slots, self._batch()) if self.hungry else 0
         if not (free or self.outbox or self.lost_reply):
             return None
@@ -228,6 +233,20 @@ class Consumer:
         ahead = self.may_fetch_ahead(free) if self.hungry and process_slots else 0
         sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
         turn = Turn(self, sending, free, ahead, next(self._shop.tokens))
+        self.turns.append(turn)
+        return turn
+
+    def _prepare_in_parts(self, refusals: Refusals) -> Turn | None:
+        """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
+        if refusals.over(self.outbox):
+            self.refusals = None
+            self._shop.pump.offer(self)
+            return None
+        sending = refusals.next(self.outbox)
+        if not sending:
+            self._shop.pump.alarms.set_earlier(self, refusals.rest + 0.001)
+            return None
+        turn = Turn(self, sending, 0, 0, next(self._shop.tokens))
         self.turns.append(turn)
         return turn
 
@@ -242,6 +261,8 @@ class Consumer:
     def absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
         """The turn was answered: tell what was settled, start what was taken."""
         self.turns.remove(turn)
+        if self.refusals is not None and turn.sending:
+            self.refusals.answered()
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
             settled(self._shop.bus, finished, status)
             if finished.decision.settlement.op in "rbh" and finished.decision.event:
@@ -306,11 +327,16 @@ class Consumer:
 
     def refused(self, turn: Turn, error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
-        self.lost_reply = self.lost_reply or turn.takes  # a script that failed half way may have taken some
-        self._back_to_outbox(turn)
+        unsure = self.lost_reply  # it may be the question what is ours that was refused, and not the turn
+        self.lost_reply = unsure or turn.takes  # a script that failed half way may have taken some
         pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
             self._shop.pump.complaints.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
+            if turn.sending and not unsure:
+                self.refusals = self.refusals or Refusals()
+                turn.sending[:] = self.refusals.refused(turn.sending, turn.reserved + turn.ahead > 0, error)
+                pause = PAUSE
+        self._back_to_outbox(turn)
         self.resting_until = clock.monotonic() + pause
         self._shop.pump.offer(self)
 
@@ -320,17 +346,21 @@ class Consumer:
         self._more_may_be_there()
 
     def adopt(self, owned: list[TakenJob]) -> None:
-        """Start what is pending for this process and not known here; no other turn is on the wire."""
-        known = {finished.job.id for finished in self.outbox}
-        known.update(finished.job.id for turn in self.turns for finished in turn.sending)
-        known.update(held.job.job_id for held in self.ahead.jobs or ())
+        """Start what is pending for this process and not known here; no other turn is on the wire.
+
+        What is known goes on as the store has it: it may have been given back, and taken again by a lost reply.
+        """
+        known = {taken.job_id: taken for taken in owned}
+        apart = self.refusals.apart if self.refusals is not None else []
+        for finished in (self.outbox, apart, *(turn.sending for turn in self.turns)):
+            renew(finished, known)
+        self.ahead.renew(known)
         mine = []
-        for taken in owned:
-            if taken.job_id not in self.attempts.running and taken.job_id not in known:
-                if taken.stalled_count > self.spec.worker_options.max_stalled_count:
-                    self.fail_stalled(taken)
-                else:
-                    mine.append(taken)
+        for taken in known.values():
+            if taken.stalled_count > self.spec.worker_options.max_stalled_count and not self.attempts.runs(taken):
+                self.fail_stalled(taken)
+            else:
+                mine.append(taken)
         self._start_all(mine, LONG_AGO, 0.0)
 
     def make_room(self, turn: Turn) -> None:
@@ -343,6 +373,8 @@ class Consumer:
     def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
         """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
         self.took = self.took or bool(jobs)
+        if self.attempts.running:
+            jobs = [taken for taken in jobs if not self.attempts.runs(taken)]
         if self.quiet:
             self._release(jobs)
             return
@@ -353,18 +385,18 @@ class Consumer:
             self.ahead.hold([Fetched(taken, sent_at, margin) for taken in jobs[room:]])
             self._shop.pump.patience(self)
 
-    def ended(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """A try of this queue has come to `outcome`; the job that is to begin instead."""
-        decision = decide(job, outcome) if outcome is not None else None
+        decision = decide(job, outcome)
         if decision is None:
-            logger.warning("%r was taken over by another process; its outcome does not count", job)
+            say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)
         else:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
         return self._follow(job, outcome)
 
-    def _follow(self, job: ActiveJob, outcome: Outcome | None) -> Fetched | None:
+    def _follow(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
         alone, quick = self.terms.concurrency == 1, True
         if alone:

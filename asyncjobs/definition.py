@@ -141,12 +141,24 @@ class Call:
     def __call__(self, given: Mapping[str, Any]) -> Any:
         return self.function(**{name: given[name] for name in self.wants})
 
+    def _caught(self, given: Mapping[str, Any]) -> tuple[Any, BaseException | None]:
+        """What it returns or raises: a future takes no StopIteration, and then would never be done."""
+        try:
+            return self(given), None
+        except BaseException as error:
+            return None, error
+
     async def run(self, given: Mapping[str, Any], threads: Executor) -> Any:
         """Call it, on the loop if it is async, else in a thread with this context's variables."""
         if self.is_async:
             return await self(given)
-        call = functools.partial(contextvars.copy_context().run, self, given)
-        result = await asyncio.get_running_loop().run_in_executor(threads, call)
+        call = functools.partial(contextvars.copy_context().run, self._caught, given)
+        result, error = await asyncio.get_running_loop().run_in_executor(threads, call)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
         return await result if inspect.isawaitable(result) else result
 
 

@@ -12,8 +12,10 @@ from asyncjobs import payload
 from asyncjobs.config import seconds
 from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater
 from asyncjobs.job import ActiveJob
+from asyncjobs.stack import is_closing, said
 
 DATA_ALONE: Final = ("data",)
+STEERING: Final = (Discard, RateLimited, RetryLater)
 
 
 class Completed(NamedTuple):
@@ -49,14 +51,16 @@ Outcome: TypeAlias = Completed | Failed | Later | Held | Released | Lost
 async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Executor) -> Outcome:
     """One try of `job`.
 
-    A handler's own `CancelledError`, `SystemExit` or `KeyboardInterrupt` is a failure like any other; only
-    `job.leaving` says that the cancellation was ours.
+    A handler's own `CancelledError`, `SystemExit`, `KeyboardInterrupt` or `GeneratorExit` is a failure like any other;
+    only `job.leaving` says that the cancellation was ours, and then what the handler makes of it does not matter.
     """
     call = job.spec.call
     try:
         job.data = job.spec.codec.decode(job.raw)
     except PayloadError as error:
         return Failed(error, final=True)
+    except BaseException as error:  # a validator's own
+        return Failed(unfit(job, error), final=True)
     try:
         if call.wants == DATA_ALONE and call.is_async:  # most of them; the rest is a microsecond more
             result = await call.function(data=job.data)
@@ -64,37 +68,79 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
             result = await call({**environment, "job": job, "data": job.data})
         else:
             result = await call.run(_for_threads({**environment, "job": job, "data": job.data}), threads)
-        return Completed(b"" if result is None else payload.encode(result, "result"))
-    except Discard as why:
-        return Failed(why, final=True)
-    except RetryLater as again:
-        try:
-            return Later(seconds(again.delay, "RetryLater.delay"))
-        except Exception as error:
-            return Failed(error, job.discarded)
-    except RateLimited as told:
-        try:
-            return Held(seconds(told.retry_after, "RateLimited.retry_after"))
-        except Exception as error:
-            return Failed(error, job.discarded)
-    except asyncio.CancelledError as error:
-        if job.leaving == "stop":
-            return Released()
-        if job.leaving == "lost":
-            return Lost()
-        if job.leaving == "timeout":
-            return Failed(timed_out(job), job.discarded)
-        return Failed(error, job.discarded)
-    except GeneratorExit:
-        raise
     except BaseException as error:
-        return Failed(error, job.discarded)
+        if issubclass(type(error), GeneratorExit) and is_closing(job.aio_task):
+            raise
+        return outcome_of(job, error)
+    if job.leaving == "stop":
+        return Released()
+    if job.leaving == "lost":
+        return Lost()
+    try:
+        return Completed(b"" if result is None else payload.encode(result, "result"))
+    except BaseException as error:  # its side effect has happened: once more would be twice
+        return Failed(error, final=True)
+
+
+def unfit(job: ActiveJob, error: BaseException) -> PayloadError:
+    """The error of a job whose data were refused by a validator that raised something of its own."""
+    made = PayloadError(f"the data of {job.name} {job.id} do not fit: {said(error)}")
+    made.__cause__ = error
+    return made
+
+
+def outcome_of(job: ActiveJob, error: BaseException) -> Outcome:
+    """What it means that a handler raised `error`."""
+    if job.leaving == "stop":
+        return Released()
+    if job.leaving == "lost":
+        return Lost()
+    try:
+        why = steering(error)
+        if why is None:
+            cancelled = job.leaving == "timeout" and issubclass(type(error), asyncio.CancelledError)
+            return Failed(timed_out(job) if cancelled else error, job.discarded)
+        if isinstance(why, Discard):
+            return Failed(why, final=True)
+        if isinstance(why, RateLimited):
+            return Held(seconds(why.retry_after, "RateLimited.retry_after"))
+        return Later(seconds(why.delay, "RetryLater.delay"))
+    except BaseException as wrong:  # a delay that is none, a group that cannot be looked into
+        return Failed(wrong, job.discarded)
+
+
+def steering(error: BaseException) -> Discard | RateLimited | RetryLater | None:
+    """What `error` steers to; None: it is a failure.
+
+    A group steers if it holds nothing else, however deep: to a Discard if there is one, else to the longest pause.
+    """
+    kind = type(error)  # what the class of an exception says of itself may be anything
+    if issubclass(kind, STEERING):
+        return error  # type: ignore[return-value]
+    if not issubclass(kind, BaseExceptionGroup):
+        return None
+    found: list[Any] = []
+    left: list[BaseException] = [error]
+    while left:
+        one = left.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            left += one.exceptions  # type: ignore[attr-defined]
+        elif issubclass(type(one), STEERING):
+            found.append(one)
+        else:
+            return None
+    for steer, pause in ((Discard, None), (RateLimited, "retry_after"), (RetryLater, "delay")):
+        mine = [one for one in found if issubclass(type(one), steer)]
+        if mine:
+            return max(mine, key=lambda one: seconds(getattr(one, pause), pause)) if pause else mine[0]  # type: ignore[no-any-return]
+    return None
 
 
 def timed_out(job: ActiveJob) -> JobTimeoutError:
     """The error of a try that ran longer than its timeout."""
     limit = job.overrides.timeout(job.spec.job_options)
-    return JobTimeoutError(f"{job.name} {job.id} ran longer than its timeout of {limit:g} s")
+    allowed = "its timeout" if limit is None else f"its timeout of {limit:g} s"
+    return JobTimeoutError(f"{job.name} {job.id} ran longer than {allowed}")
 
 
 class FromThread:

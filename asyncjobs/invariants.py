@@ -54,7 +54,7 @@ def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
             broken.append(f"{one!r} takes itself to be in the ring: {one.queued}")
         if one.starving != (one in starved):
             broken.append(f"{one!r} takes itself to wait for a slot: {one.starving}")
-        resting = one.resting_until and one.alarm_at is not None
+        resting = bool(one.resting_until or one.refusals) and one.alarm_at is not None
         unheard = not one.calls  # its news link is being made, and the first look comes with it
         if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting or unheard):
             broken.append(f"{one!r} wants a turn, and nothing leads to it")

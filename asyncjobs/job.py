@@ -7,15 +7,16 @@ import itertools
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
 from asyncjobs import clock, payload
 from asyncjobs.broker import Keys, TakenJob
-from asyncjobs.config import Backoff, JobOptions, Retention, duration
+from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, duration
 from asyncjobs.definition import JobSpec, limits
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")
+BACKOFF: Final = frozenset(one.name for one in fields(Backoff))
 LOOK_EVERY: Final = 2.0  # seconds between two looks of a wait() that hears nothing
 
 current: contextvars.ContextVar[ActiveJob] = contextvars.ContextVar("asyncjobs_current_job")
@@ -60,12 +62,20 @@ class TryError(msgspec.Struct, frozen=True):
 
 
 class TryErrors(tuple[TryError, ...]):
-    """The failed tries of a job, oldest first; as text, each with its stack."""
+    """The failed tries of a job, oldest first: the first one and the last ten; as text, each with its stack."""
 
     __slots__ = ()
 
+    @property
+    def left_out(self) -> int:
+        """How many failed tries between the first and the last ten are not kept."""
+        return max(0, self[-1].attempt - self[0].attempt + 1 - len(self)) if self else 0
+
     def __str__(self) -> str:
-        return "\n".join(str(one) for one in self)
+        texts = [str(one) for one in self]
+        if self.left_out:
+            texts.insert(1, f"… {self.left_out} more failed tries, which are not kept …")
+        return "\n".join(texts)
 
 
 NO_ERRORS: Final = TryErrors()
@@ -86,7 +96,7 @@ class Job:
     Attributes:
         added: False on the handle of an `add` whose `job_id` existed already.
         state: None on the handle of an `add` that added nothing.
-        error: the failed tries, oldest first; empty for none.
+        error: the failed tries, oldest first; empty for none. Of many the first and the last ten are kept.
         due_at: when a delayed job comes due.
     """
 
@@ -163,8 +173,9 @@ def read_job(
     errors = []
     for field, value in record.items():
         if field[0] == "e" and field[1:].isdigit():
-            stored = msgspec.json.decode(value, type=StoredError)
-            errors.append(TryError(int(field[1:]), stored.text, stored.stack, clock.from_ms(stored.at_ms)))
+            with suppress(msgspec.MsgspecError, OverflowError):
+                stored = msgspec.json.decode(value, type=StoredError)
+                errors.append(TryError(int(field[1:]), stored.text, stored.stack, clock.from_ms(stored.at_ms)))
     lines = sorted(
         (int(field[1:]), value) for field, value in record.items() if field[0] == "l" and field[1:].isdigit()
     )
@@ -175,7 +186,9 @@ def read_job(
         data = payload.decode(record["d"])
 
     def instant(field: str) -> datetime | None:
-        return clock.from_ms(record[field]) if field in record else None
+        with suppress(ValueError, OverflowError):
+            return clock.from_ms(record[field]) if field in record else None
+        return None
 
     return Job(
         id=job_id,
@@ -187,9 +200,9 @@ def read_job(
         error=TryErrors(sorted(errors, key=lambda one: one.attempt)),
         progress=payload.decode(record["p"]) if "p" in record else None,
         logs=tuple(value.decode() for _, value in lines),
-        attempts_made=int(record.get("a", 0)),
+        attempts_made=_number(record.get("a")),
         attempts=overrides.attempts(spec.job_options),
-        stalled_count=int(record.get("s", 0)),
+        stalled_count=_number(record.get("s")),
         added_at=instant("t"),
         started_at=instant("u"),
         finished_at=instant("F"),
@@ -200,8 +213,15 @@ def read_job(
     )
 
 
-class Overrides(msgspec.Struct, omit_defaults=True):
+def _number(value: bytes | None) -> int:
+    """A count of a record; 0 where somebody else has made something else of it."""
+    return int(value) if value is not None and value.isdigit() and len(value) < 16 else 0
+
+
+class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The options that one `add` gave, as the record of the job holds them; UNSET: the job's own apply."""
+
+    newer: ClassVar[bool] = False  # a newer release gave others too, which are not known here
 
     a: int | msgspec.UnsetType | None = msgspec.UNSET  # attempts
     b: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET  # backoff
@@ -232,7 +252,12 @@ class Overrides(msgspec.Struct, omit_defaults=True):
 
     @classmethod
     def decode(cls, raw: bytes) -> Overrides:
-        return msgspec.json.decode(raw, type=cls) if raw else NO_OVERRIDES
+        """The inverse of `encode`; what a newer release has added to it is left out, and `newer` set.
+
+        Raises:
+            msgspec.MsgspecError: it cannot be read.
+        """
+        return _overrides(raw) if raw else NO_OVERRIDES
 
     def encode(self) -> bytes:
         raw = msgspec.json.encode(self)
@@ -244,7 +269,7 @@ class Overrides(msgspec.Struct, omit_defaults=True):
     def backoff(self, options: JobOptions) -> Any:
         if isinstance(self.b, msgspec.UnsetType):
             return options.backoff
-        return None if self.b is None else Backoff(**self.b)
+        return None if self.b is None else _backoff(self.b)
 
     def timeout(self, options: JobOptions) -> float | None:
         given = options.timeout if isinstance(self.t, msgspec.UnsetType) else self.t
@@ -260,7 +285,46 @@ class Overrides(msgspec.Struct, omit_defaults=True):
         return "0" if 0 in given else f"{given[0]}:{given[1]}"
 
 
+class NewerOverrides(Overrides, forbid_unknown_fields=False):
+    """The same from a newer release: the options that are known here."""
+
+    newer: ClassVar[bool] = True
+
+
 NO_OVERRIDES: Final = Overrides()
+
+
+@lru_cache(maxsize=256)
+def _overrides(raw: bytes) -> Overrides:
+    made: Overrides
+    try:
+        made = msgspec.json.decode(raw, type=Overrides)
+    except msgspec.ValidationError:
+        made = msgspec.json.decode(raw, type=NewerOverrides)
+    rule = made.b
+    if not isinstance(rule, dict):
+        return made
+    if rule.get("type", "fixed") not in get_args(BackoffType):
+        made = NewerOverrides(made.a, msgspec.UNSET, made.t, made.c, made.f)
+    else:
+        known = {key: value for key, value in rule.items() if key in BACKOFF}
+        if len(known) < len(rule):
+            made = NewerOverrides(made.a, known, made.t, made.c, made.f)
+        try:
+            _backoff(known)
+        except ConfigError as error:
+            raise msgspec.ValidationError(str(error)) from error
+    return made
+
+
+def _backoff(rule: Mapping[str, Any]) -> Backoff:
+    """A backoff as a record holds it. As timedeltas, since a plain number is warned of that looks like milliseconds."""
+
+    def pause(value: Any) -> Any:
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= FOREVER
+        return timedelta(seconds=value) if plain else value
+
+    return Backoff(**{key: pause(value) if "delay" in key else value for key, value in rule.items()})
 
 
 class ActiveJob:
@@ -275,7 +339,7 @@ class ActiveJob:
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
         "discarded", "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec",
-        "stalled_count", "timer", "token", "unreadable",
+        "stalled_count", "stored_id", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -294,13 +358,18 @@ class ActiveJob:
             self.added_ms,
             options,
             self.token,
+            fault,
         ) = taken
         self.overrides = NO_OVERRIDES
         self.unreadable: PayloadError | None = None
-        if options:
+        self.stored_id: str | bytes = self.id
+        if fault is not None:
+            self.stored_id = fault.stored_id
+            self.unreadable = PayloadError(f"the record of {self.name} {self.id} is damaged: {fault.text}")
+        elif options:
             try:
                 self.overrides = Overrides.decode(options)
-            except msgspec.MsgspecError as error:
+            except Exception as error:  # not only msgspec's: what is nested too deeply is a RecursionError
                 self.unreadable = PayloadError(f"the options of {self.name} {self.id} cannot be read: {error}")
         self.data: Any = None
         self.discarded = False

@@ -8,7 +8,7 @@ from asyncjobs.errors import Discard
 from asyncjobs.events import EventBus
 from asyncjobs.job import ActiveJob
 from asyncjobs.retry import Decision
-from asyncjobs.stack import exc_info, said
+from asyncjobs.stack import Told, log, said, say
 from asyncjobs.turn import Finished
 
 logger = logging.getLogger("asyncjobs")
@@ -17,11 +17,26 @@ STALE, GONE = b"03"
 
 
 def settled(bus: EventBus, finished: Finished, status: int) -> None:
-    """Tell what became of a try, once the store has it. Status: see ``lua/work.lua``."""
+    """Tell what became of a try, once the store has it. Status: see ``lua/work.lua``.
+
+    Never raises: behind it in the same reply are the other jobs that were settled, and those that were taken.
+    """
+    try:
+        try:
+            _tell(bus, finished, status)
+        finally:
+            if finished.decision.error is not None and finished.decision.told is not None:
+                _log(finished.job, finished.decision, finished.decision.error, finished.decision.told)
+    except BaseException as error:
+        say(logger, logging.ERROR, "what became of %r could not be told: %s", finished.job, said(error))
+
+
+def _tell(bus: EventBus, finished: Finished, status: int) -> None:
     job, decision, resent = finished
-    # Gone is what a removed job's settlement meets when it is sent again: it was applied the first time.
-    if status == STALE or (status == GONE and not resent):
+    if status == STALE:
         logger.warning("%r had been taken over by another process; its outcome does not count", job)
+    elif status == GONE and not resent:  # else it was applied the first time, and the job removed
+        logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
     elif decision.event and bus.wants(decision.event):
         # A later RetryLater and a release count no attempt.
         counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
@@ -35,17 +50,21 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
             data=job.data,
             context=job.context,
         )
-    if decision.error is not None:
-        _log(job, decision, decision.error)
 
 
-def _log(job: ActiveJob, decision: Decision, error: BaseException) -> None:
-    """A line for a try that failed, with the stack at the last."""
+def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:
+    """A line for a try that failed, with the stack at the first and at the last."""
     who = f"{job.name} {job.id}" if job.group_id is None else f"{job.name} {job.id} of {job.group_id!r}"
-    if decision.settlement.op == "f":
-        stack = None if isinstance(error, Discard) else exc_info(error)
-        logger.error("%s failed for good at try %d: %s", who, job.attempts_made + 1, said(error), exc_info=stack)
+    number = job.attempts_made + 1
+    if issubclass(type(error), Discard):
+        logger.warning("%s was discarded at try %d: %s", who, number, words.text)
+    elif decision.settlement.op == "f":
+        log(logger, logging.ERROR, words, error, "%s failed for good at try %d: %s", who, number, words.text)
     else:
         most = "" if job.attempts is None else f" of {job.attempts}"
         again = f"again in {decision.settlement.number / 1000:g} s"
-        logger.warning("%s failed at try %d%s, %s: %s", who, job.attempts_made + 1, most, again, said(error))
+        line = ("%s failed at try %d%s, %s: %s", who, number, most, again, words.text)
+        if number == 1:
+            log(logger, logging.WARNING, words, error, *line)
+        else:
+            logger.warning(*line)

@@ -1,10 +1,12 @@
-"""Decide what follows from an outcome: complete, retry at a time, fail, or go back. Pure."""
+"""Decide what follows from an outcome: complete, retry at a time, fail, or go back. Pure, and always with an answer."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-import traceback
+from contextlib import suppress
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 import msgspec
@@ -12,53 +14,74 @@ import msgspec
 from asyncjobs import clock
 from asyncjobs.broker import Op, Settlement
 from asyncjobs.config import FOREVER, Backoff
-from asyncjobs.executor import Completed, Failed, Held, Later, Outcome, Released
+from asyncjobs.executor import Completed, Failed, Held, Later, Lost, Outcome, Released
 from asyncjobs.job import ActiveJob, StoredError
-from asyncjobs.stack import exc_info, said
+from asyncjobs.stack import Told, log, said, say, told
 
 logger = logging.getLogger("asyncjobs")
 
-MOST_TEXT: Final = 4096
-MOST_STACK: Final = 8192
 FALLBACK: Final = Backoff("fixed", 60)
 
 
 class Decision(NamedTuple):
-    """What to write, the event to tell when it is written, and the error that goes with it."""
+    """What to write, the event to tell when it is written, and the error that goes with it, itself and in words."""
 
     settlement: Settlement
     event: str
     error: BaseException | None = None
+    told: Told | None = None
 
 
 def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
     """What `outcome` means for `job`; None: nothing may be written, the job is not ours any more."""
-    options = job.spec.job_options
+    try:
+        return _decide(job, outcome)
+    except BaseException as error:
+        say(logger, logging.ERROR, "what %s %s came to could not be decided: %s", job.name, job.id, said(error))
+        return _fallback(job, outcome, error)
+
+
+def _decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
+    options, job_id = job.spec.job_options, job.stored_id
     if isinstance(outcome, Completed):
         keep = job.overrides.keep(options, "c")
-        return Decision(Settlement("c", job.id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
+        return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
     if isinstance(outcome, Released):
-        return Decision(Settlement("b", job.id, job.entry, job.token), "")
+        return Decision(Settlement("b", job_id, job.entry, job.token), "")
     if isinstance(outcome, Later):
         delay = math.ceil(outcome.delay * 1000)
-        return Decision(Settlement("r", job.id, job.entry, job.token, b"", delay, "0"), "job.retrying")
+        return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
     if isinstance(outcome, Held):
         hold = math.ceil(outcome.delay * 1000)
-        return Decision(Settlement("b", job.id, job.entry, job.token, b"", hold), "job.retrying")
+        return Decision(Settlement("b", job_id, job.entry, job.token, b"", hold), "job.retrying")
     if not isinstance(outcome, Failed):
         return None
     failures = job.attempts_made + 1
     most = job.attempts
     final = outcome.final or (most is not None and failures >= most)
-    body = store(outcome.error)
+    words = told(outcome.error)
+    body = store(words)
     if final:
         keep = job.overrides.keep(options, "f")
-        settlement = Settlement("f", job.id, job.entry, job.token, body, 0, keep)
-        return Decision(settlement, "job.failed", outcome.error)
+        settlement = Settlement("f", job_id, job.entry, job.token, body, 0, keep)
+        return Decision(settlement, "job.failed", outcome.error, words)
     delay = math.ceil(wait(job, failures, outcome.error) * 1000)
     op: Op = "h" if job.spec.ordered else "r"
-    settlement = Settlement(op, job.id, job.entry, job.token, body, delay, "1")
-    return Decision(settlement, "job.retrying", outcome.error)
+    settlement = Settlement(op, job_id, job.entry, job.token, body, delay, "1")
+    return Decision(settlement, "job.retrying", outcome.error, words)
+
+
+def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:
+    """What needs nothing but the record of the job: no outcome may stay without a settlement."""
+    job_id = job.stored_id
+    if isinstance(outcome, Lost):
+        return None
+    if isinstance(outcome, Completed):
+        return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body), "job.completed")
+    delay = math.ceil(FALLBACK.wait(1) * 1000)
+    words = told(error)
+    settlement = Settlement("r", job_id, job.entry, job.token, store(words), delay, "1")
+    return Decision(settlement, "job.retrying", error, words)
 
 
 def wait(job: ActiveJob, failures: int, error: BaseException) -> float:
@@ -68,26 +91,21 @@ def wait(job: ActiveJob, failures: int, error: BaseException) -> float:
         return 0.0
     if isinstance(rule, Backoff):
         return rule.wait(failures)
+    delay = None
     try:
-        delay = float(rule(failures, error))
-        if not math.isfinite(delay) or delay > FOREVER:
-            raise ValueError(f"it returned {delay}")
-        return max(0.0, delay)
-    except Exception:
-        logger.exception("the backoff function of %s failed; waiting 60 s instead", job.name)
+        delay = rule(failures, error)
+        pause = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        if not math.isfinite(pause) or pause > FOREVER:
+            raise ValueError(f"it returned {pause}")
+        return max(0.0, pause)
+    except BaseException as wrong:  # it is a guest, whatever it raises
+        with suppress(BaseException):
+            if inspect.iscoroutine(delay):
+                delay.close()
+            log(logger, logging.ERROR, told(wrong), wrong, "the backoff function of %s failed; 60 s instead", job.name)
         return FALLBACK.wait(failures)
 
 
-def store(error: BaseException) -> bytes:
-    """`error` as the record of the job keeps it: its text, and the end of its stack without our own frames."""
-    text = said(error)
-    try:
-        stack = "".join(traceback.format_exception(*exc_info(error)))
-    except Exception:
-        stack = text
-    stored = StoredError(_clean(text[:MOST_TEXT]), _clean(stack[-MOST_STACK:]), int(clock.wall() * 1000))
-    return msgspec.json.encode(stored)
-
-
-def _clean(text: str) -> str:
-    return text.encode(errors="replace").decode()
+def store(error: Told) -> bytes:
+    """An error as the record of the job keeps it."""
+    return msgspec.json.encode(StoredError(error.text, error.stack, int(clock.wall() * 1000)))

@@ -23,7 +23,7 @@ from asyncjobs.cron import last_tick
 from asyncjobs.definition import TaskSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.events import EventBus
-from asyncjobs.stack import exc_info
+from asyncjobs.stack import is_closing, log, told
 
 logger = logging.getLogger("asyncjobs.cron")
 
@@ -231,22 +231,24 @@ class Scheduler:
     async def _run(self, spec: TaskSpec, scheduled: datetime) -> None:
         self._bus.emit("task.fired", spec.name, scheduled_at=scheduled)
         self._busy[spec.name] = self._busy.get(spec.name, 0) + 1
+        aio_task = asyncio.current_task()
         try:
             await spec.call.run(self._environment, self._threads)
         except asyncio.CancelledError as error:
             if self._stopping:
                 raise
             self._failed(spec, scheduled, error)
-        except GeneratorExit:
-            raise
         except BaseException as error:
+            if issubclass(type(error), GeneratorExit) and is_closing(aio_task):
+                raise
             self._failed(spec, scheduled, error)
         finally:
             self._busy[spec.name] -= 1
 
     def _failed(self, spec: TaskSpec, scheduled: datetime, error: BaseException) -> None:
         self._bus.emit("task.failed", spec.name, scheduled_at=scheduled, error=error)
-        logger.error("task %s failed; it ticks again", spec.name, exc_info=exc_info(error))
+        words = told(error)
+        log(logger, logging.ERROR, words, error, "task %s failed; it ticks again: %s", spec.name, words.text)
 
     def _skip(self, spec: TaskSpec, scheduled: datetime, why: str) -> None:
         logger.info("task %s skipped its tick of %s: %s", spec.name, scheduled.isoformat(), why)

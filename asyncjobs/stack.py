@@ -1,15 +1,106 @@
-"""Stacks as a user wants to see them: from the handler on, without the frames that called it."""
+"""Errors as a user wants to see them: their text, and their stack from the handler on, within bounds.
+
+An exception is a guest: its text, its cause, even the name of its class may raise whatever they like.
+Nothing here does.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 HERE: Final = Path(__file__).parent
 # The example's own jobs and tasks are an app's; the keeper of threads and the loop are nobody's business.
 OURS: Final = tuple(str(path) for path in (*HERE.glob("*.py"), HERE / "integrations", HERE / "broker"))
 MACHINERY: Final = ("concurrent/futures/", "asyncio/")
+MOST_TEXT: Final = 2048  # bytes of UTF-8 that are kept and logged of an error's text
+MOST_STACK: Final = 6144  # the same of its stack
+LONGEST_LINE: Final = 1024
+CONTROL: Final = {code: "?" for code in range(32) if chr(code) not in "\t\n"}  # six bytes each in JSON
+
+
+class Told(NamedTuple):
+    """An error as it is kept with a job and logged; together 8 kB at the most.
+
+    Attributes:
+        text: ``ValueError: no such user``.
+        stack: the end of its traceback, without our own frames.
+        whole: nothing of it was cut.
+    """
+
+    text: str
+    stack: str
+    whole: bool = True
+
+
+def told(error: BaseException) -> Told:
+    """`error` in words, whatever it is."""
+    full = _text(error)
+    text = _head(full, MOST_TEXT)
+    try:
+        stack = "".join(traceback.format_exception(*exc_info(error)))
+        if text != full and (long := full.partition(": ")[2]):
+            stack = stack.replace(long, text.partition(": ")[2])
+    except BaseException:
+        return Told(text, text, False)
+    tail = _tail(stack)
+    return Told(text, tail, text == full and tail == stack)
+
+
+def said(error: BaseException) -> str:
+    """``ValueError: no such user``, of a bounded length, on whatever an exception's own text does."""
+    return _head(_text(error), MOST_TEXT)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        kind = str(type(error).__name__)
+    except BaseException:
+        kind = "an exception without a name"
+    try:
+        text = str(error)
+    except BaseException:
+        text = "<its text cannot be read>"
+    return f"{kind}: {text}" if text else kind
+
+
+def _head(text: str, most: int) -> str:
+    """The first `most` bytes of `text`, as UTF-8 can hold them."""
+    raw = text[: most + 1].translate(CONTROL).encode(errors="replace")
+    return raw.decode() if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "…"
+
+
+def _tail(stack: str) -> str:
+    """The last `MOST_STACK` bytes of `stack`; a line that would take the room of many is cut."""
+    if len(stack) > MOST_STACK:
+        lines = stack[-64 * MOST_STACK :].splitlines()
+        stack = "\n".join(line if len(line) <= LONGEST_LINE else _head(line, LONGEST_LINE) for line in lines) + "\n"
+    raw = stack[-MOST_STACK:].translate(CONTROL).encode(errors="replace")
+    return raw[-MOST_STACK:].decode(errors="ignore")
+
+
+def say(logger: logging.Logger, level: int, message: str, *args: Any) -> None:
+    """Log `message`, on whatever the app's filters and handlers do: no job may hang on them."""
+    with suppress(BaseException):
+        logger.log(level, message, *args, stacklevel=2)
+
+
+def log(logger: logging.Logger, level: int, error: Told, source: Any, message: str, *args: Any) -> None:
+    """Log `message` with the stack of `error`; `source` is the exception, for handlers that read more than text.
+
+    A formatter takes a stack that is there already instead of making one, which may be twenty megabytes.
+    """
+    if logger.isEnabledFor(level):
+        file, line, function, _ = logger.findCaller(stacklevel=2)
+        info = exc_info(source) if error.whole else None
+        record = logger.makeRecord(logger.name, level, file, line, message, args, info, function)
+        record.exc_text = error.stack.rstrip("\n")
+        logger.handle(record)
 
 
 def from_the_handler(error: BaseException) -> TracebackType | None:
@@ -26,14 +117,18 @@ def _is_ours(filename: str) -> bool:
 
 def exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """`error` as `logging` takes it, with that traceback."""
-    return type(error), error, from_the_handler(error)
-
-
-def said(error: BaseException) -> str:
-    """``ValueError: no such user``, on whatever an exception's own text does."""
-    kind = type(error).__name__
     try:
-        text = str(error)
-    except Exception:
-        text = "<its text cannot be read>"
-    return f"{kind}: {text}" if text else kind
+        return type(error), error, from_the_handler(error)
+    except BaseException:
+        return type(error), error, None
+
+
+def is_closing(aio_task: asyncio.Task[Any] | None) -> bool:
+    """Whether a GeneratorExit in `aio_task` means that it is being taken down with its loop, so it must not go on.
+
+    Otherwise something that it runs has raised it, as it may raise anything.
+    """
+    try:
+        return aio_task is None or asyncio.current_task() is not aio_task
+    except RuntimeError:
+        return True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final, NamedTuple
 
 from asyncjobs.config import Limiter, duration
+from asyncjobs.stack import say
+
+logger = logging.getLogger("asyncjobs")
 
 LEAST_MARGIN: Final = 0.002
 MOST_MARGIN: Final = 0.05
@@ -36,13 +40,17 @@ class Terms(NamedTuple):
     def laid_over(self, windows: str = "", concurrency: str = "", weight: str = "", paused: str = "") -> Terms:
         """These terms, and over them what was set at run time; '' for what was not."""
         text = windows or self.windows
-        return Terms(
-            "" if text == NO_WINDOWS else text,
-            int(concurrency) if concurrency else self.concurrency,
-            int(weight) if weight else self.weight,
-            bool(paused) or self.paused,
-            _shortest(text),
-        )
+        try:
+            return Terms(
+                "" if text == NO_WINDOWS else text,
+                int(concurrency) if concurrency else self.concurrency,
+                int(weight) if weight else self.weight,
+                bool(paused) or self.paused,
+                _shortest(text),
+            )
+        except ValueError as error:  # nothing of ours has written that
+            say(logger, logging.WARNING, "what was set of a queue cannot be read, so its code holds: %s", error)
+            return self._replace(paused=bool(paused) or self.paused)
 
 
 def terms(limiters: tuple[Limiter, ...], concurrency: int | None) -> Terms:

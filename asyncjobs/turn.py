@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from asyncjobs.broker import WorkCall
+from asyncjobs.broker import TakenJob, WorkCall
 from asyncjobs.job import ActiveJob
 from asyncjobs.retry import Decision
 
@@ -19,6 +19,15 @@ class Finished(NamedTuple):
     job: ActiveJob
     decision: Decision
     resent: bool = False
+
+
+def renew(finished: list[Finished], owned: dict[str, TakenJob]) -> None:
+    """Settle what has `finished` as the takes that are in `owned`, and take those out of it."""
+    for i, one in enumerate(finished):
+        taken = owned.pop(one.job.id, None)
+        if taken is not None:
+            settlement = one.decision.settlement._replace(entry=taken.entry, token=taken.token)
+            finished[i] = one._replace(decision=one.decision._replace(settlement=settlement))
 
 
 class Turn:

@@ -21,7 +21,7 @@ FLOORS = [
     {"scheduler", "maintenance", "watchdog", "integrations", "loader", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
     {"consumer"},
-    {"attempts", "reports"},
+    {"attempts", "refusals", "reports"},
     {"turn"},
     {"pump", "retry", "queue", "live", "margin"},
     {"shop"},

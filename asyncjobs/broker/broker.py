@@ -39,16 +39,17 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 WORK_LANES: Final = 2
 LOG_LINES: Final = 1000
+HEAVY: Final = 1024 * 1024  # bytes; a server may be set to refuse values from there on, but never smaller ones
 NO_LIMIT: Final = (-1, -1, -1, -1)
 
 Op = Literal["c", "f", "r", "b", "h"]
 
 
 class Settlement(NamedTuple):
-    """What becomes of one finished try; see ``lua/work.lua`` for the fields by `op`."""
+    """What becomes of one finished try; see ``lua/work.lua`` by `op`. An id is bytes if it is no UTF-8."""
 
     op: Op
-    job_id: str
+    job_id: str | bytes
     entry: bytes
     token: bytes
     body: bytes = b""
@@ -307,6 +308,24 @@ class Broker(Keeping, Ticking, Limiting):
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
+        heavy = [call for call in calls if any(len(one.body) >= HEAVY for one in call.settlements)]
+        if not heavy or len(calls) == 1:
+            return await self._work_together(lane, process, calls)
+        alone = set(map(id, heavy))
+        light = [call for call in calls if id(call) not in alone]
+        replies, over = await self._work_together(lane, process, light) if light else ([], [])
+        found = dict(zip(map(id, light), replies, strict=True))
+        for call in heavy:  # a server that refuses to read one hangs up, and answers nothing of what lies behind it
+            try:
+                (found[id(call)],), more = await self._work_together(lane, process, [call])
+                over += more
+            except BrokerError as error:
+                found[id(call)] = error
+        return [found[id(call)] for call in calls], over
+
+    async def _work_together(
+        self, lane: int, process: str, calls: Sequence[WorkCall]
+    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
         names, indexing = self._index_commands(calls)
         commands = [*indexing, *(self._work_command(process, call) for call in calls)]
         places = {name: i for i, name in enumerate(names)}
@@ -350,8 +369,8 @@ class Broker(Keeping, Ticking, Limiting):
                 by_name[call.name] = args
             group = call.keys.group
             for one in call.settlements:
-                listed = one.op in "cf" and one.keep != "0"
-                args += (group, one.op if listed else "", index_member(group, one.job_id) if listed else "")
+                listed = one.op in "cf" and one.keep != "0" and isinstance(one.job_id, str)
+                args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
     def _work_command(self, process: str, call: WorkCall, tell: str = "") -> Command:
@@ -376,14 +395,12 @@ class Broker(Keeping, Ticking, Limiting):
         after: bytes | str = "-"
         while True:
             try:
-                rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
+                after, rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
             except ResponseError as error:
                 raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
-            page = list(taken(rows, 8))
-            jobs += page
-            if len(page) < 500:
+            jobs += taken(rows, 8)
+            if not after:
                 return jobs
-            after = page[-1].entry
 
     async def retain(self, keys: Keys, process: str, tries: Sequence[tuple[str, bytes, bytes]]) -> list[bool]:
         """Which running tries (id, entry, token) of one queue are still ours, now under the name `process`."""
@@ -407,5 +424,8 @@ def _work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
     if isinstance(reply, ResponseError):
         return BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply)
     statuses, wait, rows = reply[:3]
-    settings = (reply[3].decode(), reply[4].decode(), reply[5].decode()) if len(reply) > 3 else None
+    settings = None
+    if len(reply) > 3:
+        windows, concurrency, weight = (one.decode(errors="replace") for one in reply[3:6])
+        settings = (windows, concurrency, weight)
     return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings)

@@ -12,7 +12,7 @@ from asyncjobs.broker import scripts
 from asyncjobs.broker.asker import Asker
 from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, news_channel, processes_key, split_member
 from asyncjobs.broker.link import Lane, is_transient, refusal
-from asyncjobs.broker.taken import TakenJob, taken
+from asyncjobs.broker.taken import TakenJob, shown_id, taken
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
@@ -77,7 +77,7 @@ class Keeping(Asker):
             ids, more, rows = await self._ask(
                 scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
             )
-            back += [one.decode() for one in ids]
+            back += [shown_id(one) for one in ids]
             doomed += taken(rows, 7, token)
             if not more:
                 return back, doomed

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+LONGEST: Final = 15  # digits of a number that every part of the system can hold
+
+
+class Fault(NamedTuple):
+    """What of a record cannot be read, in words, and the id under which it is stored."""
+
+    text: str
+    stored_id: str | bytes
 
 
 class TakenJob(NamedTuple):
-    """A job as a script hands it out."""
+    """A job as a script hands it out.
+
+    Attributes:
+        fault: it cannot be run, and must not hold up others.
+    """
 
     job_id: str
     entry: bytes
@@ -17,6 +30,7 @@ class TakenJob(NamedTuple):
     added_ms: int
     options: bytes
     token: bytes
+    fault: Fault | None = None
 
 
 def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
@@ -25,6 +39,62 @@ def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]
     for i in range(0, len(rows), width):
         job_id, entry, data, attempts, stalled, added, options = rows[i : i + 7]
         fence = token or rows[i + 7]
-        made, died = 0 if attempts == b"0" else int(attempts), 0 if stalled == b"0" else int(stalled)
-        jobs.append(TakenJob(job_id.decode(), entry, data, made, died, int(added), options, fence))
+        try:
+            made, died = 0 if attempts == b"0" else number(attempts), 0 if stalled == b"0" else number(stalled)
+            since = int(added) if len(added) <= LONGEST else number(added)
+            jobs.append(TakenJob(job_id.decode(), entry, data, made, died, since, options, fence))
+        except ValueError:
+            jobs.append(_damaged(job_id, entry, data, attempts, stalled, added, options, fence))
     return jobs
+
+
+def number(text: bytes) -> int:
+    """A count of a record.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.isdigit() or len(text) > LONGEST:
+        raise ValueError(text[:LONGEST])
+    return int(text)
+
+
+def shown_id(job_id: bytes) -> str:
+    """A job id as it is shown, should it be no UTF-8, as ours always are."""
+    return job_id.decode(errors="backslashreplace")
+
+
+def _damaged(
+    job_id: bytes,
+    entry: bytes,
+    data: bytes,
+    attempts: bytes,
+    stalled: bytes,
+    added: bytes,
+    options: bytes,
+    token: bytes,
+) -> TakenJob:
+    """A job whose record somebody else has written, or changed."""
+    faults, numbers, stored_id = [], [], _text_or_bytes(job_id)
+    if isinstance(stored_id, bytes):
+        faults.append("its id is no UTF-8")
+    for field, meaning, value in (
+        ("a", "tries", attempts),
+        ("s", "stalls", stalled),
+        ("t", "the ms of its add", added),
+    ):
+        try:
+            numbers.append(number(value))
+        except ValueError:
+            numbers.append(0)
+            faults.append(f"its field {field!r} ({meaning}) is {value[:80]!r}, which is no number")
+    made, died, since = numbers
+    fault = Fault(" and ".join(faults), stored_id)
+    return TakenJob(shown_id(job_id), entry, data, made, died, since, options, token, fault)
+
+
+def _text_or_bytes(job_id: bytes) -> str | bytes:
+    try:
+        return job_id.decode()
+    except UnicodeDecodeError:
+        return job_id

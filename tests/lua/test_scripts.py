@@ -279,9 +279,38 @@ async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
 async def test_own_lists_what_a_lost_reply_would_have_brought(desk):
     await desk.add("a", "b")
     await desk.work(me="p1", token="t9", free=1)
-    rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-")
-    assert (rows[0], rows[7]) == (b"a", b"t9")
-    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-") == []
+    following, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-")
+    assert (following, rows[0], rows[7]) == (b"", b"a", b"t9")
+    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-") == [b"", []]
+
+
+async def test_own_goes_on_behind_records_that_are_gone(desk):
+    ids = [f"{n:03}" for n in range(503)]
+    await desk.add(*ids)
+    await desk.work(me="p1", free=600)
+    await desk.redis.delete(desk.keys.job("001"))
+    await desk.redis.delete(desk.keys.job("002"))
+    await desk.redis.set(desk.keys.job("002"), "somebody else's")
+    found, after = [], "-"
+    while after:
+        after, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", after)
+        found += [one.decode() for one in rows[::8]]
+    assert found == ["000", *ids[3:]]
+
+
+async def test_a_record_of_a_foreign_type_keeps_no_dead_process_from_being_swept(desk):
+    await desk.add("a", "b")
+    _, _, rows = await desk.work(me="dead")
+    await desk.redis.delete(desk.keys.job("a"))
+    await desk.redis.set(desk.keys.job("a"), "somebody else's")
+    keys = desk.keys
+    kept = await desk.run(
+        scripts.RETAIN, keys.stream, keys.jobs, "dead", "a", rows["a"][1], "t1", "b", rows["b"][1], "t1"
+    )
+    assert kept == b"01"
+    reply = await desk.run(scripts.SWEEP, keys.stream, keys.jobs, "news", "", "dead", "me", "t2", 5)
+    assert reply == [[b"b"], 0, []]
+    assert await desk.counts() == [1, 0, 0, 0, 0]
 
 
 async def test_retain_moves_what_is_still_ours_to_the_new_name(desk):

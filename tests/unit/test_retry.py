@@ -12,6 +12,7 @@ from asyncjobs.definition import JobSpec
 from asyncjobs.executor import Completed, Failed, Later, Lost, Released
 from asyncjobs.job import ActiveJob, Overrides
 from asyncjobs.retry import decide, store
+from asyncjobs.stack import told
 
 
 def job(attempts_made: int = 0, overrides: bytes = b"", **options) -> ActiveJob:
@@ -77,6 +78,18 @@ class Unspeakable(Exception):
 
 
 def test_any_error_can_be_kept():
-    assert b"Unspeakable" in store(Unspeakable())
-    assert len(store(ValueError("x" * 100_000))) < 20_000
-    assert store(ValueError("\ud800"))
+    assert b"Unspeakable" in store(told(Unspeakable()))
+    assert len(store(told(ValueError("x" * 100_000)))) < 8400
+    assert store(told(ValueError("\ud800")))
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "é" * 100_000, "line\n" * 100_000, "\0" * 100_000, "\ud800" * 9000])
+def test_an_error_is_kept_within_bounds_and_its_frames_are_there(text):
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        kept = told(error)
+    assert kept.text.startswith("ValueError: ")
+    assert len(kept.text.encode()) + len(kept.stack.encode()) <= 8192
+    assert "raise ValueError(text)" in kept.stack
+    assert not kept.whole

@@ -6,17 +6,20 @@
 -- ARGV[2] consumer   the asking process
 -- ARGV[3] after      entry to start behind, or '-'
 --
--- Returns rows: id · entry · data · attempts made · stalled count · added ms · options · token; at most 500 jobs
+-- Returns {next, rows}
+--   next: the entry to go on behind, '' after the last; 500 are looked at, and those without a job are left out
+--   rows: id · entry · data · attempts made · stalled count · added ms · options · token
 -- Reads only, by XPENDING and XRANGE: re-reading history by XREADGROUP would raise delivery counts.
 local rows = {}
 local after = ARGV[3] == '-' and '-' or '(' .. ARGV[3]
 local pending = redis.pcall('XPENDING', KEYS[1], 'w', after, '+', 500, ARGV[2])
-if pending.err then return rows end
+if pending.err then return {'', rows} end
 for _, row in ipairs(pending) do
   local entry = redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
   if entry then
     local id = entry[2][2]
-    local job = redis.call('HMGET', ARGV[1] .. id, 'd', 'a', 's', 't', 'o', 'r', 'x')
+    local job = redis.pcall('HMGET', ARGV[1] .. id, 'd', 'a', 's', 't', 'o', 'r', 'x')
+    if job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
     if job[1] and job[7] == 'a' then
       local n = #rows
       rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
@@ -24,4 +27,4 @@ for _, row in ipairs(pending) do
     end
   end
 end
-return rows
+return {#pending == 500 and pending[500][1] or '', rows}

@@ -19,12 +19,15 @@ if pending.err then return {back, 0, doomed} end
 for _, row in ipairs(pending) do
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
-  local job = id and redis.call('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
+  local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
+  if job and job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
   if not job or not job[1] then
     redis.call('XACK', stream, 'w', row[1])
     redis.call('XDEL', stream, row[1])
   else
-    local stalled = (tonumber(job[3]) or 0) + (job[6] and 0 or 1)
+    local before = tonumber(job[3]) or 0
+    if before < 0 or before > 1e6 or before % 1 ~= 0 then before = 0 end  -- not ours
+    local stalled = before + (job[6] and 0 or 1)
     if stalled > tonumber(ARGV[7]) then
       redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
       redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')

@@ -40,13 +40,13 @@
 -- Token bucket: a token returns `duration` after it was taken, so no window of `duration` sees more than `max`.
 -- Cost: 15 µs a job, half of it Lua. A number that is passed to a command is printed with 17 digits, which takes longer
 -- than many a command; so what is passed for every job is made a string once. Globals are looked up by name, locals not.
-local call, ARGV = redis.call, ARGV
+local call, pcall, ARGV = redis.call, redis.pcall, ARGV
 local stream, delayed, bucket = KEYS[1], KEYS[2], KEYS[3]
 local prefix, news, group, consumer, token = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
 local free, slots = tonumber(ARGV[7]), tonumber(ARGV[8])
 local set = redis.call('HMGET', KEYS[6], 'w', 'c', 'g', 'p', 'h')
 local windows, held = set[1] or ARGV[9], tonumber(set[5])
-if set[2] and slots > 0 then slots = tonumber(set[2]) end
+if set[2] and slots > 0 then slots = tonumber(set[2]) or slots end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local now_us = t[1] * 1000000 + t[2]
@@ -59,7 +59,11 @@ local had = length > 0
 local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
 local first, soonest
 for i = 17, #ARGV, 7 do
-  local job = call('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
+  local job = pcall('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
+  if job.err then
+    if not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
+    job = {overwritten = true}
+  end
   known[i] = job
   local list = finished[ARGV[i]]
   if list and job[1] == ARGV[i + 3] and job[2] == 'a' and ARGV[i + 6] ~= '0' then
@@ -89,6 +93,18 @@ local function trim(zset, count, age, most)
   end
 end
 
+-- How many tries a record tells of; none where somebody else has made something else of it.
+local function tries(text)
+  local n = text and tonumber(text)
+  return n and n >= 0 and n < 1e15 and n % 1 == 0 and n or 0
+end
+
+-- The first error of a job is kept, and its last ten.
+local function forget_error(key, attempts)
+  local n = tonumber(attempts) - 10
+  while n > 1 and redis.call('HDEL', key, 'e' .. n) == 1 do n = n - 1 end
+end
+
 local overrides = {}
 for i = 17, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
@@ -96,14 +112,20 @@ for i = 17, #ARGV, 7 do
   local job = known[i]
   local status = '1'
   if job[1] ~= ARGV[i + 3] then
-    status = (job[1] or redis.call('EXISTS', key) == 1) and '0' or '3'
+    status = (job[1] or (not job.overwritten and redis.call('EXISTS', key) == 1)) and '0' or '3'
+    local left = status == '3' and had and redis.call('XRANGE', stream, entry, entry)[1]
+    if left and left[2][2] == id then
+      -- An operator deleted or overwrote the record of a running job: its entry would look active for ever.
+      acked[#acked + 1], settled = entry, settled + 1
+    end
   elseif job[2] ~= 'a' then
     status = '2'
   elseif op == 'b' or op == 'h' then
     local fields, hold = {'x', 'w'}, tonumber(ARGV[i + 5])
     if op == 'h' then
-      local attempts = (tonumber(job[3]) or 0) + 1
+      local attempts = tries(job[3]) + 1
       fields = {'x', 'w', 'a', attempts, 'e' .. attempts, body}
+      forget_error(key, attempts)
     end
     redis.call('HSET', key, unpack(fields))
     if redis.pcall('XCLAIM', stream, 'w', 'head', 0, entry, 'JUSTID').err then
@@ -121,11 +143,14 @@ for i = 17, #ARGV, 7 do
     acked[#acked + 1] = entry
     local attempts = '1'
     if job[3] or op == 'r' then
-      attempts = string.format('%d', (tonumber(job[3]) or 0) + ((op == 'r' and keep == '0') and 0 or 1))
+      attempts = string.format('%d', tries(job[3]) + ((op == 'r' and keep == '0') and 0 or 1))
     end
     if op == 'r' then
       local fields = {'x', 'w', 'a', attempts}
-      if body ~= '' then fields[5] = 'e' .. attempts; fields[6] = body end
+      if body ~= '' then
+        fields[5] = 'e' .. attempts; fields[6] = body
+        forget_error(key, attempts)
+      end
       local delay = tonumber(ARGV[i + 5])
       redis.call('HSET', key, unpack(fields))
       if delay > 0 then
@@ -143,6 +168,7 @@ for i = 17, #ARGV, 7 do
           call('HSET', key, 'x', op, 'a', attempts, 'F', stamp)
         else
           call('HSET', key, 'x', op, 'a', attempts, 'F', stamp, op == 'c' and 'v' or 'e' .. attempts, body)
+          if op == 'f' then forget_error(key, attempts) end
         end
       end
       if kept then
