@@ -31,6 +31,7 @@ from asyncjobs.config import (
     shown,
 )
 from asyncjobs.cron import next_tick, normalise
+from asyncjobs.declared import annotation_of
 from asyncjobs.errors import ConfigError
 from asyncjobs.payload import Codec
 from asyncjobs.terms import terms
@@ -204,33 +205,7 @@ def limits(rule: Any) -> tuple[int, int]:
 
 
 def _codec(handle: Callable[..., Any], wants: tuple[str, ...]) -> Codec:
-    if "data" not in wants:
-        return Codec()
-    function: Any = inspect.unwrap(handle if inspect.isroutine(handle) else getattr(handle, "__call__", handle))  # noqa: B004
-    annotation = getattr(function, "__annotations__", {}).get("data")
-    if isinstance(annotation, str):
-        annotation = _resolved(annotation, getattr(function, "__func__", function))
-    return Codec(annotation)
-
-
-def _resolved(annotation: str, function: Any) -> Any:
-    """What the text of an annotation means: among the function's names, or the callers' (a class defined beside it)."""
-    nonlocals = inspect.getclosurevars(function).nonlocals
-    frame = inspect.currentframe()
-    try:
-        scope: Mapping[str, Any] = nonlocals
-        while True:
-            try:
-                return eval(annotation, function.__globals__, dict(scope))  # noqa: S307 - the user's own source
-            except NameError as error:
-                frame = frame.f_back if frame is not None else None
-                if frame is None:
-                    raise ConfigError(f"the annotation data: {annotation} cannot be resolved: {error}") from error
-                scope = frame.f_locals
-            except Exception as error:
-                raise ConfigError(f"the annotation data: {annotation} cannot be resolved: {error}") from error
-    finally:
-        del frame
+    return Codec(annotation_of(handle, "data")) if "data" in wants else Codec()
 
 
 class TaskSpec:

@@ -28,7 +28,8 @@ FLOORS = [
     {"executor", "steering"},
     {"job"},
     {"definition", "broker", "events"},
-    {"cron", "payload", "terms"},
+    {"payload"},
+    {"cron", "terms", "plain", "declared"},
     {"config", "complaints", "slot"},
     {"errors", "clock", "stack"},
 ]
