@@ -27,6 +27,16 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
+def visible(text: str) -> str:
+    """`text` on one line: what is not printable is escaped, so that an id cannot forge a line of a log."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def named(name: str, job_id: str, group_id: str | None = None) -> str:
+    """A job as log lines and error texts call it."""
+    return f"{name} {visible(job_id)}" if group_id is None else f"{name} {visible(job_id)} of {group_id!r}"
+
+
 class AsyncjobsError(Exception):
     """The root of everything asyncjobs raises on purpose."""
 
@@ -125,7 +135,7 @@ class JobFailedError(AsyncjobsError):
 
     def __init__(self, name: str, job_id: str, reason: str) -> None:
         self.name, self.job_id, self.reason = name, job_id, reason
-        super().__init__(f"job {name} {job_id} failed: {reason}")
+        super().__init__(f"job {named(name, job_id)} failed: {reason}")
 
 
 class JobTimeoutError(AsyncjobsError, TimeoutError):

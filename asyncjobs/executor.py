@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from asyncjobs import payload
 from asyncjobs.config import seconds
-from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater
+from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater, named
 from asyncjobs.job import ActiveJob
 
 DATA_ALONE: Final = ("data",)
@@ -64,7 +64,9 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
             result = await call({**environment, "job": job, "data": job.data})
         else:
             result = await call.run(_for_threads({**environment, "job": job, "data": job.data}), threads)
-        return Completed(b"" if result is None else payload.encode(result, "result"))
+        return Completed(b"" if result is None else payload.encode_result(result, "result", job.spec.max_result))
+    except PayloadError as error:
+        return Failed(error, error.final or job.discarded)
     except Discard as why:
         return Failed(why, final=True)
     except RetryLater as again:
@@ -94,7 +96,7 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
 def timed_out(job: ActiveJob) -> JobTimeoutError:
     """The error of a try that ran longer than its timeout."""
     limit = job.overrides.timeout(job.spec.job_options)
-    return JobTimeoutError(f"{job.name} {job.id} ran longer than its timeout of {limit:g} s")
+    return JobTimeoutError(f"{named(job.name, job.id, job.group_id)} ran longer than its timeout of {limit:g} s")
 
 
 class FromThread:

@@ -24,8 +24,12 @@ def encode(value: Any, what: str = "data", how: How = UNTYPED) -> bytes:
     """
     try:
         return _written(plain(value, what, how), what)
+    except PayloadError:
+        raise
     except RecursionError:
         raise PayloadError(f"{what} contains itself or is nested too deeply") from None
+    except Exception as error:  # a property, a serialiser or an __eq__ of the value itself
+        raise PayloadError(f"{what} cannot be written as JSON: {said(error)}") from error
 
 
 def encode_result(value: Any, what: str, most: int) -> bytes:
@@ -117,8 +121,12 @@ class Codec:
                 pass  # said below, with its path
         try:
             return self._written(data, declared)
+        except PayloadError:
+            raise
         except RecursionError:
             raise PayloadError("data contains itself or is nested too deeply") from None
+        except Exception as error:
+            raise PayloadError(f"data cannot be written as JSON: {said(error)}") from error
 
     def _written(self, data: Any, declared: Declared) -> bytes:
         if declared.adapter is not None and not self._is_json(data):

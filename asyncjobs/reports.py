@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from asyncjobs.errors import Discard
+from asyncjobs.errors import Discard, named
 from asyncjobs.events import EventBus
 from asyncjobs.job import ActiveJob
 from asyncjobs.retry import Decision
@@ -41,7 +41,7 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
 
 def _log(job: ActiveJob, decision: Decision, error: BaseException) -> None:
     """A line for a try that failed, with the stack at the last."""
-    who = f"{job.name} {job.id}" if job.group_id is None else f"{job.name} {job.id} of {job.group_id!r}"
+    who = named(job.name, job.id, job.group_id)
     if decision.settlement.op == "f":
         stack = None if isinstance(error, Discard) else exc_info(error)
         logger.error("%s failed for good at try %d: %s", who, job.attempts_made + 1, said(error), exc_info=stack)

@@ -203,7 +203,7 @@ Positive = Annotated[int, msgspec.Meta(gt=0)]
 # Offsets of half a minute, before 1950, have no form in JSON.
 MOMENTS = st.datetimes(
     datetime(1950, 1, 1), timezones=st.sampled_from([UTC, ZoneInfo("America/Sao_Paulo"), ZoneInfo("Europe/London")])
-)
+).filter(lambda at: at == at.astimezone(UTC))  # in the hour that comes twice ``==`` is false between zones
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 MONEY = st.decimals(allow_nan=False, allow_infinity=False)
