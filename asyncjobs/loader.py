@@ -242,19 +242,29 @@ def _nested(given: dict[str, Any]) -> dict[str, Any]:
         flat = {key: given.pop(key) for key in list(given) if FLAT.get(key) == name}
         if not flat:
             continue
-        for key, value in flat.items():
-            kind(**{key: value})  # so that a complaint begins with the name of the option
         record = given.get(name, {})
         if isinstance(record, Mapping):
             record = keywords(record, tuple(one.name for one in fields(kind)), name)
             twice = [key for key in flat if key in record]
-            made: Any = {**record, **flat}
         else:
             record = build(kind, record, name)
             defaults = kind()
             twice = [key for key in flat if getattr(record, key) != getattr(defaults, key)]
-            made = record if twice else replace(record, **flat)
         if twice:
             raise ConfigError(f"{twice[0]} stands in {name} as well; keep one of them")
-        given[name] = made
+        try:
+            given[name] = kind(**record, **flat) if isinstance(record, Mapping) else replace(record, **flat)
+        except ConfigError:
+            _blame(kind, flat)
+            raise
     return given
+
+
+def _blame(kind: type, flat: Mapping[str, Any]) -> None:
+    """Raise the complaint about the flat option that is to blame, with its name in front; if it is one alone."""
+    for key, value in flat.items():
+        try:
+            kind(**{key: value})
+        except ConfigError as error:
+            said = str(error)
+            raise ConfigError(said if said.startswith(key) else f"{key}={shown(value)}: {said}") from None

@@ -187,6 +187,7 @@ class Runtime:
         if other is None or isinstance(other, functools.partial):
             try:
                 plain.add = add
+                function.add = add  # type: ignore[attr-defined]
                 return function
             except AttributeError:
                 pass

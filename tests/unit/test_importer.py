@@ -126,7 +126,7 @@ RELATIVE = {
     "my-shop/the-jobs/send-out/one.py": "from .two import TWO\nfrom ..helpers import HELP\ndef handle(): return [TWO]",
     "my-shop/the-jobs/send-out/two.py": "TWO = []\ndef handle(): return TWO",
     "my-shop/the-jobs/send-out/thr-ee.py": "from .two import TWO\nfrom . import two\ndef handle(): return TWO, two.TWO",
-    "my-shop/the-jobs/send-out/deep/four.py": "from ..two import TWO\nfrom ...helpers import *\ndef handle(): return TWO",
+    "my-shop/the-jobs/send-out/deep/four.py": "from ..two import TWO\nfrom ...helpers import *\nhandle = lambda: TWO",
 }
 
 
