@@ -12,6 +12,7 @@ from asyncjobs.errors import PayloadError
 from asyncjobs.plain import RESULT, TYPED, UNTYPED, How, is_model, lost, plain, same
 
 MOST: Final = 1024 * 1024  # bytes of JSON, of a payload and of a result, unless set
+CONTAINERS: Final = frozenset({dict, list})  # JSON themselves, which becomes what is declared
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder()
 
@@ -23,13 +24,25 @@ def encode(value: Any, what: str = "data", how: How = UNTYPED) -> bytes:
         PayloadError: something in `value` has no JSON form; the message names its path, ``data.items[3].price``.
     """
     try:
-        return _written(plain(value, what, how), what)
+        return _encoder.encode(plain(value, what, how))
     except PayloadError:
         raise
+    except Exception as error:
+        raise _explained(value, what, how, error) from error
+
+
+def _explained(value: Any, what: str, how: How, error: Exception) -> PayloadError:
+    """Why a value cannot be written: for its own sake, or because a property or a serialiser of it raised."""
+    try:
+        made = plain(value, what, how)
+        _written(made, what)
+    except PayloadError as said_so:
+        return said_so
     except RecursionError:
-        raise PayloadError(f"{what} contains itself or is nested too deeply") from None
-    except Exception as error:  # a property, a serialiser or an __eq__ of the value itself
-        raise PayloadError(f"{what} cannot be written as JSON: {said(error)}") from error
+        return PayloadError(f"{what} contains itself or is nested too deeply")
+    except Exception:
+        pass
+    return PayloadError(f"{what} cannot be written as JSON: {said(error)}")
 
 
 def encode_result(value: Any, what: str, most: int) -> bytes:
@@ -112,7 +125,7 @@ class Codec:
         return raw
 
     def _checked(self, data: Any, declared: Declared) -> bytes:
-        if declared.adapter is None and isinstance(data, msgspec.Struct):  # at the speed of C where nothing is wrong
+        if declared.adapter is None and type(data) not in CONTAINERS:  # at the speed of C where nothing is wrong
             try:
                 raw = _encoder.encode(data)
                 if same(data, declared.decode(raw)):
