@@ -26,14 +26,12 @@ class Declared:
     Attributes:
         decode: JSON → an instance, or an error of one of many kinds.
         adapter: pydantic's TypeAdapter where pydantic does the checking, else None.
-        drops: unknown keys of a dict are left out in silence, so what comes back is always compared.
     """
 
     def __init__(self, annotation: Any) -> None:
         found = _Found()
         found.walk(annotation)
         self.adapter: Any = None
-        self.drops = found.typed_dicts
         if found.unknown:
             raise _cannot(annotation, f"nothing checks {found.unknown[0]}")
         if found.pydantic or found.constraints:
@@ -75,7 +73,7 @@ class _Found:
     """What an annotation is made of, at any depth."""
 
     def __init__(self) -> None:
-        self.pydantic = self.structs = self.typed_dicts = self.meta = False
+        self.pydantic = self.structs = self.meta = False
         self.constraints: list[str] = []  # what pydantic alone can check
         self.unknown: list[str] = []  # what nobody checks
         self._seen: set[int] = set()
@@ -112,7 +110,6 @@ class _Found:
             return
         record = issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__")
         self.structs |= issubclass(kind, msgspec.Struct) or hasattr(kind, "__attrs_attrs__")
-        self.typed_dicts |= typing.is_typeddict(kind)
         named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
         if record or typing.is_typeddict(kind) or named_tuple:
             try:

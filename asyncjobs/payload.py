@@ -9,7 +9,7 @@ import msgspec
 
 from asyncjobs.declared import UNDECLARED, Declared, said
 from asyncjobs.errors import PayloadError
-from asyncjobs.plain import RESULT, TYPED, UNTYPED, How, is_model, lost, plain, same
+from asyncjobs.plain import RESULT, TYPED, UNTYPED, How, is_model, lost, plain, same, undumpable
 
 MOST: Final = 1024 * 1024  # bytes of JSON, of a payload and of a result, unless set
 CONTAINERS: Final = frozenset({dict, list})  # JSON themselves, which becomes what is declared
@@ -146,7 +146,7 @@ class Codec:
             return self._by_pydantic(data, declared)
         made = plain(data, "data", TYPED)
         raw = _written(made, "data")
-        self._compared(data, made, raw, declared)
+        self._compared(data, raw)
         return raw
 
     def _is_json(self, data: Any) -> bool:
@@ -165,10 +165,11 @@ class Codec:
                 raise
             except Exception as error:
                 plain(data, "data", TYPED)  # names the path, if it is one that we see too
-                raise PayloadError(f"data cannot be written as JSON: {said(error)}") from error
+                where = undumpable(data, "data") or "data"
+                raise PayloadError(f"{where} cannot be written as JSON: {said(error, where)}") from error
             try:
                 raw = _written(plain(made, "data", TYPED), "data")
-                self._compared(data, made, raw, declared)
+                self._compared(data, raw)
             except PayloadError as error:
                 first = first or error
             else:
@@ -177,12 +178,10 @@ class Codec:
         assert first is not None
         raise first
 
-    def _compared(self, data: Any, made: Any, raw: bytes, declared: Declared) -> None:
-        back = self.decode(raw)
-        if made is not data or declared.drops:
-            loss = lost(data, back, "data")
-            if loss is not None:
-                raise PayloadError(f"data does not come back equal: {loss}")
+    def _compared(self, data: Any, raw: bytes) -> None:
+        loss = lost(data, self.decode(raw), "data")
+        if loss is not None:
+            raise PayloadError(f"data does not come back equal: {loss}")
 
     def decode(self, raw: bytes) -> Any:
         """What the handler gets.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dates
 import enum
+import functools
 import math
 import numbers
 import uuid
@@ -215,7 +216,8 @@ def _dumped(value: Any, path: str, how: How) -> Any:
     except RecursionError:
         raise
     except Exception as error:
-        raise _deeper(value, path, how) or PayloadError(f"{path} cannot be written as JSON: {error}") from error
+        where = undumpable(value, path) or path
+        raise _deeper(value, path, how) or PayloadError(f"{where} cannot be written as JSON: {error}") from error
 
 
 def _deeper(value: Any, path: str, how: How) -> PayloadError | None:
@@ -226,6 +228,25 @@ def _deeper(value: Any, path: str, how: How) -> PayloadError | None:
         except PayloadError as error:
             return error
     return None
+
+
+def undumpable(value: Any, path: str) -> str:
+    """Where the part of `value` is that pydantic cannot write."""
+    inner: list[tuple[str, Any]] = []
+    if is_model(value):
+        for name in field_names(type(value)):
+            try:
+                value.model_dump(mode="json", include={name}, warnings=False)
+            except Exception:
+                inner.append((f"{path}.{name}", getattr(value, name, None)))
+        if not inner:
+            return ""
+    elif isinstance(value, dict):
+        inner = [(f"{path}.{key}", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        inner = [(f"{path}[{place}]", item) for place, item in enumerate(value)]
+    found = next((deeper for where, item in inner if (deeper := undumpable(item, where))), "")
+    return found or (inner[0][0] if is_model(value) else "")
 
 
 def _secret(value: Any, path: str) -> PayloadError | None:
@@ -271,21 +292,29 @@ def lost(given: Any, back: Any, path: str) -> Loss | None:
     must come back equal.
     """
     kind = type(given)
+    if kind is str:
+        return None
     if kind in JSON_SCALARS:
         number = kind is int and type(back) is float and given != back
         return Loss(path, given, back) if number else None
     if isinstance(given, dict):
         return _lost_items(given, back, path)
-    if kind is list and isinstance(back, (list, tuple)) and len(back) == len(given):
-        return _first(lost(one, back[place], f"{path}[{place}]") for place, one in enumerate(given))
-    if kind is list and isinstance(back, (set, frozenset)):
-        return _first(
-            None if type(one) in JSON_SCALARS or _within(one, back) else Loss(f"{path}[{place}]", one, MISSING)
-            for place, one in enumerate(given)
-        )
+    if kind is list:
+        return _lost_places(given, back, path)
     if isinstance(given, tuple) and isinstance(back, tuple) and len(back) == len(given):
         return _first(lost(one, back[place], f"{path}[{place}]") for place, one in enumerate(given))
     return difference(given, back, path)
+
+
+def _lost_places(given: list[Any], back: Any, path: str) -> Loss | None:
+    if isinstance(back, (list, tuple)) and len(back) == len(given):
+        return _first(lost(one, back[place], f"{path}[{place}]") for place, one in enumerate(given))
+    if not isinstance(back, (set, frozenset)):
+        return None  # the JSON form of something else
+    for place, one in enumerate(given):
+        if type(one) not in JSON_SCALARS and not _within(one, back) and type(one) not in (list, dict):
+            return Loss(f"{path}[{place}]", one, MISSING)
+    return None
 
 
 def _lost_items(given: dict[Any, Any], back: Any, path: str) -> Loss | None:
@@ -294,7 +323,7 @@ def _lost_items(given: dict[Any, Any], back: Any, path: str) -> Loss | None:
             found = back.get(key, MISSING)
             if found is not MISSING:
                 loss = lost(item, found, f"{path}.{key}")
-            elif isinstance(key, str) and len(back) == len(given):
+            elif isinstance(key, str) and len(back) >= len(given):
                 loss = None  # the JSON form of a key that is no text
             else:
                 loss = Loss(f"{path}.{key}", item, MISSING)
@@ -304,12 +333,14 @@ def _lost_items(given: dict[Any, Any], back: Any, path: str) -> Loss | None:
     names = _json_names(type(back))
     if not names or (not is_record(back) and not is_model(back)):
         return difference(given, back, path)
-    return _first(
-        lost(item, getattr(back, names[key], MISSING), f"{path}.{key}") for key, item in given.items() if key in names
-    )
+    for key, item in given.items():
+        if key in names and (loss := lost(item, getattr(back, names[key], MISSING), f"{path}.{key}")) is not None:
+            return loss
+    return None
 
 
-def _json_names(kind: type) -> dict[str, str]:
+@functools.lru_cache(1024)
+def _json_names(kind: Any) -> dict[str, str]:
     """The fields of a record by every name that they may have in JSON."""
     names = {name: name for name in field_names(kind)}
     if issubclass(kind, msgspec.Struct):

@@ -166,6 +166,10 @@ class Lossy(pydantic.BaseModel):
         return f"{value:%Y-%m-%d}"
 
 
+class Raw(pydantic.BaseModel):
+    raw: bytes
+
+
 class Secretive(pydantic.BaseModel):
     password: pydantic.SecretStr
 
@@ -324,6 +328,11 @@ WRONG = [
     Wrong(Dict, {"a": 1, "when": datetime(2026, 1, 1), "more": 1}, "data.more"),
     Wrong(Dict, {"a": 1, "when": "2026-01-01T00:00:00", "more": 1}, "data.more"),
     Wrong(Renamed, Renamed(2**60 + 1), "data.unit_price"),
+    Wrong(float, 2**60 + 1, "data"),
+    Wrong(dict[str, list[float]], {"a": [1, 2**60 + 1]}, "data.a[1]"),
+    Wrong(Constrained, {"count": datetime(2026, 1, 1)}, "data.count"),
+    Wrong(list[Raw], [Raw(raw=b"a"), Raw(raw=b"\xff")], "data[1].raw cannot be written"),
+    Wrong(Raw, Raw(raw=b"\xff"), "data.raw cannot be written"),
     Wrong(datetime, datetime(1900, 1, 1, tzinfo=ZoneInfo("America/Sao_Paulo")), "data"),
     Wrong(Model, {"companyId": "x"}, "data.companyId"),
     Wrong(Model, {"companyId": 1, "when": "soon"}, "data.when"),
@@ -358,6 +367,13 @@ JSON_FORMS = [
     (Item, {"sku": "a", "price": "1.5"}, Item("a", Decimal("1.5"))),
     (Item, {"sku": Text("a"), "price": Decimal("1.5"), "tags": {"x"}}, Item("a", Decimal("1.5"), {"x"})),
     (set[int], [1, 2], {1, 2}),
+    (Root, [1, 2], Root([1, 2])),
+    (list[Root], [[1, 2]], [Root([1, 2])]),
+    (Array, [1, "2026-01-01T00:00:00"], Array(1, datetime(2026, 1, 1))),
+    (Array, [1, datetime(2026, 1, 1)], Array(1, datetime(2026, 1, 1))),
+    (set[tuple[int, int]], [[1, 2]], {(1, 2)}),
+    (Pair, [1, "PT1S"], Pair(1, timedelta(seconds=1))),
+    (set[date], ["2026-01-01", date(2026, 1, 1)], {date(2026, 1, 1)}),
     (dict[int, str], {"1": "a"}, {1: "a"}),
     (tuple[int, int], [1, 2], (1, 2)),
     (datetime, "2026-01-01T00:00:00Z", datetime(2026, 1, 1, tzinfo=UTC)),
