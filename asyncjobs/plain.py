@@ -330,7 +330,8 @@ def _lost_items(given: dict[Any, Any], back: Any, path: str) -> Loss | None:
             if loss is not None:
                 return loss
         return None
-    names = _json_names(type(back))
+    kind: Any = type(back)
+    names = _json_names(kind)
     if not names or (not is_record(back) and not is_model(back)):
         return difference(given, back, path)
     for key, item in given.items():

@@ -81,8 +81,8 @@ class Runtime:
         grace: seconds that running jobs get when the runtime stops, unless `stop` says otherwise.
         sentry_capture, sentry_payload: every failed try or only the last; whether payloads may be sent.
         sweep_interval: seconds between two looks for work whose news was lost.
-        data_dir: the folder of the embedded store; None: ``.asyncjobs``, and in the environment ``test`` a private one
-            that is removed at stop.
+        data_dir: the folder of the embedded store, below the nearest pyproject.toml above the jobs if it is relative.
+            None: ``.asyncjobs``, and in the environment ``test`` a private one that is removed at stop.
         allow_eviction: start even on a store whose `maxmemory-policy` lets it delete what we keep.
         strict_load: False leaves bad files of the folders out instead of refusing to start.
     Raises:
@@ -426,9 +426,19 @@ class Runtime:
             # Tests never meet the developer's jobs, nor each other's.
             folder = tempfile.mkdtemp(prefix="asyncjobs-test-")
             stack.push_async_callback(_remove, Path(folder))
-        store = EmbeddedStore(folder or ".asyncjobs")
+        store = EmbeddedStore(self._project() / (folder or ".asyncjobs"))
         stack.callback(store.stop)
         return await store.start(), store
+
+    def _project(self) -> Path:
+        """The folder of a relative `data_dir`: the nearest one with a pyproject.toml above the jobs, or else the
+        working directory.
+
+        So every process of a project meets in one store, wherever it was started.
+        """
+        files = self._jobs_folder or self._tasks_folder
+        above = () if files is None else files.resolve().parents
+        return next((one for one in above if (one / "pyproject.toml").is_file()), Path.cwd())
 
     def _active_tasks(self) -> tuple[TaskSpec, ...]:
         if not self.config.schedule:

@@ -372,7 +372,20 @@ async def test_services_of_every_kind(make_runtime):
         yield {"db": "pool"}
         events.append("closed")
 
-    for given, expected in ((factory, {"db": "pool"}), ({"a": 1}, {"a": 1}), (None, None)):
+    async def undecorated():
+        events.append("open")
+        yield {"db": "pool"}
+        events.append("closed")
+
+    def sync():
+        events.append("open")
+        yield {"db": "pool"}
+        events.append("closed")
+
+    pool = {"db": "pool"}
+    for given, expected in (
+        (factory, pool), (undecorated, pool), (sync, pool), ({"a": 1}, {"a": 1}), (None, None),
+    ):  # fmt: skip
         runtime = make_runtime(services=given)
 
         @runtime.job("serve", limiter=None)
@@ -381,7 +394,7 @@ async def test_services_of_every_kind(make_runtime):
 
         async with runtime:
             assert await (await runtime.queue.add("serve")).wait(5) == expected
-    assert events == ["open", "closed"]
+    assert events == ["open", "closed"] * 3
 
 
 async def test_registering_on_a_running_runtime(runtime, seen):

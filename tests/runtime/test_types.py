@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import logging
 import os
+import shutil
 import tempfile
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -319,6 +320,23 @@ async def test_a_test_has_a_store_of_its_own(tmp_path, monkeypatch):
     assert len(folders) == 8
     Path(short).rmdir()
     assert not (tmp_path / ".asyncjobs").exists()
+
+
+async def test_a_relative_folder_of_the_store_belongs_to_the_project(tmp_path, monkeypatch):
+    folder = Path(tempfile.mkdtemp(prefix="aj-"))
+    write(folder, {"pyproject.toml": "", "src/app/jobs/mail.py": "def handle(): pass", "other/x": ""})
+    for data_dir, jobs, here, wanted in (
+        (None, folder / "src" / "app" / "jobs", "other", folder / ".asyncjobs"),
+        ("data", folder / "src" / "app" / "jobs", "other", folder / "data"),
+        ("data", Path("../src/app/jobs"), "other", folder / "data"),
+        (None, None, "other", folder / "other" / ".asyncjobs"),
+        (folder / "mine", folder / "src" / "app" / "jobs", "other", folder / "mine"),
+    ):
+        monkeypatch.chdir(folder / here)
+        async with Runtime(jobs=jobs, data_dir=data_dir) as runtime:
+            assert runtime._parts.embedded.folder == wanted
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def test_a_store_that_is_named_is_used_in_a_test(tmp_path, monkeypatch, server):
