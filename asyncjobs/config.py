@@ -81,17 +81,20 @@ def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False)
     if isinstance(value, timedelta):
         result = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        result = float(value)
-        if _looks_like_milliseconds(result):
-            warn(
-                f"{option}={value!r}: durations are seconds, and {value!r} is {_plain(result)}; "
-                f"did you mean {result / 1000:g} seconds? (a timedelta is never asked about)"
-            )
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
     else:
         raise ConfigError(f"{option}={shown(value)}: expected seconds (int, float or timedelta)")
     if not math.isfinite(result) or result > FOREVER or result < least or (above and result == least):
         bound = f"more than {least:g}" if above else f"at least {least:g}"
         raise ConfigError(f"{option}={shown(value)}: expected {bound} and at most 100 years, in seconds")
+    if not isinstance(value, timedelta) and _looks_like_milliseconds(result):
+        warn(
+            f"{option}={value!r}: durations are seconds, and {value!r} is {_plain(result)}; "
+            f"did you mean {result / 1000:g} seconds? (a timedelta is never asked about)"
+        )
     return result
 
 
@@ -116,6 +119,16 @@ def whole(value: Any, option: str, *, least: int, most: int | None = None) -> in
         bound = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ConfigError(f"{option}={shown(value)}: expected a whole number, {bound}")
     return int(value)
+
+
+def folder(value: Any, option: str) -> Path | None:
+    """`value` as a path, or None for none."""
+    if value is None:
+        return None
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{option}={shown(value)}: expected the path of a folder, or None") from None
 
 
 def flag(value: Any, option: str) -> bool:
@@ -188,7 +201,8 @@ class Backoff:
         put(self, delay=seconds(self.delay, "backoff.delay"))
         if self.max_delay is not None:
             put(self, max_delay=seconds(self.max_delay, "backoff.max_delay"))
-        if not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
+        plain = isinstance(self.jitter, (int, float)) and not isinstance(self.jitter, bool)
+        if not plain or not 0 <= self.jitter <= 1:
             raise ConfigError(f"backoff.jitter={shown(self.jitter)}: expected a number from 0 to 1")
 
     def wait(self, failures: int, rng: Callable[[], float] = random.random) -> float:
@@ -223,6 +237,8 @@ class Retention:
 
 
 def _as_timedelta(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
     try:
         return timedelta(seconds=value)
     except (TypeError, OverflowError, ValueError):

@@ -24,6 +24,7 @@ from asyncjobs.config import (
     WorkerOptions,
     build,
     duration,
+    folder,
     keywords,
     seconds,
     shown,
@@ -31,6 +32,7 @@ from asyncjobs.config import (
 )
 from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
+from asyncjobs.cron import normalise
 from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
 from asyncjobs.embedded import EmbeddedStore
 from asyncjobs.errors import BrokerError, ConfigError, JobTimeoutError
@@ -130,14 +132,14 @@ class Runtime:
             sentry_capture=sentry_capture,
             sentry_payload=sentry_payload,
             sweep_interval=sweep_interval,
-            data_dir=None if data_dir is None else os.fspath(data_dir),
+            data_dir=None if data_dir is None else str(folder(data_dir, "data_dir")),
             allow_eviction=allow_eviction,
             strict_load=strict_load,
         )
         zone(timezone)
         self._redis = redis
-        self._jobs_folder = None if jobs is None else Path(jobs)
-        self._tasks_folder = None if tasks is None else Path(tasks)
+        self._jobs_folder = folder(jobs, "jobs")
+        self._tasks_folder = folder(tasks, "tasks")
         self._services = services
         self._bus = EventBus()
         self._sentry = Sentry(self._bus, sentry_capture, sentry_payload)
@@ -212,6 +214,7 @@ class Runtime:
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
+        cron_time = normalise(cron_time)
         given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
 
         def register(function: Function) -> Function:
@@ -421,12 +424,12 @@ class Runtime:
         target = self._redis if self._redis is not None else os.environ.get("ASYNCJOBS_REDIS_URL") or None
         if target is not None:
             return target, None
-        folder = self.config.data_dir
-        if folder is None and self.config.environment == "test":
+        where = self.config.data_dir
+        if where is None and self.config.environment == "test":
             # Tests never meet the developer's jobs, nor each other's.
-            folder = tempfile.mkdtemp(prefix="asyncjobs-test-")
-            stack.push_async_callback(_remove, Path(folder))
-        store = EmbeddedStore(self._project() / (folder or ".asyncjobs"))
+            where = tempfile.mkdtemp(prefix="asyncjobs-test-")
+            stack.push_async_callback(_remove, Path(where))
+        store = EmbeddedStore(self._project() / (where or ".asyncjobs"))
         stack.callback(store.stop)
         return await store.start(), store
 
@@ -579,14 +582,14 @@ class Runtime:
             self._parts.liveness.data_lost_at = None
 
 
-async def _remove(folder: Path) -> None:
+async def _remove(where: Path) -> None:
     """Remove the folder of a private store, once its server has ended: until then it writes there."""
     deadline = clock.monotonic() + LAST_WRITES
     while True:
-        if not (folder / "valkey.sock").exists() or clock.monotonic() > deadline:
+        if not (where / "valkey.sock").exists() or clock.monotonic() > deadline:
             break
         await asyncio.sleep(0.01)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(where, ignore_errors=True)
 
 
 def _kebab(function: Callable[..., Any]) -> str:
