@@ -11,6 +11,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import random
 import re
 import warnings
@@ -53,7 +54,7 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-OWN_FOLDER: Final = str(Path(__file__).parent)
+OWN_FOLDER: Final = str(Path(__file__).parent) + os.sep
 # The file of jobs/ or tasks/ that is being loaded, for what is said meanwhile.
 loading: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("asyncjobs_loading", default="")
 

@@ -76,9 +76,7 @@ class Importer:
 
     def _private(self) -> str:
         """A package of a private name for the folder, below one for the topmost package that it is part of."""
-        top = self._root
-        while (top / "__init__.py").is_file() and (top.parent / "__init__.py").is_file():
-            top = top.parent
+        top = home_of(self._root)
         digest = hashlib.sha1(str(top).encode(), usedforsecurity=False).hexdigest()[:12]
         name = _folder_module(PRIVATE + digest, top)
         path = top
@@ -117,6 +115,14 @@ class Importer:
 
 def _is_regular(name: str) -> bool:
     return getattr(sys.modules.get(name), "__file__", None) is not None
+
+
+def home_of(folder: Path) -> Path:
+    """The topmost package that a folder is part of; the folder itself where it is part of none."""
+    top = folder.resolve()
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    return top
 
 
 def _depth(path: Path) -> int:
@@ -276,29 +282,32 @@ class Names:
         return self._assigned.get(name) or self._defined.get(name) or 1
 
 
-def _is_user_file(file: str) -> bool:
+def _is_of_user(file: str, home: Path) -> bool:
+    """Whether a file is the app's own. One in the package of its jobs is, wherever that is installed."""
     real = os.path.realpath(file)
-    if file.startswith("<") or real.startswith(LIBRARIES):
+    if file.startswith("<"):
         return False
-    return not real.startswith(OWN_FOLDER + os.sep) or real.startswith(os.path.join(OWN_FOLDER, "demo", ""))
+    if real.startswith(os.path.join(home, "")):
+        return True
+    return not real.startswith((*LIBRARIES, OWN_FOLDER + os.sep))
 
 
-def user_line(error: BaseException) -> tuple[str, int] | None:
+def user_line(error: BaseException, home: Path) -> tuple[str, int] | None:
     """The innermost line of the app that an error came through, or that Python could not read."""
-    if isinstance(error, SyntaxError) and error.filename and error.lineno and _is_user_file(error.filename):
+    if isinstance(error, SyntaxError) and error.filename and error.lineno and _is_of_user(error.filename, home):
         return error.filename, error.lineno
     lines = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if _is_user_file(frame.f_code.co_filename)
+        if _is_of_user(frame.f_code.co_filename, home)
     ]
     if not lines and error.__cause__ is not None:
-        return user_line(error.__cause__)
+        return user_line(error.__cause__, home)
     return lines[-1] if lines else None
 
 
-def is_of_user(value: Any) -> bool:
+def is_of_user(value: Any, home: Path) -> bool:
     """Whether a function, or the class of an object, is the app's own and no library's."""
     module = sys.modules.get(getattr(innermost(value), "__module__", None) or "")
     file = getattr(module, "__file__", None)
-    return isinstance(file, str) and _is_user_file(file)
+    return isinstance(file, str) and _is_of_user(file, home)

@@ -24,7 +24,7 @@ from asyncjobs.definition import (
     TaskSpec,
 )
 from asyncjobs.errors import AsyncjobsError, Complaint, ConfigError, LoadError
-from asyncjobs.importer import Importer, Names, is_of_user, user_line
+from asyncjobs.importer import Importer, Names, home_of, is_of_user, user_line
 from asyncjobs.payload import MOST
 
 if TYPE_CHECKING:
@@ -110,10 +110,11 @@ async def load(
         if not folder.is_dir():
             complaints.append(Complaint(str(folder), f"there is no such folder; name it with {kind}=… or make it"))
             continue
+        home = home_of(folder)
         try:
             importer = Importer(folder)
         except (Exception, SystemExit) as error:  # of the package that the folder is part of
-            complaints.append(_complaint(_relative(folder), error, {}))
+            complaints.append(_complaint(_relative(folder), error, {}, home))
             continue
         for source in sources(folder, complaints):
             options: dict[str, int] = {}
@@ -122,13 +123,13 @@ async def load(
                     module = importer.load(source.path)
                     names = Names.of(source.path)
                     if kind == "jobs":
-                        declared = await _declared(module, names, "handle", given, options)
+                        declared = await _declared(module, names, "handle", given, options, home)
                         loaded.jobs.append(_job(source, declared, known, max_result))
                     else:
-                        declared = await _declared(module, names, "task", given, options)
+                        declared = await _declared(module, names, "task", given, options, home)
                         loaded.tasks.append(_task(source, declared, timezone, known_tasks))
             except (Exception, SystemExit) as error:
-                complaints.append(_complaint(source.shown, error, options))
+                complaints.append(_complaint(source.shown, error, options, home))
     if complaints:
         complaints.sort(key=lambda one: one.path)
         if not strict:
@@ -148,11 +149,11 @@ def _loading(source: Source) -> Iterator[None]:
         loading.reset(token)
 
 
-def _complaint(file: str, error: BaseException, options: Mapping[str, int]) -> Complaint:
+def _complaint(file: str, error: BaseException, options: Mapping[str, int], home: Path) -> Complaint:
     """What is wrong with a file, and in which line of the app."""
     ours = isinstance(error, AsyncjobsError)
     reason = str(error) if ours else f"{type(error).__name__}: {error}"
-    line = user_line(error)
+    line = user_line(error, home)
     if ours:
         key = re.split(r"\W", reason, maxsplit=1)[0]
         record = FLAT.get(key, "")
@@ -183,17 +184,23 @@ def _task(source: Source, declared: Any, timezone: str, known: tuple[TaskSpec, .
 
 
 async def _declared(
-    module: types.ModuleType, names: Names, plain: str, given: Mapping[str, Any], options: dict[str, int]
+    module: types.ModuleType,
+    names: Names,
+    plain: str,
+    given: Mapping[str, Any],
+    options: dict[str, int],
+    home: Path,
 ) -> Any:
     """What a module declares: the record or dict that its `define` makes, or its plain names as a dict.
 
     Args:
         options: filled with the names of the module that are looked at as options, and the line of each.
+        home: where the app's own code is.
     """
     found = vars(module)
     here = [one for one in ("define", plain) if callable(found.get(one)) and not names.only_imports(one)]
     if not here:  # what is imported counts where it is the app's own: `from shop.mail import handle`
-        here = [one for one in ("define", plain) if callable(found.get(one)) and is_of_user(found[one])]
+        here = [one for one in ("define", plain) if callable(found.get(one)) and is_of_user(found[one], home)]
     if len(here) > 1:
         raise ConfigError(f"it has both define() and {plain}(); keep one form")
     if not here:

@@ -316,6 +316,25 @@ async def test_a_load_error_names_the_innermost_line_of_the_app(tmp_path, name):
     assert str(caught.value).count(" (at ") == 1
 
 
+async def test_an_app_that_is_installed_is_still_the_app(tmp_path, monkeypatch):
+    monkeypatch.setattr("asyncjobs.importer.LIBRARIES", (str(tmp_path / "site") + "/",))
+    files = {
+        "site/shop9/__init__.py": "",
+        "site/shop9/mail.py": "def handle(data): pass\ndef broken(): 1 / 0",
+        "site/shop9/jobs/mail.py": "from shop9.mail import handle",
+        "site/shop9/jobs/other.py": "from other_library import handle",
+        "site/shop9/jobs/third.py": "from shop9.mail import broken\nbroken()",
+        "site/other_library.py": "def handle(data): pass",
+    }
+    write(tmp_path, files)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    with pytest.raises(LoadError) as caught:
+        await Runtime("redis://127.0.0.1:1", jobs=tmp_path / "site" / "shop9" / "jobs").load()
+    assert [one.path for one in caught.value.complaints] == ["site/shop9/jobs/other.py", "site/shop9/jobs/third.py"]
+    assert "no definition" in caught.value.complaints[0].reason
+    assert "(at site/shop9/mail.py:2)" in caught.value.complaints[1].reason
+
+
 WARNINGS = {
     "record": "from asyncjobs import Backoff\nbackoff = Backoff('fixed', 60000)",
     "dict": "job_options = {'backoff': {'type': 'fixed', 'delay': 60000}}",
