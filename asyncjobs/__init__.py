@@ -16,7 +16,9 @@ from asyncjobs.errors import (
     BrokerUnavailableError,
     ConfigError,
     Discard,
+    JobCancelledError,
     JobFailedError,
+    JobGoneError,
     JobStalledError,
     JobTimeoutError,
     LoadError,
@@ -25,7 +27,9 @@ from asyncjobs.errors import (
     QueueFullError,
     RateLimited,
     RetryLater,
+    StateError,
     UnknownJobError,
+    UpstreamError,
 )
 from asyncjobs.events import Event
 from asyncjobs.job import ActiveJob, Job
@@ -45,8 +49,10 @@ __all__ = [
     "Discard",
     "Event",
     "Job",
+    "JobCancelledError",
     "JobDefinition",
     "JobFailedError",
+    "JobGoneError",
     "JobOptions",
     "JobStalledError",
     "JobTimeoutError",
@@ -60,8 +66,10 @@ __all__ = [
     "Retention",
     "RetryLater",
     "Runtime",
+    "StateError",
     "TaskDefinition",
     "UnknownJobError",
+    "UpstreamError",
     "WorkerOptions",
     "__version__",
 ]

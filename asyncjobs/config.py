@@ -6,14 +6,19 @@ by key, and an explicit ``None`` stays ``None`` ("none", not "default").
 
 from __future__ import annotations
 
+import contextvars
 import difflib
+import functools
+import inspect
 import math
+import os
 import random
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from asyncjobs.errors import AsyncjobsWarning, ConfigError
@@ -42,8 +47,26 @@ UNSET: Final = Unset()
 
 def shown(value: object, most: int = 80) -> str:
     """`value` as an error message quotes it: its repr, never longer than `most` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # of a class of the app
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+OWN_FOLDER: Final = str(Path(__file__).parent) + os.sep
+# The file of jobs/ or tasks/ that is being loaded, for what is said meanwhile.
+loading: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("asyncjobs_loading", default="")
+
+
+def warn(text: str) -> None:
+    """Warn of a likely slip: the text names the file that is being loaded, the place is the line of the app."""
+    if file := loading.get():
+        text = f"{file}: {text}"
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith((OWN_FOLDER, "<")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, AsyncjobsWarning, stacklevel=level)
 
 
 def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False) -> float:
@@ -59,19 +82,20 @@ def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False)
     if isinstance(value, timedelta):
         result = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        result = float(value)
-        if _looks_like_milliseconds(result):
-            warnings.warn(
-                f"{option}={value!r}: durations are seconds, and {value!r} is {_plain(result)}; "
-                f"did you mean {result / 1000:g} seconds? (a timedelta is never asked about)",
-                AsyncjobsWarning,
-                stacklevel=4,
-            )
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
     else:
         raise ConfigError(f"{option}={shown(value)}: expected seconds (int, float or timedelta)")
     if not math.isfinite(result) or result > FOREVER or result < least or (above and result == least):
         bound = f"more than {least:g}" if above else f"at least {least:g}"
         raise ConfigError(f"{option}={shown(value)}: expected {bound} and at most 100 years, in seconds")
+    if not isinstance(value, timedelta) and _looks_like_milliseconds(result):
+        warn(
+            f"{option}={value!r}: durations are seconds, and {value!r} is {_plain(result)}; "
+            f"did you mean {result / 1000:g} seconds? (a timedelta is never asked about)"
+        )
     return result
 
 
@@ -98,6 +122,16 @@ def whole(value: Any, option: str, *, least: int, most: int | None = None) -> in
     return int(value)
 
 
+def folder(value: Any, option: str) -> Path | None:
+    """`value` as a path, or None for none."""
+    if value is None:
+        return None
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{option}={shown(value)}: expected the path of a folder, or None") from None
+
+
 def flag(value: Any, option: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{option}={shown(value)}: expected True or False")
@@ -116,6 +150,40 @@ def put(record: Any, **values: Any) -> None:
         object.__setattr__(record, name, value)
 
 
+def strict(kind: type[Record]) -> type[Record]:
+    """Class decorator: an argument that `kind` does not take, or one that is missing, is a ConfigError."""
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except TypeError:
+            _check_arguments(kind.__name__, init, args, kwargs)
+            raise
+
+    kind.__init__ = checked  # type: ignore[method-assign]
+    return kind
+
+
+def _check_arguments(where: str, init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    signature = inspect.signature(init)
+    names = tuple(signature.parameters)[1:]
+    for key in kwargs:
+        if key not in names:
+            raise ConfigError(f"{where} has no option {key!r}; {_hint(key, names)}allowed: {', '.join(names)}")
+    try:
+        signature.bind(None, *args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{where}(…): {error}; it takes {', '.join(names)}") from None
+
+
+def _hint(key: Any, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(snake(str(key)), allowed, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+@strict
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """How long a failed job waits before its next try.
@@ -134,7 +202,8 @@ class Backoff:
         put(self, delay=seconds(self.delay, "backoff.delay"))
         if self.max_delay is not None:
             put(self, max_delay=seconds(self.max_delay, "backoff.max_delay"))
-        if not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
+        plain = isinstance(self.jitter, (int, float)) and not isinstance(self.jitter, bool)
+        if not plain or not 0 <= self.jitter <= 1:
             raise ConfigError(f"backoff.jitter={shown(self.jitter)}: expected a number from 0 to 1")
 
     def wait(self, failures: int, rng: Callable[[], float] = random.random) -> float:
@@ -147,6 +216,7 @@ class Backoff:
         return delay * (1 - self.jitter * rng()) if self.jitter else delay
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Retention:
     """Which finished jobs of a name are kept: none older than `age` seconds, and at most `count`."""
@@ -168,12 +238,15 @@ class Retention:
 
 
 def _as_timedelta(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
     try:
         return timedelta(seconds=value)
     except (TypeError, OverflowError, ValueError):
         return value
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Limiter:
     """Never more than `max` starts in any window of `duration` seconds, over all processes together.
@@ -254,6 +327,7 @@ def backoff(value: Any, option: str = "backoff") -> Backoff | BackoffFunction | 
     )
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """How a job's tries are made and what is kept of it. See the table in the README for each default."""
@@ -277,6 +351,7 @@ class JobOptions:
             put(self, timeout=seconds(self.timeout, "timeout", above=True))
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """How jobs of one name are consumed. See the table in the README for each default.
@@ -327,9 +402,7 @@ def keywords(given: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> 
     for key, value in given.items():
         name = snake(key) if isinstance(key, str) else key
         if name not in allowed:
-            near = difflib.get_close_matches(str(name), allowed, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"{where} has no option {key!r}; {hint}allowed: {', '.join(allowed)}")
+            raise ConfigError(f"{where} has no option {key!r}; {_hint(key, allowed)}allowed: {', '.join(allowed)}")
         if name in result:
             raise ConfigError(f"{where} gives {name!r} twice, in two spellings")
         result[name] = value
@@ -366,12 +439,13 @@ class RuntimeConfig:
     durability: Literal["local", "replicated"] = "local"
     concurrency: int = 1000
     max_payload: int = 1024 * 1024
+    max_result: int = 1024 * 1024
     connect_timeout: Seconds = 10
     grace: Seconds = 10
     sentry_capture: Literal["every", "final"] = "every"
     sentry_payload: bool = False
     sweep_interval: Seconds = 15
-    data_dir: str = field(default=".asyncjobs")
+    data_dir: str | None = None
     allow_eviction: bool = False
     strict_load: bool = True
 
@@ -389,6 +463,7 @@ class RuntimeConfig:
         choice(self.sentry_capture, "sentry_capture", ("every", "final"))
         whole(self.concurrency, "concurrency", least=1)
         whole(self.max_payload, "max_payload", least=1)
+        whole(self.max_result, "max_result", least=1)
         put(self, connect_timeout=seconds(self.connect_timeout, "connect_timeout", above=True))
         put(self, grace=seconds(self.grace, "grace"))
         put(self, sweep_interval=seconds(self.sweep_interval, "sweep_interval", above=True))

@@ -15,7 +15,7 @@ from asyncjobs.ahead import Ahead, Fetched
 from asyncjobs.attempts import Attempts
 from asyncjobs.broker import WORK_LANES, BrokerBusyError, Keys, TakenJob, WorkReply
 from asyncjobs.definition import JobSpec
-from asyncjobs.errors import BrokerError, JobStalledError
+from asyncjobs.errors import BrokerError, JobStalledError, visible
 from asyncjobs.executor import Completed, Failed, Later, Outcome, Released
 from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob
@@ -106,7 +106,7 @@ class Consumer:
         self.margin = least_margin(self.terms, self.gates)
 
     def __repr__(self) -> str:
-        name = self.spec.name if self.group_id is None else f"{self.spec.name}:{self.group_id}"
+        name = self.spec.name if self.group_id is None else f"{self.spec.name}:{visible(self.group_id)}"
         return f"<Consumer {name} [{len(self.attempts.running)} running]>"
 
     # Turns ------------------------------------------------------------------------------------------------

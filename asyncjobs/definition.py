@@ -29,10 +29,12 @@ from asyncjobs.config import (
     put,
     seconds,
     shown,
+    strict,
 )
 from asyncjobs.cron import next_tick, normalise
+from asyncjobs.declared import annotation_of
 from asyncjobs.errors import ConfigError
-from asyncjobs.payload import Codec
+from asyncjobs.payload import MOST, Codec
 from asyncjobs.terms import terms
 
 JOB_ARGUMENTS: Final = ("data", "job", "queue", "io", "services")
@@ -44,6 +46,24 @@ Overlap = Literal["skip", "queue", "allow"]
 Misfire = Literal["skip", "once"]
 
 
+def function(value: Any, option: str) -> Callable[..., Any]:
+    """`value` as what can be called: a function, a method, a partial, or an object with ``__call__``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(value, staticmethod):
+        value = value.__func__
+    if isinstance(value, classmethod):
+        raise ConfigError(f"{option}={shown(value)}: a classmethod is bound when its class is made; give Class.method")
+    if isinstance(value, type):
+        raise ConfigError(f"{option}={shown(value)}: expected a function, and this is a class; give an instance of it")
+    if not callable(value):
+        raise ConfigError(f"{option}={shown(value)}: expected a function")
+    return value  # type: ignore[no-any-return]
+
+
+@strict
 @dataclass(frozen=True, slots=True)
 class JobDefinition:
     """A job: its handler, and how it is tried and consumed. `group`: each add names a ``group_id``."""
@@ -54,13 +74,13 @@ class JobDefinition:
     group: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.handle):
-            raise ConfigError(f"handle={shown(self.handle)}: expected a function")
+        put(self, handle=function(self.handle, "handle"))
         put(self, job_options=build(JobOptions, self.job_options, "job_options"))
         put(self, worker_options=build(WorkerOptions, self.worker_options, "worker_options"))
         flag(self.group, "group")
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class TaskDefinition:
     """A cron task: what runs, when, where, and what happens to ticks that overlap or were missed."""
@@ -76,14 +96,13 @@ class TaskDefinition:
     misfire_grace: Seconds = 3600
 
     def __post_init__(self) -> None:
-        if not callable(self.task):
-            raise ConfigError(f"task={shown(self.task)}: expected a function")
+        put(self, task=function(self.task, "task"))
         put(self, cron_time=normalise(self.cron_time))
         if not isinstance(self.is_active, Unset):
             flag(self.is_active, "is_active")
         if self.environments is not None:
             given = self.environments
-            if isinstance(given, str) or not all(isinstance(one, str) for one in given):
+            if not isinstance(given, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in given):
                 raise ConfigError(f"environments={shown(given)}: expected a list of names, ['production', 'staging']")
             put(self, environments=tuple(given))
         if self.timezone is not None:
@@ -117,26 +136,20 @@ class Call:
 
     def __init__(self, function: Callable[..., Any], allowed: tuple[str, ...], what: str) -> None:
         self.function = function
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
-        )
+        called, bound = _called(function)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise ConfigError(f"{what} is a generator: it has a yield, and nothing would run it; return the result")
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             raise ConfigError(f"{what}: {shown(function)} has no readable signature") from None
-        wants = []
-        for one in parameters:
-            if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-                continue
-            if one.name in allowed and one.kind is not one.POSITIONAL_ONLY:
-                wants.append(one.name)
-            elif one.default is one.empty:
-                raise ConfigError(
-                    f"{what} asks for {one.name!r}; it may name {', '.join(allowed)}"
-                    if one.name not in allowed
-                    else f"{what}: {one.name!r} is positional-only; arguments are given by name"
-                )
-        self.wants = tuple(wants)
+        self.wants = tuple(one.name for one in parameters if one.name not in bound and _wanted(one, allowed, what))
+        if not self.wants and any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters):
+            raise ConfigError(
+                f"{what} takes *args or **kwargs and names no argument, so it would get none; it may name "
+                f"{', '.join(allowed)} (a decorator passes the names on with functools.wraps)"
+            )
 
     def __call__(self, given: Mapping[str, Any]) -> Any:
         return self.function(**{name: given[name] for name in self.wants})
@@ -162,19 +175,57 @@ class Call:
         return await result if inspect.isawaitable(result) else result
 
 
+def _called(function: Callable[..., Any]) -> tuple[Any, set[str]]:
+    """The function behind partials and callable objects, and the arguments that a partial has given already."""
+    called: Any = function
+    bound: set[str] = set()
+    while isinstance(called, functools.partial):
+        bound.update(called.keywords)
+        called = called.func
+    return called if inspect.isroutine(called) else getattr(called, "__call__", called), bound  # noqa: B004
+
+
+def _wanted(one: inspect.Parameter, allowed: tuple[str, ...], what: str) -> bool:
+    """Whether a parameter is given an argument.
+
+    Raises:
+        ConfigError: it needs one that there is not, or cannot get it by name.
+    """
+    if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+        return False
+    if one.name in allowed:
+        if one.kind is one.POSITIONAL_ONLY:
+            raise ConfigError(f"{what}: {one.name!r} is positional-only; arguments are given by name")
+        return True
+    if one.default is one.empty:
+        method = "; a method is given bound to its object" if one.name in ("self", "cls") else ""
+        raise ConfigError(f"{what} asks for {one.name!r}; it may name {', '.join(allowed)}{method}")
+    return False
+
+
+def checked_name(name: Any, what: str) -> str:
+    """The name of a job or a task.
+
+    Raises:
+        ConfigError: it has other characters than names have, or too many.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(f"{what} name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128")
+    return name
+
+
 class JobSpec:
     """A registered job: its definition with every default resolved, in the units the broker wants."""
 
     __slots__ = (
         "call", "codec", "concurrency", "definition", "forgets", "group_idle", "grouped", "job_options", "lease",
-        "limiters", "name", "named_limiters", "ordered", "retention", "slots", "source", "terms", "total_concurrency",
-        "total_limiters", "worker_options",
+        "limiters", "max_result", "name", "named_limiters", "ordered", "retention", "slots", "source", "terms",
+        "total_concurrency", "total_limiters", "worker_options",
     )  # fmt: skip
 
-    def __init__(self, name: str, definition: JobDefinition, source: str = "") -> None:
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"job name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128")
-        self.name, self.definition, self.source = name, definition, source
+    def __init__(self, name: str, definition: JobDefinition, source: str = "", max_result: int = MOST) -> None:
+        self.name, self.definition, self.source = checked_name(name, "job"), definition, source
+        self.max_result = max_result
         self.call = Call(definition.handle, JOB_ARGUMENTS, "handle")
         self.codec = _codec(definition.handle, self.call.wants)
         self.grouped = definition.group
@@ -216,33 +267,7 @@ def limits(rule: Any) -> tuple[int, int]:
 
 
 def _codec(handle: Callable[..., Any], wants: tuple[str, ...]) -> Codec:
-    if "data" not in wants:
-        return Codec()
-    function: Any = inspect.unwrap(handle if inspect.isroutine(handle) else getattr(handle, "__call__", handle))  # noqa: B004
-    annotation = getattr(function, "__annotations__", {}).get("data")
-    if isinstance(annotation, str):
-        annotation = _resolved(annotation, getattr(function, "__func__", function))
-    return Codec(annotation)
-
-
-def _resolved(annotation: str, function: Any) -> Any:
-    """What the text of an annotation means: among the function's names, or the callers' (a class defined beside it)."""
-    nonlocals = inspect.getclosurevars(function).nonlocals
-    frame = inspect.currentframe()
-    try:
-        scope: Mapping[str, Any] = nonlocals
-        while True:
-            try:
-                return eval(annotation, function.__globals__, dict(scope))  # noqa: S307 - the user's own source
-            except NameError as error:
-                frame = frame.f_back if frame is not None else None
-                if frame is None:
-                    raise ConfigError(f"the annotation data: {annotation} cannot be resolved: {error}") from error
-                scope = frame.f_locals
-            except Exception as error:
-                raise ConfigError(f"the annotation data: {annotation} cannot be resolved: {error}") from error
-    finally:
-        del frame
+    return Codec(annotation_of(handle, "data")) if "data" in wants else Codec()
 
 
 class TaskSpec:
@@ -251,9 +276,7 @@ class TaskSpec:
     __slots__ = ("call", "definition", "name", "source", "zone")
 
     def __init__(self, name: str, definition: TaskDefinition, timezone: str, source: str = "") -> None:
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"task name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128")
-        self.name, self.definition, self.source = name, definition, source
+        self.name, self.definition, self.source = checked_name(name, "task"), definition, source
         self.call = Call(definition.task, TASK_ARGUMENTS, "task")
         self.zone = zone(definition.timezone or timezone)
         next_tick(definition.cron_time, datetime.now(UTC).astimezone(self.zone))

@@ -5,10 +5,14 @@ AsyncjobsError
 ├─ LoadError                 every bad file of jobs/ and tasks/, each with its reason
 ├─ PayloadError              the path of the value that is not JSON or does not fit the handler
 ├─ UnknownJobError           the name, and the nearest known ones
+├─ StateError                what was asked of a job does not go with its state
+├─ UpstreamError             a job that this one needs has failed
+├─ JobCancelledError         a job that was waited for was cancelled
+├─ JobGoneError              a job whose record is no longer kept
 ├─ QueueFullError            more waits than `max_waiting` allows
 ├─ NotRunningError           a call before start() or after stop()
 ├─ JobFailedError            what ``await job.wait()`` raises for a job that failed for good
-├─ JobTimeoutError           a try, or a wait, that took longer than allowed
+├─ JobTimeoutError           a try, or a wait, that took longer than allowed; a TimeoutError, too
 ├─ JobStalledError           recorded on a job whose processes kept dying
 └─ BrokerError
    └─ BrokerUnavailableError the store did not answer: the outcome is unknown, a repeat is safe
@@ -21,6 +25,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+
+def visible(text: str) -> str:
+    """`text` on one line: what is not printable is escaped, so that an id cannot forge a line of a log."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def named(name: str, job_id: str, group_id: str | None = None) -> str:
+    """A job as log lines and error texts call it."""
+    return f"{name} {visible(job_id)}" if group_id is None else f"{name} {visible(job_id)} of {group_id!r}"
 
 
 class AsyncjobsError(Exception):
@@ -54,7 +68,31 @@ class LoadError(AsyncjobsError):
 
 
 class PayloadError(AsyncjobsError):
-    """Data that is not JSON, is too large, or does not fit what the handler declares."""
+    """Data that is not JSON, is too large, or does not fit what the handler declares.
+
+    Attributes:
+        final: raised for a result or a progress; a handler that ends with it is not tried again.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        self.final = final
+        super().__init__(message)
+
+
+class StateError(AsyncjobsError):
+    """A job in a state that does not allow what was asked of it; the text names the state."""
+
+
+class UpstreamError(AsyncjobsError):
+    """A job that this job needs has failed, so this job cannot run."""
+
+
+class JobCancelledError(AsyncjobsError):
+    """A job that was waited for was cancelled."""
+
+
+class JobGoneError(AsyncjobsError):
+    """A job whose record is no longer kept."""
 
 
 class UnknownJobError(AsyncjobsError):
@@ -97,10 +135,10 @@ class JobFailedError(AsyncjobsError):
 
     def __init__(self, name: str, job_id: str, reason: str) -> None:
         self.name, self.job_id, self.reason = name, job_id, reason
-        super().__init__(f"job {name} {job_id} failed: {reason}")
+        super().__init__(f"job {named(name, job_id)} failed: {reason}")
 
 
-class JobTimeoutError(AsyncjobsError):
+class JobTimeoutError(AsyncjobsError, TimeoutError):
     """A try ran longer than its ``timeout``, or a wait longer than the caller allowed."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from asyncjobs import payload
 from asyncjobs.config import seconds
-from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater
+from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater, named
 from asyncjobs.job import ActiveJob
 from asyncjobs.stack import is_closing, said
 
@@ -77,7 +77,7 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
     if job.leaving == "lost":
         return Lost()
     try:
-        return Completed(b"" if result is None else payload.encode(result, "result"))
+        return Completed(b"" if result is None else payload.encode_result(result, "result", job.spec.max_result))
     except BaseException as error:  # its side effect has happened: once more would be twice
         return Failed(error, final=True)
 
@@ -99,7 +99,8 @@ def outcome_of(job: ActiveJob, error: BaseException) -> Outcome:
         why = steering(error)
         if why is None:
             cancelled = job.leaving == "timeout" and issubclass(type(error), asyncio.CancelledError)
-            return Failed(timed_out(job) if cancelled else error, job.discarded)
+            final = isinstance(error, PayloadError) and error.final
+            return Failed(timed_out(job) if cancelled else error, final or job.discarded)
         if isinstance(why, Discard):
             return Failed(why, final=True)
         if isinstance(why, RateLimited):
@@ -140,7 +141,7 @@ def timed_out(job: ActiveJob) -> JobTimeoutError:
     """The error of a try that ran longer than its timeout."""
     limit = job.overrides.timeout(job.spec.job_options)
     allowed = "its timeout" if limit is None else f"its timeout of {limit:g} s"
-    return JobTimeoutError(f"{job.name} {job.id} ran longer than {allowed}")
+    return JobTimeoutError(f"{named(job.name, job.id, job.group_id)} ran longer than {allowed}")
 
 
 class FromThread:

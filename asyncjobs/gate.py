@@ -113,10 +113,11 @@ class Gate:
         async with self._asking:  # what another turn is being granted counts as running
             if self.full and want and not again:
                 return Grant(self, token, 0), BLIND
+            slots = 0 if again else self._slots
             try:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
-                        self._key, self._name, self.running + self.pending, want, 0 if again else self._slots, self._lease,
+                        self._key, self._name, self.running + self.pending, want, slots, self._lease,
                         self._terms.windows, round(self.margin * 1e6), token,
                     )  # fmt: skip
             except TimeoutError:

@@ -18,7 +18,7 @@ from asyncjobs import clock, payload
 from asyncjobs.broker import Keys, TakenJob
 from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, duration
 from asyncjobs.definition import JobSpec, limits
-from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError
+from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
 if TYPE_CHECKING:
     import asyncio
@@ -89,7 +89,7 @@ class StoredError(msgspec.Struct, rename={"text": "t", "stack": "s", "at_ms": "a
     at_ms: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A job as it stood when it was added or read; read it again with `queue.get_job` for news.
 
@@ -121,6 +121,9 @@ class Job:
     _keys: Keys | None = None
     _spec: JobSpec | None = None
 
+    def __repr__(self) -> str:
+        return f"<Job {named(self.name, self.id, self.group_id)} {self.state or 'not added'}>"
+
     @property
     def queue_name(self) -> str:
         """The queue as it is shown: the name, and the group behind a dash."""
@@ -142,14 +145,16 @@ class Job:
         waiting = current.get(None)
         if waiting is not None and waiting.keys.stream == self._keys.stream and self._spec.concurrency == 1:
             raise ConfigError(
-                f"{self.queue_name} runs one job at a time, so waiting for {self.id} in its handler can never end; "
+                f"{visible(self.queue_name)} runs one job at a time, so waiting for {visible(self.id)} in its handler "
+                "can never end; "
                 "chain it, or raise the concurrency"
             )
         try:
             async with asyncio.timeout(timeout):
                 finish = await self._broker.finished(self._keys, self.id, LOOK_EVERY)
         except TimeoutError:
-            raise JobTimeoutError(f"job {self.name} {self.id} had not finished after {timeout:g} s") from None
+            who = named(self.name, self.id, self.group_id)
+            raise JobTimeoutError(f"job {who} had not finished after {timeout:g} s") from None
         if finish.op == "c":
             return payload.decode(finish.body) if finish.body else None
         if finish.op == "f":
@@ -370,7 +375,7 @@ class ActiveJob:
             try:
                 self.overrides = Overrides.decode(options)
             except Exception as error:  # not only msgspec's: what is nested too deeply is a RecursionError
-                self.unreadable = PayloadError(f"the options of {self.name} {self.id} cannot be read: {error}")
+                self.unreadable = PayloadError(f"the options of {self.name} {visible(self.id)} cannot be read: {error}")
         self.data: Any = None
         self.discarded = False
         # Kept by the consumer:
@@ -395,8 +400,13 @@ class ActiveJob:
         self.discarded = True
 
     async def update_progress(self, value: Any) -> None:
-        """Record how far the job is, any JSON; the event `job.progress` carries it."""
-        body = payload.encode(value, "progress")
+        """Record how far the job is, any JSON; the event `job.progress` carries it.
+
+        Raises:
+            PayloadError: `value` cannot be written, or is larger than `max_result`; a handler that ends with this error
+                is not tried again.
+        """
+        body = payload.encode_result(value, "progress", self.spec.max_result)
         await self._broker.note(self.keys, self.id, self.token, "progress", body)
         self._notify("job.progress", self.name, job_id=self.id, group_id=self.group_id, data=value)
 
@@ -407,4 +417,4 @@ class ActiveJob:
         await self._broker.note(self.keys, self.id, self.token, "log", text.encode(errors="replace")[:8192])
 
     def __repr__(self) -> str:
-        return f"<ActiveJob {self.name} {self.id} try {self.attempts_made + 1}>"
+        return f"<ActiveJob {named(self.name, self.id, self.group_id)} try {self.attempts_made + 1}>"

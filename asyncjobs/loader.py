@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
+import difflib
 import inspect
 import logging
 import os
 import re
-import sys
 import types
-import warnings
 from collections.abc import Mapping
-from dataclasses import fields
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asyncjobs.config import JobOptions, WorkerOptions, build, keywords, shown
+from asyncjobs.config import JobOptions, WorkerOptions, build, keywords, loading, shown, snake, warn
 from asyncjobs.definition import (
     DEFINE_ARGUMENTS,
     Call,
@@ -26,20 +23,20 @@ from asyncjobs.definition import (
     TaskDefinition,
     TaskSpec,
 )
-from asyncjobs.errors import AsyncjobsError, AsyncjobsWarning, Complaint, ConfigError, LoadError
+from asyncjobs.errors import AsyncjobsError, Complaint, ConfigError, LoadError
+from asyncjobs.importer import Importer, Names, home_of, is_of_user, user_line
+from asyncjobs.payload import MOST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 logger = logging.getLogger("asyncjobs")
 
 IGNORED: Final = re.compile(r"^(_.*|\..*|index|conftest|test_.*|.*_test|.*_spec|.*\.spec)$")
-JOB_PLAIN: Final = ("handle", "job_options", "worker_options", "group")
+RECORDS: Final = {"job_options": JobOptions, "worker_options": WorkerOptions}
+FLAT: Final = {one.name: record for record, kind in RECORDS.items() for one in fields(kind)}  # option → its record
+JOB_PLAIN: Final = ("handle", *RECORDS, "group", *FLAT)
 TASK_PLAIN: Final = tuple(one.name for one in fields(TaskDefinition))
-# A misspelt option of the plain form would silently mean its default, so names that resemble one are refused.
-CAMEL: Final = {
-    "jobOptions": "job_options",
-    "workerOptions": "worker_options",
-    "cronTime": "cron_time",
-    "isActive": "is_active",
-}
 
 
 class Source(NamedTuple):
@@ -63,8 +60,7 @@ def sources(folder: Path, complaints: list[Complaint]) -> list[Source]:
         parts = path.relative_to(root).with_suffix("").parts
         if any(IGNORED.fullmatch(part) for part in parts) or "__pycache__" in parts:
             continue
-        text = os.path.relpath(path)
-        text = str(path) if text.startswith("..") else text
+        text = _relative(path)
         if not path.resolve().is_relative_to(root):
             complaints.append(Complaint(text, f"it is a link that leads out of {folder}; put the file itself there"))
             continue
@@ -80,6 +76,11 @@ def sources(folder: Path, complaints: list[Complaint]) -> list[Source]:
     return [same[0] for same in by_name.values() if len(same) == 1]
 
 
+def _relative(path: Path) -> str:
+    text = os.path.relpath(path)
+    return str(path) if text.startswith("..") else text
+
+
 async def load(
     jobs: Path | None,
     tasks: Path | None,
@@ -89,6 +90,7 @@ async def load(
     known: tuple[JobSpec, ...] = (),
     known_tasks: tuple[TaskSpec, ...] = (),
     strict: bool = True,
+    max_result: int = MOST,
 ) -> Loaded:
     """Import every file and make its definition.
 
@@ -96,146 +98,180 @@ async def load(
         given: what `define` may ask for: services, queue, io.
         known: what was registered in code, whose names are taken.
         strict: False logs every bad file as an error and goes on with the others.
+        max_result: see `Runtime`.
     Raises:
         LoadError: with every bad file and its reason.
     """
     complaints: list[Complaint] = []
-    job_specs: list[JobSpec] = []
-    task_specs: list[TaskSpec] = []
+    loaded = Loaded([], [])
     for kind, folder in (("jobs", jobs), ("tasks", tasks)):
         if folder is None:
             continue
         if not folder.is_dir():
             complaints.append(Complaint(str(folder), f"there is no such folder; name it with {kind}=… or make it"))
             continue
-        importer = Importer(folder)
+        home = home_of(folder)
+        try:
+            importer = Importer(folder)
+        except (Exception, SystemExit) as error:  # of the package that the folder is part of
+            complaints.append(_complaint(_relative(folder), error, {}, home))
+            continue
         for source in sources(folder, complaints):
+            options: dict[str, int] = {}
             try:
-                module = importer.load(source)
-                if kind == "jobs":
-                    job_specs.append(_job(source, await _declared(module, "handle", given), known))
-                else:
-                    task_specs.append(_task(source, await _declared(module, "task", given), timezone, known_tasks))
-            except AsyncjobsError as error:
-                complaints.append(Complaint(source.shown, str(error), error.__cause__ or error))
+                with _loading(source):
+                    module = importer.load(source.path)
+                    names = Names.of(source.path)
+                    if kind == "jobs":
+                        declared = await _declared(module, names, "handle", given, options, home)
+                        loaded.jobs.append(_job(source, declared, known, max_result))
+                    else:
+                        declared = await _declared(module, names, "task", given, options, home)
+                        loaded.tasks.append(_task(source, declared, timezone, known_tasks))
             except (Exception, SystemExit) as error:
-                reason = f"{type(error).__name__}: {error}"
-                complaints.append(Complaint(source.shown, reason, error))
+                complaints.append(_complaint(source.shown, error, options, home))
     if complaints:
         complaints.sort(key=lambda one: one.path)
         if not strict:
             for one in complaints:
                 logger.error("left out, its jobs wait until it loads: %s: %s", one.path, one.reason, exc_info=one.cause)
-            return Loaded(job_specs, task_specs)
+            return loaded
         raise LoadError(complaints) from next((one.cause for one in complaints if one.cause is not None), None)
-    return Loaded(job_specs, task_specs)
+    return loaded
 
 
-def _job(source: Source, declared: Any, known: tuple[JobSpec, ...]) -> JobSpec:
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    token = loading.set(source.shown)
+    try:
+        yield
+    finally:
+        loading.reset(token)
+
+
+def _complaint(file: str, error: BaseException, options: Mapping[str, int], home: Path) -> Complaint:
+    """What is wrong with a file, and in which line of the app."""
+    ours = isinstance(error, AsyncjobsError)
+    reason = str(error) if ours else f"{type(error).__name__}: {error}"
+    line = user_line(error, home)
+    if ours:
+        key = re.split(r"\W", reason, maxsplit=1)[0]
+        record = FLAT.get(key, "")
+        at = options.get(key) or options.get(record) or (options.get("handle") if key in ("data", "the") else None)
+        line = line or (at and (file, at)) or None
+        if key in options and key in (*FLAT, *TASK_PLAIN, "group") and key != "task":
+            reason += f"; {key} in the file is an option, rename it if it means something else"
+    if line is not None:
+        reason += f" (at {_relative(Path(line[0]))}:{line[1]})"
+    return Complaint(file, reason, error.__cause__ or error if ours else error)
+
+
+def _job(source: Source, declared: Any, known: tuple[JobSpec, ...], max_result: int) -> JobSpec:
     definition = build(JobDefinition, declared, "the job")
     if any(spec.name == source.name for spec in known):
         raise ConfigError(f"a job called {source.name!r} is registered in code as well; rename one")
-    return JobSpec(source.name, definition, source.shown)
+    return JobSpec(source.name, definition, source.shown, max_result)
 
 
 def _task(source: Source, declared: Any, timezone: str, known: tuple[TaskSpec, ...]) -> TaskSpec:
     definition = build(TaskDefinition, declared, "the task")
     if any(spec.name == source.name for spec in known):
         raise ConfigError(f"a task called {source.name!r} is registered in code as well; rename one")
+    spec = TaskSpec(source.name, definition, timezone, source.shown)
     if not isinstance(definition.is_active, bool):
-        warnings.warn(
-            f"{source.shown}: the task does not say is_active, so it is never run; set is_active = True or False",
-            AsyncjobsWarning,
-            stacklevel=2,
-        )
-    return TaskSpec(source.name, definition, timezone, source.shown)
+        warn("the task does not say is_active, so it is never run; set is_active = True or False")
+    return spec
 
 
-async def _declared(module: types.ModuleType, plain: str, given: Mapping[str, Any]) -> Any:
-    """What a module declares: the record or dict that its `define` makes, or its plain names as a dict."""
-    names = vars(module)
-    if callable(define := names.get("define")):
-        if callable(names.get(plain)):
-            raise ConfigError(f"it has both define() and {plain}(); keep one form")
-        made = Call(define, DEFINE_ARGUMENTS, "define")(given)
-        made = await made if inspect.isawaitable(made) else made
-        if made is None:
-            raise ConfigError("define() returned nothing; it returns the definition")
-        return made
-    if not callable(names.get(plain)):
-        raise ConfigError(f"no definition: expected define() or {plain}()")
-    allowed = JOB_PLAIN if plain == "handle" else TASK_PLAIN
-    return _plain(names, allowed)
+async def _declared(
+    module: types.ModuleType,
+    names: Names,
+    plain: str,
+    given: Mapping[str, Any],
+    options: dict[str, int],
+    home: Path,
+) -> Any:
+    """What a module declares: the record or dict that its `define` makes, or its plain names as a dict.
 
-
-def _plain(names: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
-    """The options among a module's names; one that looks like an option and is none is refused."""
-    import difflib
-
-    chosen = {key: value for key, value in names.items() if key in allowed or CAMEL.get(key) in allowed}
-    options = [one for one in allowed if one not in ("handle", "task")]
-    for key, value in names.items():
-        if key in chosen or key.startswith("_") or inspect.ismodule(value) or inspect.isclass(value) or callable(value):
-            continue
-        near = difflib.get_close_matches(key, options, n=1, cutoff=0.85)
-        if near or isinstance(value, (JobOptions, WorkerOptions)):
-            raise ConfigError(f"{key} = {shown(value)} is no option; did you mean {(near or options)[0]!r}?")
-    return keywords(chosen, allowed, "the file")
-
-
-class Importer:
-    """Imports the files of one folder.
-
-    Where the folder is part of an importable package the modules get their real dotted names. Elsewhere it
-    becomes a package of its own under a private name, so that relative imports work and a job called ``json``
-    shadows nothing.
+    Args:
+        options: filled with the names of the module that are looked at as options, and the line of each.
+        home: where the app's own code is.
     """
+    found = vars(module)
+    here = [one for one in ("define", plain) if callable(found.get(one)) and not names.only_imports(one)]
+    if not here:  # what is imported counts where it is the app's own: `from shop.mail import handle`
+        here = [one for one in ("define", plain) if callable(found.get(one)) and is_of_user(found[one], home)]
+    if len(here) > 1:
+        raise ConfigError(f"it has both define() and {plain}(); keep one form")
+    if not here:
+        raise ConfigError(f"no definition: expected define() or {plain}()")
+    if here == [plain]:
+        return _plain(found, names, plain, options)
+    made = Call(found["define"], DEFINE_ARGUMENTS, "define")(given)
+    made = await made if inspect.isawaitable(made) else made
+    if made is None:
+        raise ConfigError("define() returned nothing; it returns the definition")
+    return made
 
-    def __init__(self, folder: Path) -> None:
-        self._root = folder.resolve()
-        self._package = self._importable() or self._private()
 
-    def _importable(self) -> str | None:
-        for entry in sys.path:
-            base = Path(entry or ".").resolve()
-            if self._root == base or not self._root.is_relative_to(base):
-                continue
-            parts = self._root.relative_to(base).parts
-            if not all(part.isidentifier() for part in parts):
-                continue
-            dotted = ".".join(parts)
-            try:
-                spec = importlib.util.find_spec(dotted)
-            except (ImportError, ValueError, AttributeError):
-                continue
-            places = [] if spec is None else [Path(one).resolve() for one in spec.submodule_search_locations or ()]
-            if self._root in places:
-                return dotted
-        return None
+def _plain(found: Mapping[str, Any], names: Names, plain: str, options: dict[str, int]) -> dict[str, Any]:
+    """The options among a module's names; one that looks like an option and is none is refused."""
+    allowed = JOB_PLAIN if plain == "handle" else TASK_PLAIN
+    chosen = {plain: found[plain]}
+    options[plain] = names.line(plain)
+    for key, value in found.items():
+        if key == plain or key.startswith("_") or names.only_imports(key) or not _is_value(key, value, names):
+            continue
+        if not key[:1].islower():
+            continue  # ATTEMPTS is a constant of the file
+        if snake(key) in allowed:
+            chosen[key] = value
+            options[snake(key)] = names.line(key)
+            continue
+        near = difflib.get_close_matches(key, [one for one in allowed if one != plain], n=1, cutoff=0.85)
+        if near or isinstance(value, (JobOptions, WorkerOptions)):
+            options[key] = names.line(key)
+            raise ConfigError(f"{key} = {shown(value)} is no option; did you mean {(near or list(RECORDS))[0]!r}?")
+    given = keywords(chosen, allowed, "the file")
+    return _nested(given) if plain == "handle" else given
 
-    def _private(self) -> str:
-        name = "_asyncjobs_" + hashlib.sha1(str(self._root).encode(), usedforsecurity=False).hexdigest()[:12]
-        if name not in sys.modules:
-            package = types.ModuleType(name)
-            package.__path__ = [str(self._root)]
-            sys.modules[name] = package
-        return name
 
-    def load(self, source: Source) -> types.ModuleType:
-        parts = source.path.relative_to(self._root).with_suffix("").parts
-        if all(part.isidentifier() for part in parts):
-            return importlib.import_module(".".join((self._package, *parts)))
-        name = ".".join((self._package, *(re.sub(r"\W", "_", part) for part in parts)))
-        if name in sys.modules:
-            return sys.modules[name]
-        spec = importlib.util.spec_from_file_location(name, source.path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+def _is_value(key: str, value: Any, names: Names) -> bool:
+    """Whether a name of a module holds a value: modules, classes and functions are never options, a backoff apart."""
+    if inspect.ismodule(value) or inspect.isclass(value):
+        return False
+    return not inspect.isroutine(value) or (key == "backoff" and not names.defines(key))
+
+
+def _nested(given: dict[str, Any]) -> dict[str, Any]:
+    """Flat options laid into their records; one that stands in both places is refused."""
+    for name, kind in RECORDS.items():
+        flat = {key: given.pop(key) for key in list(given) if FLAT.get(key) == name}
+        if not flat:
+            continue
+        record = given.get(name, {})
+        if isinstance(record, Mapping):
+            record = keywords(record, tuple(one.name for one in fields(kind)), name)
+            twice = [key for key in flat if key in record]
+        else:
+            record = build(kind, record, name)
+            defaults = kind()
+            twice = [key for key in flat if getattr(record, key) != getattr(defaults, key)]
+        if twice:
+            raise ConfigError(f"{twice[0]} stands in {name} as well; keep one of them")
         try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
+            given[name] = kind(**record, **flat) if isinstance(record, Mapping) else replace(record, **flat)
+        except ConfigError:
+            _blame(kind, flat)
             raise
-        return module
+    return given
+
+
+def _blame(kind: type, flat: Mapping[str, Any]) -> None:
+    """Raise the complaint about the flat option that is to blame, with its name in front; if it is one alone."""
+    for key, value in flat.items():
+        try:
+            kind(**{key: value})
+        except ConfigError as error:
+            said = str(error)
+            raise ConfigError(said if said.startswith(key) else f"{key}={shown(value)}: {said}") from None

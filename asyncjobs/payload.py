@@ -1,169 +1,195 @@
-"""Payloads and results: what may travel as JSON, and checking it against what a handler declares."""
+"""Payloads and results: written as JSON, checked against what a handler declares, bounded in size."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import sys
-import typing
+import inspect
 from typing import Any, Final
 
 import msgspec
 
-from asyncjobs.config import shown
+from asyncjobs.declared import UNDECLARED, Declared, said
 from asyncjobs.errors import PayloadError
+from asyncjobs.plain import RESULT, TYPED, UNTYPED, How, is_model, lost, plain, same, undumpable
 
+MOST: Final = 1024 * 1024  # bytes of JSON, of a payload and of a result, unless set
+CONTAINERS: Final = frozenset({dict, list})  # JSON themselves, which becomes what is declared
 _encoder: Final = msgspec.json.Encoder()
-_SIMPLE: Final = frozenset({bool, int, type(None)})
+_decoder: Final = msgspec.json.Decoder()
 
 
-def encode(value: Any, what: str = "data") -> bytes:
-    """`value` as JSON.
-
-    Structs, dataclasses and pydantic models are turned into their fields first; tuples are arrays.
+def encode(value: Any, what: str = "data", how: How = UNTYPED) -> bytes:
+    """`value` as JSON. What JSON lacks is written as msgspec does; tuples and sets are arrays.
 
     Raises:
-        PayloadError: something in it is not JSON; the message names its path, ``data.items[3].price``.
+        PayloadError: something in `value` has no JSON form; the message names its path, ``data.items[3].price``.
     """
     try:
-        plain = as_plain(value)
-        check_json(plain, what)
-        return _encoder.encode(plain)
-    except UnicodeEncodeError:
-        raise PayloadError(f"{_surrogate_path(plain, what)} is text with a lone surrogate; UTF-8 has none") from None
+        return _encoder.encode(plain(value, what, how))
+    except PayloadError:
+        raise
+    except Exception as error:
+        raise _explained(value, what, how, error) from error
+
+
+def _explained(value: Any, what: str, how: How, error: Exception) -> PayloadError:
+    """Why a value cannot be written: for its own sake, or because a property or a serialiser of it raised."""
+    try:
+        made = plain(value, what, how)
+        _written(made, what)
+    except PayloadError as said_so:
+        return said_so
     except RecursionError:
-        raise PayloadError(f"{what} contains itself or is nested too deeply") from None
+        return PayloadError(f"{what} contains itself or is nested too deeply")
+    except Exception:
+        pass
+    return PayloadError(f"{what} cannot be written as JSON: {said(error)}")
+
+
+def encode_result(value: Any, what: str, most: int) -> bytes:
+    """A result or a progress as JSON, of `most` bytes.
+
+    Raises:
+        PayloadError: it cannot be written, or is too large. The error is final: a second try would repeat what the
+            handler has done and end the same way.
+    """
+    try:
+        raw = encode(value, what, RESULT)
+    except PayloadError as error:
+        raise PayloadError(str(error), final=True) from error.__cause__
+    if len(raw) > most:
+        raise PayloadError(
+            f"{what} is {len(raw)} bytes of JSON, more than max_result={most}; store it and return its key", final=True
+        )
+    return raw
 
 
 def decode(raw: bytes) -> Any:
     """The inverse of `encode`, untyped."""
-    return msgspec.json.decode(raw)
+    return _decoder.decode(raw)
 
 
-def as_plain(value: Any) -> Any:
-    """A typed record as plain containers; anything else as it is."""
-    if isinstance(value, (dict, list, str)) or value is None:
-        return value
-    if isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
-    if hasattr(value, "model_dump") and hasattr(value, "model_fields_set"):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return msgspec.to_builtins(value)
-    return value
+def _written(value: Any, what: str) -> bytes:
+    """Plain JSON as bytes; what plain JSON still cannot hold is named by its path."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        path = _blamed(value, what)
+        raise PayloadError(f"{path} is text with a lone surrogate; UTF-8 has none") from None
+    except ValueError:
+        raise PayloadError(f"{_blamed(value, what)} is a whole number of more digits than Python writes") from None
 
 
-def check_json(value: Any, path: str) -> None:
-    """Raise a PayloadError that names the first place in `value` that JSON has no notion of."""
-    kind = type(value)
-    if kind is str or kind in _SIMPLE:
-        return
-    if kind is dict:
+def _blamed(value: Any, path: str) -> str:
+    """Where the value is that cannot be written."""
+    if isinstance(value, dict):
         for key, item in value.items():
-            if type(key) is not str and not isinstance(key, str):
-                raise PayloadError(f"{path} has the key {shown(key)}; JSON keys are text, use {str(key)!r}")
-            if type(item) is not str and type(item) not in _SIMPLE:
-                check_json(item, f"{path}.{key}")
-    elif kind is list or kind is tuple:
-        for i, item in enumerate(value):
-            if type(item) is not str and type(item) not in _SIMPLE:
-                check_json(item, f"{path}[{i}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise PayloadError(f"{path} is {value}; JSON has only finite numbers")
-    elif isinstance(value, (str, int)):
-        return
-    elif isinstance(value, (dict, list, tuple)):
-        check_json(dict(value) if isinstance(value, dict) else list(value), path)
-    else:
-        raise PayloadError(
-            f"{path} is a {kind.__name__} ({shown(value)}); data must be JSON: dict, list, str, int, float, "
-            "bool or None"
-        )
-
-
-def _surrogate_path(value: Any, path: str) -> str:
-    """Where the text is that UTF-8 cannot hold."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return path
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            for found in (_surrogate_path(key, f"{path}.<key>"), _surrogate_path(item, f"{path}.{key!a}")):
+            for found in (_blamed(key, f"{path}.<key>"), _blamed(item, f"{path}.{key!a}")):
                 if found:
                     return found
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            if found := _surrogate_path(item, f"{path}[{i}]"):
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            if found := _blamed(item, f"{path}[{place}]"):
                 return found
+    else:
+        try:
+            _encoder.encode(value)
+        except ValueError:  # UnicodeEncodeError is one
+            return path
     return ""
 
 
 class Codec:
     """How the payloads of one job are written, checked and read.
 
-    With a msgspec Struct, a dataclass, a TypedDict or a pydantic model as the annotation of `data`, what is
-    added must fit it, and the handler gets an instance (of a TypedDict: the dict). Else any JSON passes.
+    With an annotation of `data`, what is added must fit it and the handler gets an instance, equal to what was added.
+    Without one any JSON passes.
+
+    Raises:
+        ConfigError: the annotation is one that nothing can check.
     """
 
-    def __init__(self, annotation: Any = None) -> None:
-        self._decode: Any = msgspec.json.Decoder().decode
-        self._typed = False
-        self._errors: tuple[type[Exception], ...] = (msgspec.DecodeError,)
-        if annotation is None:
-            return
-        if _is_pydantic(annotation):
-            pydantic: Any = sys.modules["pydantic"]
-            self._decode = pydantic.TypeAdapter(annotation).validate_json
-            self._typed, self._errors = True, (pydantic.ValidationError,)
-        elif _is_record(annotation):
-            self._decode = msgspec.json.Decoder(annotation).decode
-            self._typed, self._errors = True, (msgspec.DecodeError, ValueError, TypeError)
+    def __init__(self, annotation: Any = inspect.Parameter.empty) -> None:
+        self._declared = None if any(annotation is one for one in UNDECLARED) else Declared(annotation)
+        self._read = _decoder.decode if self._declared is None else self._declared.decode
 
     def encode(self, data: Any, most: int) -> bytes:
         """`data` as it is stored.
 
         Raises:
-            PayloadError: not JSON, larger than `most` bytes, or not what the handler declares.
+            PayloadError: `data` has no JSON form, is larger than `most` bytes, is not what the handler declares, or
+                would not come back equal.
         """
-        raw = encode(data)
+        raw = encode(data) if self._declared is None else self._checked(data, self._declared)
         if len(raw) > most:
             raise PayloadError(f"data is {len(raw)} bytes of JSON, more than max_payload={most}; store it, add its key")
-        if self._typed:
-            self.decode(raw)
         return raw
+
+    def _checked(self, data: Any, declared: Declared) -> bytes:
+        if declared.adapter is None and type(data) not in CONTAINERS:  # at the speed of C where nothing is wrong
+            try:
+                raw = _encoder.encode(data)
+                if same(data, declared.decode(raw)):
+                    return raw
+            except Exception:
+                pass  # said below, with its path
+        try:
+            return self._written(data, declared)
+        except PayloadError:
+            raise
+        except RecursionError:
+            raise PayloadError("data contains itself or is nested too deeply") from None
+        except Exception as error:
+            raise PayloadError(f"data cannot be written as JSON: {said(error)}") from error
+
+    def _written(self, data: Any, declared: Declared) -> bytes:
+        if declared.adapter is not None and not self._is_json(data):
+            return self._by_pydantic(data, declared)
+        made = plain(data, "data", TYPED)
+        raw = _written(made, "data")
+        self._compared(data, raw)
+        return raw
+
+    def _is_json(self, data: Any) -> bool:
+        try:
+            return not is_model(data) and plain(data, "data") is data
+        except PayloadError:
+            return False
+
+    def _by_pydantic(self, data: Any, declared: Declared) -> bytes:
+        """Written under the aliases; under the names of the fields where pydantic reads others than it writes."""
+        first: PayloadError | None = None
+        for by_alias in (True, False):
+            try:
+                made = declared.dump(data, by_alias=by_alias)
+            except RecursionError:
+                raise
+            except Exception as error:
+                plain(data, "data", TYPED)  # names the path, if it is one that we see too
+                where = undumpable(data, "data") or "data"
+                raise PayloadError(f"{where} cannot be written as JSON: {said(error, where)}") from error
+            try:
+                raw = _written(plain(made, "data", TYPED), "data")
+                self._compared(data, raw)
+            except PayloadError as error:
+                first = first or error
+            else:
+                return raw
+        plain(data, "data", TYPED)
+        assert first is not None
+        raise first
+
+    def _compared(self, data: Any, raw: bytes) -> None:
+        loss = lost(data, self.decode(raw), "data")
+        if loss is not None:
+            raise PayloadError(f"data does not come back equal: {loss}")
 
     def decode(self, raw: bytes) -> Any:
         """What the handler gets.
 
         Raises:
-            PayloadError: it no longer fits; the message names the field.
+            PayloadError: `raw` no longer fits, or a validator of the declared type raised; the message names the field.
         """
         try:
-            return self._decode(raw)
-        except self._errors as error:
-            raise PayloadError(f"data does not fit: {_said(error)}") from error
-
-
-def _is_record(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        issubclass(annotation, msgspec.Struct)
-        or dataclasses.is_dataclass(annotation)
-        or typing.is_typeddict(annotation)
-    )
-
-
-def _is_pydantic(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        hasattr(annotation, "__pydantic_validator__") or hasattr(annotation, "model_validate_json")
-    )
-
-
-def _said(error: Exception) -> str:
-    """The complaint on one line, with the path spelt like ours: ``$.to`` is ``data.to``."""
-    details = getattr(error, "errors", None)
-    if callable(details):  # pydantic
-        return "; ".join(f"data.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details())
-    return str(error).replace("`$", "`data")
+            return self._read(raw)
+        except Exception as error:
+            raise PayloadError(f"data does not fit: {said(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -39,14 +40,15 @@ AT_ONCE: Final = ("in", 0)
 class Queue:
     """All jobs of a runtime: add them, and look at them. The same object is `runtime.queue` and a handler's `queue`.
 
-    State: `_specs`, name → registered job; `_names`, handler → name; the broker, present while the runtime runs.
+    State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while
+    the runtime runs.
     """
 
     def __init__(self, bus: EventBus, max_payload: int) -> None:
         self._bus = bus
         self._max_payload = max_payload
         self._specs: dict[str, JobSpec] = {}
-        self._names: dict[Any, str] = {}
+        self._names: dict[Any, tuple[str, Any]] = {}
         self._broker: Broker | None = None
         self._pid = 0
         self._bounds = Bounds()
@@ -55,13 +57,18 @@ class Queue:
     def register(self, spec: JobSpec) -> None:
         self._specs[spec.name] = spec
         handle = spec.definition.handle
-        self._names[handle] = spec.name
-        self._names.setdefault(getattr(handle, "__wrapped__", handle), spec.name)
+        self.refer(handle, spec.name)
+        behind = getattr(handle, "__wrapped__", handle)
+        self._names.setdefault(_reference(behind), (spec.name, behind))
+
+    def refer(self, handle: Callable[..., Any], name: str) -> None:
+        """Let `handle` mean the job called `name` where jobs are added by reference."""
+        self._names[_reference(handle)] = (name, handle)
 
     def unregister(self, name: str) -> None:
         spec = self._specs.pop(name, None)
         if spec is not None:
-            self._names = {handle: one for handle, one in self._names.items() if one != name}
+            self._names = {key: one for key, one in self._names.items() if one[0] != name}
 
     def open(self, broker: Broker) -> None:
         self._broker, self._pid = broker, os.getpid()
@@ -237,10 +244,7 @@ class Queue:
         return spec
 
     def _name_of(self, handle: Any) -> str:
-        try:
-            name = self._names.get(handle)
-        except TypeError:  # not hashable, so no handler
-            name = None
+        name, _ = self._names.get(_reference(handle), (None, None))
         if name is None:
             raise UnknownJobError(getattr(handle, "__qualname__", None) or shown(handle), self._specs)
         return name
@@ -266,6 +270,13 @@ class Queue:
         if isinstance(group_id, int) and not isinstance(group_id, bool):
             return str(group_id)
         return _text(group_id, "group_id")
+
+
+def _reference(handle: Any) -> Any:
+    """What a handler is found by: a function or a method by itself, an object that can be called by its identity."""
+    if isinstance(handle, (staticmethod, classmethod)):
+        handle = handle.__func__
+    return handle if inspect.isroutine(handle) else (id(handle), type(handle))
 
 
 def _text(value: Any, option: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from asyncjobs.errors import Discard
+from asyncjobs.errors import Discard, named
 from asyncjobs.events import EventBus
 from asyncjobs.job import ActiveJob
 from asyncjobs.retry import Decision
@@ -54,7 +54,7 @@ def _tell(bus: EventBus, finished: Finished, status: int) -> None:
 
 def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:
     """A line for a try that failed, with the stack at the first and at the last."""
-    who = f"{job.name} {job.id}" if job.group_id is None else f"{job.name} {job.id} of {job.group_id!r}"
+    who = named(job.name, job.id, job.group_id)
     number = job.attempts_made + 1
     if issubclass(type(error), Discard):
         logger.warning("%s was discarded at try %d: %s", who, number, words.text)

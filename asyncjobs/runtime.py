@@ -6,6 +6,8 @@ import asyncio
 import functools
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields, replace
@@ -20,13 +22,17 @@ from asyncjobs.config import (
     RuntimeConfig,
     Seconds,
     WorkerOptions,
+    build,
     duration,
+    folder,
     keywords,
     seconds,
     shown,
+    strict,
 )
 from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
+from asyncjobs.cron import normalise
 from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
 from asyncjobs.embedded import EmbeddedStore
 from asyncjobs.errors import BrokerError, ConfigError, JobTimeoutError
@@ -56,6 +62,7 @@ WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
 TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.name not in ("task", "cron_time"))
 
 
+@strict
 class Runtime:
     """Durable jobs, per-tenant groups, rate limits and cron tasks on the app's own event loop.
 
@@ -71,11 +78,13 @@ class Runtime:
         durability: ``"replicated"`` makes each add wait for a replica.
         concurrency: most jobs at once in this process, of all kinds together.
         max_payload: bytes of JSON that one job may carry.
+        max_result: bytes of JSON that a result, or a progress, may be; a job that returns more fails for good.
         connect_timeout: seconds in which the store must answer, at start and for each call.
         grace: seconds that running jobs get when the runtime stops, unless `stop` says otherwise.
         sentry_capture, sentry_payload: every failed try or only the last; whether payloads may be sent.
         sweep_interval: seconds between two looks for work whose news was lost.
-        data_dir: the folder of the embedded store.
+        data_dir: the folder of the embedded store, below the nearest pyproject.toml above the jobs if it is relative.
+            None: ``.asyncjobs``, and in the environment ``test`` a private one that is removed at stop.
         allow_eviction: start even on a store whose `maxmemory-policy` lets it delete what we keep.
         strict_load: False leaves bad files of the folders out instead of refusing to start.
     Raises:
@@ -98,12 +107,13 @@ class Runtime:
         durability: Literal["local", "replicated"] = "local",
         concurrency: int = 1000,
         max_payload: int = 1024 * 1024,
+        max_result: int = 1024 * 1024,
         connect_timeout: Seconds = 10,
         grace: Seconds = 10,
         sentry_capture: Literal["every", "final"] = "every",
         sentry_payload: bool = False,
         sweep_interval: Seconds = 15,
-        data_dir: str | os.PathLike[str] = ".asyncjobs",
+        data_dir: str | os.PathLike[str] | None = None,
         allow_eviction: bool = False,
         strict_load: bool = True,
     ) -> None:
@@ -116,19 +126,20 @@ class Runtime:
             durability=durability,
             concurrency=concurrency,
             max_payload=max_payload,
+            max_result=max_result,
             connect_timeout=connect_timeout,
             grace=grace,
             sentry_capture=sentry_capture,
             sentry_payload=sentry_payload,
             sweep_interval=sweep_interval,
-            data_dir=os.fspath(data_dir),
+            data_dir=None if data_dir is None else str(folder(data_dir, "data_dir")),
             allow_eviction=allow_eviction,
             strict_load=strict_load,
         )
         zone(timezone)
         self._redis = redis
-        self._jobs_folder = None if jobs is None else Path(jobs)
-        self._tasks_folder = None if tasks is None else Path(tasks)
+        self._jobs_folder = folder(jobs, "jobs")
+        self._tasks_folder = folder(tasks, "tasks")
         self._services = services
         self._bus = EventBus()
         self._sentry = Sentry(self._bus, sentry_capture, sentry_payload)
@@ -164,11 +175,28 @@ class Runtime:
                 worker_options=WorkerOptions(**{key: given[key] for key in WORKER_OPTIONS if key in given}),
                 group=given.get("group", False),
             )
-            self.add_job(name or _kebab(function), definition)
-            function.add = functools.partial(self.queue.add, function)  # type: ignore[attr-defined]
-            return function
+            known = _kebab(function) if name is None else name
+            self.add_job(known, definition)
+            return self._with_add(function, known)
 
         return register
+
+    def _with_add(self, function: Function, name: str) -> Function:
+        """`function` with an `add`; a method, or an object with an `add` of its own, is wrapped to have one."""
+        add = functools.partial(self.queue.add, name)
+        plain: Any = getattr(function, "__func__", function) if isinstance(function, staticmethod) else function
+        other = getattr(plain, "add", None)
+        if other is None or isinstance(other, functools.partial):
+            try:
+                plain.add = add
+                function.add = add  # type: ignore[attr-defined]
+                return function
+            except AttributeError:
+                pass
+        wrapped: Any = functools.partial(function)
+        wrapped.add = add
+        self.queue.refer(wrapped, name)
+        return wrapped  # type: ignore[no-any-return]
 
     def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> None:
         """Register a job by its record; see `job` for when it is consumed.
@@ -176,8 +204,7 @@ class Runtime:
         Raises:
             ConfigError: the name is taken, or an option is bad.
         """
-        made = definition if isinstance(definition, JobDefinition) else JobDefinition(**definition)
-        spec = JobSpec(name, made, "in code")
+        spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", self.config.max_result)
         if name in self.queue.names:
             raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
         self._own_jobs[name] = spec
@@ -187,14 +214,16 @@ class Runtime:
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
+        cron_time = normalise(cron_time)
         given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
 
         def register(function: Function) -> Function:
-            known = name or _kebab(function)
+            known = _kebab(function) if name is None else name
+            definition = TaskDefinition(task=function, cron_time=cron_time, **given)
+            spec = TaskSpec(known, definition, self.config.timezone, "in code")
             if known in self._own_tasks:
                 raise ConfigError(f"a task called {known!r} is registered already; name this one, name='…'")
-            definition = TaskDefinition(task=function, cron_time=cron_time, **given)
-            self._own_tasks[known] = TaskSpec(known, definition, self.config.timezone, "in code")
+            self._own_tasks[known] = spec
             return function
 
         return register
@@ -364,6 +393,7 @@ class Runtime:
             known=tuple(self._own_jobs.values()),
             known_tasks=tuple(self._own_tasks.values()),
             strict=self.config.strict_load,
+            max_result=self.config.max_result,
         )
         for spec in self._loaded.jobs:
             self.queue.register(spec)
@@ -394,9 +424,24 @@ class Runtime:
         target = self._redis if self._redis is not None else os.environ.get("ASYNCJOBS_REDIS_URL") or None
         if target is not None:
             return target, None
-        store = EmbeddedStore(self.config.data_dir)
+        where = self.config.data_dir
+        if where is None and self.config.environment == "test":
+            # Tests never meet the developer's jobs, nor each other's.
+            where = tempfile.mkdtemp(prefix="asyncjobs-test-")
+            stack.push_async_callback(_remove, Path(where))
+        store = EmbeddedStore(self._project() / (where or ".asyncjobs"))
         stack.callback(store.stop)
         return await store.start(), store
+
+    def _project(self) -> Path:
+        """The folder of a relative `data_dir`: the nearest one with a pyproject.toml above the jobs, or else the
+        working directory.
+
+        So every process of a project meets in one store, wherever it was started.
+        """
+        files = self._jobs_folder or self._tasks_folder
+        above = () if files is None else files.resolve().parents
+        return next((one for one in above if (one / "pyproject.toml").is_file()), Path.cwd())
 
     def _active_tasks(self) -> tuple[TaskSpec, ...]:
         if not self.config.schedule:
@@ -536,6 +581,16 @@ class Runtime:
         """Somebody knows that the store has lost its data: `health` is well again."""
         if self._parts is not None:
             self._parts.liveness.data_lost_at = None
+
+
+async def _remove(where: Path) -> None:
+    """Remove the folder of a private store, once its server has ended: until then it writes there."""
+    deadline = clock.monotonic() + LAST_WRITES
+    while True:
+        if not (where / "valkey.sock").exists() or clock.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.01)
+    shutil.rmtree(where, ignore_errors=True)
 
 
 def _kebab(function: Callable[..., Any]) -> str:

@@ -9,7 +9,7 @@ from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
 from asyncjobs.config import UNSET, Limits, Unset, limiters, whole
 from asyncjobs.definition import JobSpec
-from asyncjobs.errors import BrokerError, ConfigError
+from asyncjobs.errors import BrokerError, ConfigError, visible
 from asyncjobs.job import STATES
 from asyncjobs.terms import NO_WINDOWS, windows_text
 
@@ -27,7 +27,7 @@ class Steering:
         self._keys = broker.queue_keys(spec.name, group_id)
 
     def __repr__(self) -> str:
-        return f"<Steering {self.name}{'' if self.group_id is None else ' ' + self.group_id}>"
+        return f"<Steering {self.name}{'' if self.group_id is None else ' ' + visible(self.group_id)}>"
 
     async def set(
         self,

@@ -9,6 +9,7 @@ import msgspec
 
 from asyncjobs import payload
 from asyncjobs.cli import project
+from asyncjobs.errors import visible
 from asyncjobs.runtime import Runtime
 
 
@@ -46,5 +47,5 @@ async def _add(
 ) -> int:
     async with runtime.only_adding() as queue:
         job = await queue.add(name, data, group_id=group, delay=delay, job_id=job_id)
-    click.echo(job.id if job.added else f"{job.id} exists already; nothing was added")
+    click.echo(job.id if job.added else f"{visible(job.id)} exists already; nothing was added")
     return 0
