@@ -9,19 +9,29 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from asyncjobs import Event, Runtime
 from asyncjobs.demo.show import most_in_window
 from benchmarks.servers import Server, free_port
 
 BOUND = 20.0
+LOOPS = ("asyncio", "uvloop")
 __all__ = [
-    "BOUND", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger", "most_in_window",
-    "write",
+    "BOUND", "LOOPS", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger",
+    "most_in_window", "run_on", "write",
 ]  # fmt: skip
+
+
+def run_on(loop: str, scenario: Coroutine[Any, Any, Any]) -> Any:
+    """Run `scenario` on asyncio's own loop or on uvloop; whatever it has left running is cancelled."""
+    factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(scenario)
 
 
 async def eventually(condition: Callable[[], Any], timeout: float = BOUND, what: str = "") -> Any:
