@@ -313,7 +313,7 @@ class Runtime:
         parts.broker = broker
         stack.push_async_callback(broker.close)
         parts.pump = Pump(broker, self.config.concurrency, lambda: parts.liveness.process, parts.consumer_at)
-        stack.callback(parts.pump.alarms.close)
+        stack.callback(parts.pump.close)
         boot = os.urandom(6).hex()
         parts.shop = Shop(broker, self._bus, parts.pump, given, threads, self._sentry.scope, boot)
         parts.maintenance = Maintenance(

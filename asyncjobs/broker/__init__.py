@@ -1,5 +1,6 @@
 """Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
 
+from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.adds import AddCall, Place
 from asyncjobs.broker.broker import (
     WORK_LANES,
@@ -16,6 +17,7 @@ from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
 
 __all__ = [
+    "REPLY_TIMEOUT",
     "WORK_LANES",
     "AddCall",
     "Broker",
