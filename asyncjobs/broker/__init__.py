@@ -3,6 +3,7 @@
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.adds import AddCall, Place
 from asyncjobs.broker.broker import (
+    NO_LIMIT,
     WORK_LANES,
     Broker,
     BrokerBusyError,
@@ -17,6 +18,7 @@ from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
 
 __all__ = [
+    "NO_LIMIT",
     "REPLY_TIMEOUT",
     "WORK_LANES",
     "AddCall",
