@@ -117,11 +117,11 @@ class Gate:
         async with self._asking:  # what another turn is being granted counts as running
             if self.full and want and not again:
                 return Grant(self, token, 0), BLIND
-            slots = 0 if again else self._slots
+            slots, stated = 0 if again else self._slots, self.running + self.pending
             try:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
-                        self._key, self._name, self.running + self.pending, want, slots, self._lease,
+                        self._key, self._name, stated, want, slots, self._lease,
                         self._terms.windows, round(self.margin * 1e6), token,
                     )  # fmt: skip
             except TimeoutError:
@@ -134,7 +134,7 @@ class Gate:
             if again:
                 return Grant(self, token, granted), BLIND if wait is None else wait
             self.pending += granted
-            self._told = self.running + self.pending
+            self._told = stated + granted  # jobs may have ended meanwhile, of which the store does not know
             if granted:
                 self._surprised = False
             if granted < want:

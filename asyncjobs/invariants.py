@@ -8,11 +8,14 @@ chaos run; `Runtime.health` tells how many sentences there are.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from asyncjobs.alarms import ENTRIES
-from asyncjobs.broker.keeping import Inspection
+from asyncjobs.broker.keeping import INSPECTED, Inspection
+from asyncjobs.broker.keys import Keys, parted
 from asyncjobs.consumer import Consumer
+from asyncjobs.errors import visible
 
 if TYPE_CHECKING:
     from asyncjobs.parts import Parts
@@ -59,8 +62,10 @@ def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
         if one.starving != (one in starved):
             broken.append(f"{one!r} takes itself to wait for a slot: {one.starving}")
         resting = bool(one.resting_until or one.refusals) and one.alarm_at is not None
+        # What ends while there are jobs beyond its slots is settled with the last of them, or before long.
+        soon = one in fetched and not (one.lost_reply or one.refusals or (one.hungry and one.free()))
         unheard = not one.calls  # its news link is being made, and the first look comes with it
-        if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting or unheard):
+        if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting or soon or unheard):
             broken.append(f"{one!r} wants a turn, and nothing leads to it")
         if one.ahead and one not in fetched:
             broken.append(f"{one!r} holds {len(one.ahead)} jobs beyond its slots, and nobody looks after them")
@@ -107,33 +112,77 @@ async def of_store(runtime: Runtime, settled: bool = False) -> list[str]:
     broken: list[str] = []
     for name in runtime.queue.names:
         queues = [parts.broker.queue_keys(name, None)]
-        if runtime.queue.spec(name).grouped:
-            async for groups in parts.broker.groups(name):
-                queues += [parts.broker.queue_keys(name, group_id) for group_id in groups]
+        async for groups in parts.broker.groups(name):
+            queues += [parts.broker.queue_keys(name, group_id) for group_id in groups]
         for keys in queues:
-            found = await parts.broker.inspect(keys)
-            where = name if not keys.group else f"{name} of {keys.group!r}"
-            broken += [f"{where}: {sentence}" for sentence in _of_queue(found, await parts.broker.living(), settled)]
+            found, living = await parts.broker.inspect(keys), await parts.broker.living()
+            where = name if not keys.group else f"{name} of {visible(keys.group)!r}"
+            broken += [f"{where}: {sentence}" for sentence in _of_queue(found, living, settled)]
     return broken
 
 
 def _of_queue(found: Inspection, living: set[str], settled: bool) -> list[str]:
     """Every job stands in one place, and its record agrees with that."""
     broken = []
-    owned = [job_id for owner, job_id in found.pending if owner != "head"]
+    owned = {job_id for owner, job_id in found.pending if owner != "head"}
     every = [*found.waiting, *(job_id for _, job_id in found.pending), *found.delayed]
     for owner in {owner for owner, _ in found.pending} - living - {"head"}:
         broken.append(f"jobs are pending for {owner}, which does not live")
-    for job_id, times in Counter(every).items():
+    for job_id, times in Counter([*every, *found.finished]).items():
         if times > 1:
-            broken.append(f"{job_id} stands in {times} places")
+            broken.append(f"{visible(job_id)} stands in {times} places")
     for job_id, (state, token) in found.records.items():
         if job_id in owned and not (state == "a" and token):
-            broken.append(f"{job_id} is owned by a process, and its record does not say so")
+            broken.append(f"{visible(job_id)} is owned by a process, and its record does not say so")
         if state == "a" and job_id not in owned:
-            broken.append(f"{job_id} is marked as running, and no process owns it")
+            broken.append(f"{visible(job_id)} is marked as running, and no process owns it")
         if state in ("c", "f"):
-            broken.append(f"{job_id} has finished, and is still to be run")
+            broken.append(f"{visible(job_id)} has finished, and is still to be run")
+    if len(every) < INSPECTED:
+        waiting = len(found.waiting) + sum(owner == "head" for owner, _ in found.pending)
+        there = [waiting, len(owned), len(found.delayed)]
+        if there != found.counts:
+            broken.append(f"it holds {there} jobs that wait, run and are delayed, and counts {found.counts}")
     if settled and every:
         broken.append(f"{len(every)} jobs are left")
+    return broken
+
+
+async def of_keys(runtime: Runtime, keys: Iterable[str], expires: Callable[[str], Awaitable[bool]]) -> list[str]:
+    """What should hold of all keys of an installation and does not.
+
+    Args:
+        keys: every key of it.
+        expires: whether a key goes by itself.
+    Raises:
+        BrokerError: the store does not answer.
+    """
+    parts = runtime._parts
+    if parts is None:
+        return []
+    broken: list[str] = []
+    queues: dict[str, tuple[str, set[str], set[str]]] = {}  # tag → name, kinds of keys, ids of records
+    for key in keys:
+        known = parted(runtime.config.prefix, key)
+        if known is None:
+            broken.append(f"nothing is known of the key {visible(key)}")
+        elif known.name:
+            _, kinds, records = queues.setdefault(known.tag, (known.name, set(), set()))
+            kinds.add(known.kind)
+            if known.kind == "j":
+                records.add(known.rest)
+    registered: set[str] = set()
+    for name in {name for name, _, _ in queues.values()}:
+        registered.add(parts.broker.queue_keys(name, None).tag)
+        async for groups in parts.broker.groups(name):
+            registered.update(parts.broker.queue_keys(name, group_id).tag for group_id in groups)
+    for tag, (_, kinds, records) in queues.items():
+        if kinds & {"s", "d"} and tag not in registered:
+            broken.append(f"{visible(tag)} holds work, and is registered nowhere")
+        found = await parts.broker.inspect(Keys.tagged(tag))
+        places = {*found.waiting, *found.delayed, *found.finished, *(job_id for _, job_id in found.pending)}
+        if len(places) < INSPECTED:
+            for job_id in records - places:
+                if not await expires(f"{tag}:j:{job_id}"):
+                    broken.append(f"{visible(job_id)} of {visible(tag)} is a record without a place")
     return broken

@@ -87,7 +87,10 @@ class Pump:
             self._wake.set()
 
     def patience(self, consumer: Consumer) -> None:
-        """What `consumer` has fetched ahead goes back, should no slot come free for too long."""
+        """What `consumer` has fetched ahead goes back, should no slot come free for too long.
+
+        What has ended meanwhile is settled together with the last of it, unless that takes too long as well.
+        """
         self._fetched[consumer] = None
         if self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched)
@@ -99,6 +102,8 @@ class Pump:
                 consumer.hand_back()
             elif consumer.ahead:
                 left[consumer] = None
+            elif consumer.outbox:
+                self.offer(consumer)
         self._fetched = left
         self._patience = asyncio.get_running_loop().call_later(PATIENCE, self._look_at_fetched) if left else None
 

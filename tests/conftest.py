@@ -15,7 +15,8 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from asyncjobs import Runtime
-from asyncjobs.invariants import of_runtime
+from asyncjobs.errors import BrokerError
+from asyncjobs.invariants import of_keys, of_runtime, of_store
 from benchmarks.servers import Cluster
 from tests.helpers import Server, Watcher
 
@@ -91,7 +92,7 @@ async def redis(server: Any) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-async def make_runtime(server: Any, prefix: str) -> AsyncIterator[Callable[..., Runtime]]:
+async def make_runtime(request: Any, server: Any, prefix: str) -> AsyncIterator[Callable[..., Runtime]]:
     """Runtimes on the test's server under the test's prefix; every one is stopped at the end."""
     made: list[Runtime] = []
 
@@ -103,9 +104,37 @@ async def make_runtime(server: Any, prefix: str) -> AsyncIterator[Callable[..., 
 
     yield make
     broken = [sentence for runtime in made for sentence in of_runtime(runtime)]
+    if not broken and "own_server" not in request.fixturenames:
+        broken += await _of_stores(made)
     for runtime in made:
         await runtime.stop(grace=0)
     assert broken == []
+
+
+async def _of_stores(runtimes: list[Runtime]) -> list[str]:
+    """What does not hold of what a test has left in the store; unless it has broken that itself."""
+    for runtime in runtimes:
+        if runtime.state == "running":
+            try:
+                async with asyncio.timeout(5):
+                    return await of_store(runtime)
+            except (BrokerError, TimeoutError):
+                return []
+    return []
+
+
+@pytest.fixture
+def all_in_place(redis: Any, prefix: str) -> Callable[[Runtime], Any]:
+    """Asks what does not hold of a runtime, of its store when all is done, and of every key that is left."""
+
+    async def expires(key: str) -> bool:
+        return bool(await redis.pttl(key) >= 0) or not await redis.exists(key)
+
+    async def ask(runtime: Runtime) -> list[str]:
+        keys = [key.decode(errors="replace") async for key in redis.scan_iter(match=f"*{prefix}*", count=1000)]
+        return [*of_runtime(runtime), *await of_store(runtime, settled=True), *await of_keys(runtime, keys, expires)]
+
+    return ask
 
 
 @pytest.fixture

@@ -32,12 +32,20 @@ class Overflow(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """Where the jobs of a queue stand: waiting ids, (owner, id) of the pending, delayed ids, id → (state, token)."""
+    """Where the jobs of a queue stand.
+
+    Attributes:
+        pending: owner and id of each.
+        records: id → state and token, of those that are to be run.
+        counts: how many wait, run and are delayed, as they are counted for everybody.
+    """
 
     waiting: list[str]
     pending: list[tuple[str, str]]
     delayed: list[str]
+    finished: list[str]
     records: dict[str, tuple[str, str]]
+    counts: list[int]
 
 
 class OtherShape(NamedTuple):
@@ -93,16 +101,17 @@ class Keeping(Asker):
 
     async def inspect(self, keys: Keys) -> Inspection:
         """Where the jobs of one queue stand at one instant, the first `INSPECTED` of each kind."""
-        waiting, pending, delayed, records = await self._ask(
-            scripts.INSPECT(keys.stream, keys.delayed, keys.jobs, INSPECTED)
+        waiting, pending, delayed, records, finished, counts = await self._ask(
+            scripts.INSPECT(keys.stream, keys.delayed, keys.completed, keys.failed, keys.jobs, INSPECTED)
         )
-        flat = [one.decode(errors="replace") for one in records]
-        owned = [one.decode(errors="replace") for one in pending]
+        flat, owned = _shown(records), _shown(pending)
         return Inspection(
-            [one.decode(errors="replace") for one in waiting],
+            _shown(waiting),
             list(zip(owned[::2], owned[1::2], strict=True)),
-            [one.decode(errors="replace") for one in delayed],
+            _shown(delayed),
+            _shown(finished),
             {flat[i]: (flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)},
+            counts,
         )
 
     async def living(self) -> set[str]:
@@ -263,3 +272,7 @@ def _text(member: bytes) -> str | bytes:
         return member.decode()
     except UnicodeDecodeError:
         return member
+
+
+def _shown(texts: Sequence[bytes]) -> list[str]:
+    return [one.decode(errors="replace") for one in texts]

@@ -34,10 +34,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
+KEY: Final = re.compile(r"(?P<tag>\{(?P<inside>[^}]+)\}):(?P<kind>[a-z]+[0-9]*)(:(?P<rest>.*))?", re.DOTALL)
+OF_INSTALLATION: Final = frozenset({"processes", "ticks", "running", "gate", "epoch"})
+OF_NAME: Final = frozenset({"groups", "gate"})
+OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "j"})
 PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
@@ -49,6 +53,30 @@ def encode_group(group_id: str) -> str:
     return quoted if len(quoted) <= 128 else "~" + hashlib.sha256(group_id.encode()).hexdigest()
 
 
+class Parted(NamedTuple):
+    """What a key is: whose, of which kind as told above, and what follows. `name`: '' for the installation's own."""
+
+    tag: str
+    name: str
+    kind: str
+    rest: str
+
+
+def parted(prefix: str, key: str) -> Parted | None:
+    """What `key` is, as this catalogue has it; None: it is none of ours."""
+    match = KEY.fullmatch(key)
+    if match is None:
+        return None
+    tag, inside, kind, rest = match.group("tag", "inside", "kind", "rest")
+    if inside == prefix:
+        return Parted(tag, "", kind, rest or "") if kind in OF_INSTALLATION else None
+    if not inside.startswith(prefix + ":"):
+        return None
+    name, _, group = inside[len(prefix) + 1 :].partition(":")
+    allowed = OF_QUEUE if group else OF_QUEUE | OF_NAME
+    return Parted(tag, name, kind, rest or "") if kind.rstrip("0123456789") in allowed else None
+
+
 class Keys:
     """The keys of one queue. Only their tag is kept: ten thousand idle groups are ten thousand of these."""
 
@@ -57,6 +85,13 @@ class Keys:
     def __init__(self, prefix: str, name: str, group_id: str | None = None) -> None:
         self.tag = f"{{{prefix}:{name}}}" if group_id is None else f"{{{prefix}:{name}:{encode_group(group_id)}}}"
         self.group = group_id or ""
+
+    @classmethod
+    def tagged(cls, tag: str) -> Keys:
+        """The keys of a queue of which only the tag is known, and not which group it is."""
+        keys = cls.__new__(cls)
+        keys.tag, keys.group = tag, ""
+        return keys
 
     @property
     def stream(self) -> str:

@@ -146,3 +146,24 @@ async def test_with_several_slots_too_what_is_behind_slow_ones_goes_back(make_ru
         go.set()
         await runtime.wait_idle(10)
     assert sorted(ran) == list(range(3040))
+
+
+@pytest.mark.parametrize("behind", [1, 4])
+async def test_what_has_ended_is_not_settled_only_when_a_long_job_behind_it_has(runtime, behind):
+    """Outcomes are kept for the last of the jobs that were fetched together; that one may run for hours."""
+    release = asyncio.Event()
+
+    @runtime.job("line", limiter=None, concurrency=1)
+    async def line(data):
+        if data == "long":
+            await release.wait()
+        return data
+
+    async with runtime:
+        await runtime.queue.add_bulk([("line", n) for n in range(60)])
+        await runtime.wait_idle(10)
+        jobs = await runtime.queue.add_bulk([("line", n) for n in range(behind)] + [("line", "long")])
+        for n, job in enumerate(jobs[:-1]):
+            assert await job.wait(5) == n
+        release.set()
+        assert await jobs[-1].wait(5) == "long"

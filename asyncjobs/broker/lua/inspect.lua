@@ -1,11 +1,12 @@
 #!lua flags=no-writes
 -- inspect: where the jobs of one queue stand at one instant, for whoever checks that each stands in one place.
 --
--- KEYS[1] stream · KEYS[2] delayed
+-- KEYS[1] stream · KEYS[2] delayed · KEYS[3] completed · KEYS[4] failed
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] most       entries looked at of each
 --
--- Returns {waiting: id …; pending: owner, id …; delayed: id …; records: id, state, token …}
+-- Returns {waiting: id …; pending: owner, id …; delayed: id …; records: id, state, token …; finished: id …; counts as
+-- `count` has them: waiting, active, delayed}
 local most = tonumber(ARGV[2])
 local waiting, pending, records, seen, owned = {}, {}, {}, {}, {}
 local function record(id)
@@ -32,4 +33,14 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', most)) d
 end
 local delayed = redis.call('ZRANGE', KEYS[2], 0, most - 1)
 for _, id in ipairs(delayed) do record(id) end
-return {waiting, pending, delayed, records}
+local finished = redis.call('ZRANGE', KEYS[3], 0, most - 1)
+for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, most - 1)) do finished[#finished + 1] = id end
+local length, active = redis.call('XLEN', KEYS[1]), 0
+local summary = redis.pcall('XPENDING', KEYS[1], 'w')
+if not summary.err then
+  active = summary[1]
+  for _, row in ipairs(summary[4] or {}) do
+    if row[1] == 'head' then active = active - tonumber(row[2]) end
+  end
+end
+return {waiting, pending, delayed, records, finished, {length - active, active, redis.call('ZCARD', KEYS[2])}}
