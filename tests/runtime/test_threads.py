@@ -920,8 +920,8 @@ async def test_uvicorn_ends_although_a_sync_handler_does_not(process, tmp_path):
     port = free_port()
     serving = process("-m", "uvicorn", "asgi:app", "--port", str(port), module=False)
     await serving.says("Uvicorn running")
-    async with aiohttp.ClientSession() as session:
-        await session.get(f"http://127.0.0.1:{port}/")
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
+        assert answer.status == 200
     await eventually(lambda: ledger(tmp_path / "ledger"))
     serving.signal(signal.SIGTERM)
     await serving.ended(15)
