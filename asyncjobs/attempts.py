@@ -14,12 +14,13 @@ from asyncjobs import clock
 from asyncjobs.ahead import Fetched
 from asyncjobs.broker import TakenJob
 from asyncjobs.errors import BrokerError
-from asyncjobs.executor import Failed, Later, Lost, Outcome, Released, execute, timed_out
+from asyncjobs.executor import Failed, Later, Lost, Outcome, Released, execute, late, timed_out
 from asyncjobs.job import ActiveJob, current
 from asyncjobs.margin import in_time
 from asyncjobs.shop import Shop
 from asyncjobs.slot import Slot
 from asyncjobs.stack import is_closing, said, say
+from asyncjobs.threads import InThread
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
@@ -103,7 +104,11 @@ class Attempts:
             job.aio_task = slot.aio_task
             current.set(job)
             slot.begin()
-            held = self._ended(job, await self._try(job, sent_at, margin))
+            outcome = await self._try(job, sent_at, margin)
+            if job.thread is not None:
+                self._leave_to(job, job.thread)
+                return
+            held = self._ended(job, outcome)
             following = None
             if held is not None and slot.fit():
                 following = self._enter(held.job)
@@ -200,6 +205,9 @@ class Attempts:
 
     def cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
         """Cancel a try; if its handler swallows that, the job is settled without it."""
+        if job.thread is not None and job.thread.running:
+            self._cancel_in_thread(job, job.thread, why)
+            return
         if job.ended or job.aio_task is None:
             return
         if job.timer is not None:
@@ -210,13 +218,54 @@ class Attempts:
         job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
 
     def _abandon(self, job: ActiveJob) -> None:
-        if job.ended:
-            return
+        if job.thread is not None and job.thread.running and job.leaving:
+            self._cancel_in_thread(job, job.thread, job.leaving)
+        elif not job.ended:
+            self._settle_without(job)
+
+    def _settle_without(self, job: ActiveJob) -> None:
+        """Its handler goes on, and keeps its slot."""
         say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
         self.zombies += 1
         held = self._record(job, Failed(timed_out(job), job.discarded) if job.leaving == "timeout" else given_up(job))
         if held is not None:
             self.start(*held)
+
+    # Threads ----------------------------------------------------------------------------------------------
+    def _cancel_in_thread(self, job: ActiveJob, thread: InThread, why: Literal["timeout", "stop", "lost"]) -> None:
+        """Cancel a try that a thread runs. What it waits for on the loop ends; the thread itself cannot be stopped.
+
+        So its job must not run once more before it has ended. Only a try that ran too long and was the last is settled
+        at once, and keeps its slot; not so where the store counts the slots, which would give this one to others.
+        """
+        if job.ended:
+            return
+        if job.timer is not None:
+            job.timer.cancel()
+        if why == "lost" or not job.leaving:
+            job.leaving = why
+        thread.interrupt()
+        last = job.discarded or (job.attempts is not None and job.attempts_made + 1 >= job.attempts)
+        if job.leaving == "timeout" and last and not self._queue.spec.slots:
+            self._settle_without(job)
+        else:
+            text = "%r runs in a thread, which cannot be cancelled (%s); it keeps its job and its slot until it ends"
+            say(logger, logging.WARNING, text, job, why)
+
+    def _leave_to(self, job: ActiveJob, thread: InThread) -> None:
+        """The app has cancelled the aio_task of a try that a thread runs: the end of the thread is that of the try."""
+        job.aio_task = None
+        thread.ended.add_done_callback(lambda ended: self._thread_ended(job, thread))
+
+    def _thread_ended(self, job: ActiveJob, thread: InThread) -> None:
+        held = self._ended(job, late(job, thread))
+        if held is not None:
+            self.start(*held)
+        self._shop.pump.slot_freed()
+
+    def in_threads(self) -> int:
+        """How many jobs cannot be settled yet because a thread runs them."""
+        return sum(job.thread is not None for job in self.running.values())
 
     def _ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """Its aio_task has done with it; the job that is to begin instead."""

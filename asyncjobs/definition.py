@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
@@ -36,10 +33,12 @@ from asyncjobs.declared import annotation_of
 from asyncjobs.errors import ConfigError
 from asyncjobs.payload import MOST, Codec
 from asyncjobs.terms import terms
+from asyncjobs.threads import Owner, Threads
 
 JOB_ARGUMENTS: Final = ("data", "job", "queue", "io", "services")
 TASK_ARGUMENTS: Final = ("services", "queue", "io")
 DEFINE_ARGUMENTS: Final = ("services", "queue", "io")
+OF_THE_LOOP: Final = ("job", "queue", "io")  # a sync function is given them as a thread sees them
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Overlap = Literal["skip", "queue", "allow"]
@@ -154,25 +153,12 @@ class Call:
     def __call__(self, given: Mapping[str, Any]) -> Any:
         return self.function(**{name: given[name] for name in self.wants})
 
-    def _caught(self, given: Mapping[str, Any]) -> tuple[Any, BaseException | None]:
-        """What it returns or raises: a future takes no StopIteration, and then would never be done."""
-        try:
-            return self(given), None
-        except BaseException as error:
-            return None, error
-
-    async def run(self, given: Mapping[str, Any], threads: Executor) -> Any:
-        """Call it, on the loop if it is async, else in a thread with this context's variables."""
+    async def run(self, given: Mapping[str, Any], threads: Threads, owner: Owner) -> tuple[Any, BaseException | None]:
+        """Call it, on the loop if it is async, else in a thread; what it returned, and what it raised in the thread."""
         if self.is_async:
-            return await self(given)
-        call = functools.partial(contextvars.copy_context().run, self._caught, given)
-        result, error = await asyncio.get_running_loop().run_in_executor(threads, call)
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback holds this frame
-        return await result if inspect.isawaitable(result) else result
+            return await self(given), None
+        seen = {name: threads.way.seen(value, owner) if name in OF_THE_LOOP else value for name, value in given.items()}
+        return await threads.run(functools.partial(self, seen), owner)
 
 
 def _called(function: Callable[..., Any]) -> tuple[Any, set[str]]:

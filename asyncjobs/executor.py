@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from asyncjobs import payload
 from asyncjobs.config import seconds
-from asyncjobs.errors import Discard, JobTimeoutError, PayloadError, RateLimited, RetryLater, named
+from asyncjobs.errors import (
+    AsyncjobsError,
+    Discard,
+    JobTimeoutError,
+    NotRunningError,
+    PayloadError,
+    RateLimited,
+    RetryLater,
+    named,
+)
 from asyncjobs.job import ActiveJob
 from asyncjobs.stack import is_closing, said
+from asyncjobs.threads import InThread, Threads
 
 DATA_ALONE: Final = ("data",)
 STEERING: Final = (Discard, RateLimited, RetryLater)
@@ -48,7 +56,7 @@ class Lost(NamedTuple):
 Outcome: TypeAlias = Completed | Failed | Later | Held | Released | Lost
 
 
-async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Executor) -> Outcome:
+async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Threads) -> Outcome:
     """One try of `job`.
 
     A handler's own `CancelledError`, `SystemExit`, `KeyboardInterrupt` or `GeneratorExit` is a failure like any other;
@@ -67,11 +75,18 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
         elif call.is_async:
             result = await call({**environment, "job": job, "data": job.data})
         else:
-            result = await call.run(_for_threads({**environment, "job": job, "data": job.data}), threads)
+            result, raised = await call.run({**environment, "job": job, "data": job.data}, threads, ThreadTry(job))
+            if raised is not None:
+                return outcome_of(job, raised)
     except BaseException as error:
         if issubclass(type(error), GeneratorExit) and is_closing(job.aio_task):
             raise
         return outcome_of(job, error)
+    return returned(job, result)
+
+
+def returned(job: ActiveJob, result: Any) -> Outcome:
+    """What it means that a handler has returned `result`."""
     if job.leaving == "stop":
         return Released()
     if job.leaving == "lost":
@@ -137,45 +152,56 @@ def steering(error: BaseException) -> Discard | RateLimited | RetryLater | None:
     return None
 
 
+class ThreadTry:
+    """A try whose handler is a sync function."""
+
+    __slots__ = ("_job",)
+
+    def __init__(self, job: ActiveJob) -> None:
+        self._job = job
+
+    @property
+    def thread(self) -> InThread | None:
+        return self._job.thread
+
+    @thread.setter
+    def thread(self, thread: InThread | None) -> None:
+        self._job.thread = thread
+
+    def refusal(self) -> AsyncjobsError | None:
+        """Why its thread may do nothing more with its queue, job and io; None: it may."""
+        job = self._job
+        if job.leaving == "timeout":
+            return timed_out(job)
+        if job.leaving == "lost":
+            return NotRunningError(f"{job.name} {job.id} was taken over by another process; this try no longer counts")
+        if job.leaving == "stop":
+            return NotRunningError(f"the runtime stops, and the grace of {job.name} {job.id} is over")
+        return NotRunningError(f"{job.name} {job.id} has ended, and its thread with it") if job.ended else None
+
+    def returned(self, awaitable: bool) -> None:
+        """Its thread was not cancelled: what it did counts, even if it has ended after the grace."""
+        job = self._job
+        if job.leaving == "stop" and not awaitable:
+            job.leaving = ""
+        elif job.leaving:
+            raise asyncio.CancelledError
+
+
+def late(job: ActiveJob, thread: InThread) -> Outcome:
+    """The outcome of a try whose aio_task was cancelled by somebody else while its thread went on."""
+    try:
+        if thread.error is not None:
+            return outcome_of(job, thread.error)
+        thread.discard_awaitable()
+        ThreadTry(job).returned(False)
+        return returned(job, thread.value)
+    except BaseException as error:
+        return outcome_of(job, error)
+
+
 def timed_out(job: ActiveJob) -> JobTimeoutError:
     """The error of a try that ran longer than its timeout."""
     limit = job.overrides.timeout(job.spec.job_options)
     allowed = "its timeout" if limit is None else f"its timeout of {limit:g} s"
     return JobTimeoutError(f"{named(job.name, job.id, job.group_id)} ran longer than {allowed}")
-
-
-class FromThread:
-    """An object of the loop as a sync handler in a thread sees it: its coroutine methods block until they are done."""
-
-    __slots__ = ("_loop", "_target")
-
-    def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._target, self._loop = target, loop
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._target, name)
-        if not callable(value):
-            return value
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == getattr(self._loop, "_thread_id", None):
-                return value(*args, **kwargs)
-
-            async def on_loop() -> Any:
-                result = value(*args, **kwargs)
-                return await result if isinstance(result, Coroutine) else result
-
-            result = asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result()
-            return FromThread(result, self._loop) if hasattr(result, "emit") else result
-
-        return call
-
-
-def _for_threads(given: Mapping[str, Any]) -> dict[str, Any]:
-    loop = asyncio.get_running_loop()
-    return {name: FromThread(value, loop) if name in ("job", "queue", "io") else value for name, value in given.items()}
-
-
-def new_threads(most: int) -> ThreadPoolExecutor:
-    """Threads for sync handlers, made when needed: as many as jobs may run at once."""
-    return ThreadPoolExecutor(max_workers=most, thread_name_prefix="asyncjobs")

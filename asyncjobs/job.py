@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from asyncjobs.broker import Broker
+    from asyncjobs.threads import InThread
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")
@@ -344,7 +345,7 @@ class ActiveJob:
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
         "discarded", "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec",
-        "stalled_count", "stored_id", "timer", "token", "unreadable",
+        "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -385,6 +386,7 @@ class ActiveJob:
         self.began_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it
+        self.thread: InThread | None = None  # while one runs its handler
         self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts
 
     @property

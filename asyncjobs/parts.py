@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 from asyncjobs import clock
+from asyncjobs.attempts import STUBBORN
 from asyncjobs.broker import Broker, Place, Store
 from asyncjobs.config import Limiter
 from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
 from asyncjobs.definition import JobSpec
 from asyncjobs.embedded import EmbeddedStore
+from asyncjobs.errors import BrokerError
 from asyncjobs.gate import Gate
 from asyncjobs.groups import GroupRegistry
 from asyncjobs.liveness import Liveness
@@ -21,6 +25,11 @@ from asyncjobs.maintenance import Maintenance
 from asyncjobs.pump import Pump
 from asyncjobs.scheduler import Scheduler
 from asyncjobs.shop import Shop
+
+logger = logging.getLogger("asyncjobs")
+
+LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and flushing each
+LINGERING: Final[set[asyncio.Task[None]]] = set()  # of stopped runtimes, held strongly
 
 
 class Parts:
@@ -35,6 +44,7 @@ class Parts:
 
     def __init__(self, stack: AsyncExitStack, crew: Crew, embedded: EmbeddedStore | None) -> None:
         self.stack, self.crew, self.embedded = stack, crew, embedded
+        self.lifeline = Crew()  # what must go on for as long as a thread runs a job or a task
         self.store: Store | None = None  # what it said of itself
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
@@ -52,6 +62,27 @@ class Parts:
                 self.gates[key] = Gate(self.broker, key, spec.name, limiters, slots, spec.lease)
                 self.stack.callback(self.gates[key].close)
         return tuple(self.gates[key] for key, _, _ in wanted)
+
+    async def consume(self, spec: JobSpec) -> None:
+        """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
+        gates = self.shop.gates[spec.name] = self.gates_of(spec)
+
+        def room() -> None:
+            for gate in gates:
+                gate.open()
+
+        if spec.grouped:
+            registry = self.registries[spec.name] = GroupRegistry(self.shop, spec)
+            self.crew.start(f"reaper of {spec.name}", registry.run)
+            once = functools.partial(self.crew.once, f"looking at the groups of {spec.name}")
+            await registry.reload()
+            await self.broker.listen_for_news(
+                spec.name, registry.wake, lambda: once(registry.look()), lambda: once(registry.reload()), room
+            )
+        else:
+            consumer = Consumer(self.shop, spec, self.broker.queue_keys(spec.name, None))
+            self.consumers[spec.name] = consumer
+            await self.broker.listen_for_news(spec.name, consumer.wake, consumer.look_again, on_room=room)
 
     def specs(self) -> list[JobSpec]:
         consumed = [consumer.spec for consumer in self.consumers.values()]
@@ -78,6 +109,12 @@ class Parts:
         """Whether nothing runs, nothing waits to be settled, and nothing may be pending of which nobody knows here."""
         return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all_consumers())
 
+    def at_rest_but_for_threads(self) -> bool:
+        """The same, but for jobs that threads run."""
+        consumers = self.all_consumers()
+        in_threads = sum(one.attempts.in_threads() for one in consumers)
+        return self.running() == in_threads and not any(one.unsettled or one.unsure for one in consumers)
+
     def health(self) -> dict[str, Any]:
         """How this process is doing; see `Runtime.health`."""
         connected = self.broker.subscriber.connected and self.pump.outage_since is None
@@ -101,6 +138,68 @@ class Parts:
         deadline = clock.monotonic() + timeout
         while not reached() and clock.monotonic() < deadline:  # noqa: ASYNC110 - counts of many consumers have no event
             await asyncio.sleep(0.01)
+
+    async def drain(self, grace: float) -> None:
+        """No new job starts, running ones get `grace` seconds and are cancelled then, and this process is gone."""
+        deadline = clock.monotonic() + grace
+        self.scheduler.quiet()
+        for registry in self.registries.values():
+            registry.quiet = True
+        for consumer in self.all_consumers():
+            consumer.hush()
+        tasks_end = asyncio.ensure_future(self.scheduler.stop(grace))
+        await self.settled(self.at_rest, deadline - clock.monotonic())
+        if self.running():
+            for consumer in self.all_consumers():
+                consumer.cancel_all()
+            await self.settled(lambda: self.running() == 0, STUBBORN + 0.5)
+        await tasks_end
+        # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
+        # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
+        await self.settled(self.at_rest_but_for_threads, LAST_WRITES)
+        if not self.in_threads():
+            await self.leave()
+
+    async def leave(self) -> None:
+        """This process is gone, for all others."""
+        queues = [one.keys for one in self.all_consumers() if one.group_id is None or one.took]
+        try:
+            async with asyncio.timeout(LAST_WRITES):
+                if self.specs() or self.scheduler.specs:
+                    await self.broker.leave(queues, self.liveness.process)
+        except (BrokerError, TimeoutError) as error:
+            logger.debug("leaving: %s", error)
+
+    async def close(self) -> None:
+        """The end, after `leave`."""
+        await self.lifeline.stop()
+        await self.stack.aclose()
+
+    # Threads ----------------------------------------------------------------------------------------------
+    def in_threads(self) -> int:
+        """How many jobs and runs of tasks cannot be cancelled, because threads run them."""
+        return sum(one.attempts.in_threads() for one in self.all_consumers()) + self.scheduler.in_threads()
+
+    def linger(self) -> None:
+        """Close when the threads have ended that run jobs or tasks: until then nobody else may run the same.
+
+        The heartbeat goes on for as long, so the leases hold, and what a thread comes to is settled. All this ends with
+        the loop as well: the process is about to end then, and its threads with it.
+        """
+        text = "%d jobs or tasks run in threads, which cannot be cancelled; they stay active until these end"
+        logger.warning(text, self.in_threads())
+        aio_task = asyncio.get_running_loop().create_task(self._outlive(), name="asyncjobs threads that go on")
+        LINGERING.add(aio_task)
+        aio_task.add_done_callback(LINGERING.discard)
+
+    async def _outlive(self) -> None:
+        try:
+            while self.in_threads():  # noqa: ASYNC110 - a thread ends whenever it likes
+                await asyncio.sleep(0.05)
+            await self.settled(self.at_rest, LAST_WRITES)
+            await self.leave()
+        finally:
+            await self.close()
 
     async def keep_owned(self, process: str) -> None:
         """After a lapse: every try that another process took over meanwhile is cancelled."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
 from asyncjobs import clock, loader, services
-from asyncjobs.attempts import STUBBORN
 from asyncjobs.broker import WORK_LANES, Broker, Store
 from asyncjobs.config import (
     JobOptions,
@@ -30,24 +29,22 @@ from asyncjobs.config import (
     shown,
     strict,
 )
-from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
 from asyncjobs.cron import normalise
 from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
 from asyncjobs.embedded import EmbeddedStore
-from asyncjobs.errors import BrokerError, ConfigError, JobTimeoutError
+from asyncjobs.errors import ConfigError, JobTimeoutError
 from asyncjobs.events import EventBus, Subscriber
-from asyncjobs.executor import new_threads
-from asyncjobs.groups import GroupRegistry
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live import LiveUpdates
 from asyncjobs.liveness import Liveness
 from asyncjobs.maintenance import Maintenance
-from asyncjobs.parts import Parts
+from asyncjobs.parts import LAST_WRITES, Parts
 from asyncjobs.pump import Pump
 from asyncjobs.queue import Queue
 from asyncjobs.scheduler import Scheduler
 from asyncjobs.shop import Shop
+from asyncjobs.threads import Crossing, FromThread, Threads, here
 from asyncjobs.watchdog import Watchdog
 
 logger = logging.getLogger("asyncjobs")
@@ -55,8 +52,8 @@ logger = logging.getLogger("asyncjobs")
 Function = TypeVar("Function", bound=Callable[..., Any])
 State = Literal["stopped", "starting", "running", "stopping"]
 
-LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and flushing each
 DEFAULT_LEASE: Final = 30.0
+TASK_THREADS: Final = 100  # most sync tasks at once
 JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
 WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
 TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.name not in ("task", "cron_time"))
@@ -143,14 +140,24 @@ class Runtime:
         self._services = services
         self._bus = EventBus()
         self._sentry = Sentry(self._bus, sentry_capture, sentry_payload)
-        self.io = LiveUpdates(io)
-        self.queue = Queue(self._bus, max_payload)
+        self._io = LiveUpdates(io)
+        self._queue = Queue(self._bus, max_payload)
         self._own_jobs: dict[str, JobSpec] = {}
         self._own_tasks: dict[str, TaskSpec] = {}
         self._loaded = loader.Loaded([], [])
         self._state: State = "stopped"
         self._lock: asyncio.Lock | None = None
         self._parts: Parts | None = None
+
+    @property
+    def queue(self) -> Queue:
+        """Where jobs are added and looked at; in a thread that runs a handler its methods block until they are done."""
+        return here(self._queue)  # type: ignore[no-any-return]
+
+    @property
+    def io(self) -> LiveUpdates:
+        """Live updates, as handlers get them."""
+        return here(self._io)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         where = self._parts.broker.address.text if self._parts else "no store"
@@ -183,7 +190,7 @@ class Runtime:
 
     def _with_add(self, function: Function, name: str) -> Function:
         """`function` with an `add`; a method, or an object with an `add` of its own, is wrapped to have one."""
-        add = functools.partial(self.queue.add, name)
+        add = functools.partial(self._add, name)
         plain: Any = getattr(function, "__func__", function) if isinstance(function, staticmethod) else function
         other = getattr(plain, "add", None)
         if other is None or isinstance(other, functools.partial):
@@ -198,6 +205,9 @@ class Runtime:
         self.queue.refer(wrapped, name)
         return wrapped  # type: ignore[no-any-return]
 
+    def _add(self, name: str, *args: Any, **options: Any) -> Any:
+        return self.queue.add(name, *args, **options)
+
     def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> None:
         """Register a job by its record; see `job` for when it is consumed.
 
@@ -210,7 +220,7 @@ class Runtime:
         self._own_jobs[name] = spec
         self.queue.register(spec)
         if self._parts is not None and self.config.consume and spec.worker_options.autorun:
-            self._parts.crew.once(f"starting {name}", self._consume(self._parts, spec))
+            self._parts.crew.once(f"starting {name}", self._parts.consume(spec))
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
@@ -268,6 +278,7 @@ class Runtime:
                 self.queue.close()
                 if parts is not None:
                     await parts.crew.stop()
+                    await parts.lifeline.stop()
                 await stack.aclose()
                 self._state = "stopped"
                 raise
@@ -277,9 +288,12 @@ class Runtime:
     async def _build(self, stack: AsyncExitStack) -> Parts:
         """Every part, each undone by `stack` in reverse; nothing runs yet."""
         given = {"queue": self.queue, "io": self.io, "services": await services.enter(self._services, stack)}
-        await self._load(given)
-        threads = new_threads(self.config.concurrency)
-        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        way = Crossing()
+        stack.callback(way.close)
+        await self._load(given, way)
+        threads, task_threads = Threads(self.config.concurrency, way), Threads(TASK_THREADS, way)
+        stack.callback(threads.close)
+        stack.callback(task_threads.close)
         target, store = await self._store(stack)
         timeout = duration(self.config.connect_timeout)
         parts = Parts(stack, Crew(), store)
@@ -310,7 +324,7 @@ class Runtime:
             duration(self.config.sweep_interval),
         )
         parts.scheduler = Scheduler(
-            broker, self._bus, self._active_tasks(), given, threads, lambda: parts.liveness.process
+            broker, self._bus, self._active_tasks(), given, task_threads, lambda: parts.liveness.process
         )
         return parts
 
@@ -328,19 +342,19 @@ class Runtime:
             await parts.liveness.join()
         crew.start("live update", self.io.run)
         for spec in specs:
-            await self._consume(parts, spec)
+            await parts.consume(spec)
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
-            crew.start("heartbeat", parts.liveness.run)
-            crew.start("lapses and the dead", parts.liveness.run_consequences)
+            parts.lifeline.start("heartbeat", parts.liveness.run)
+            parts.lifeline.start("lapses and the dead", parts.liveness.run_consequences)
             lease = min((spec.lease for spec in specs), default=DEFAULT_LEASE)
             crew.start("watchdog", Watchdog(lease).run)
         if self.config.consume:
             for lane in range(WORK_LANES):
-                crew.start("work", functools.partial(parts.pump.run, lane))
+                parts.lifeline.start("work", functools.partial(parts.pump.run, lane))
             crew.start("sweeping", parts.maintenance.sweep_strangers)
             crew.start("sweep", parts.maintenance.run_looking)
-            crew.start("gates", parts.maintenance.run_telling)
+            parts.lifeline.start("gates", parts.maintenance.run_telling)
             crew.start("retention", parts.maintenance.run_trimming)
             crew.start("forgetting", parts.maintenance.run_forgetting)
         await parts.scheduler.start()
@@ -360,28 +374,9 @@ class Runtime:
             logger.warning("durability='replicated', and the store has no replica: every add will fail")
         return store
 
-    async def _consume(self, parts: Parts, spec: JobSpec) -> None:
-        """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
-        gates = parts.shop.gates[spec.name] = parts.gates_of(spec)
-
-        def room() -> None:
-            for gate in gates:
-                gate.open()
-
-        if spec.grouped:
-            registry = parts.registries[spec.name] = GroupRegistry(parts.shop, spec)
-            parts.crew.start(f"reaper of {spec.name}", registry.run)
-            once = functools.partial(parts.crew.once, f"looking at the groups of {spec.name}")
-            await registry.reload()
-            await parts.broker.listen_for_news(
-                spec.name, registry.wake, lambda: once(registry.look()), lambda: once(registry.reload()), room
-            )
-        else:
-            consumer = Consumer(parts.shop, spec, parts.broker.queue_keys(spec.name, None))
-            parts.consumers[spec.name] = consumer
-            await parts.broker.listen_for_news(spec.name, consumer.wake, consumer.look_again, on_room=room)
-
-    async def _load(self, given: Mapping[str, Any]) -> None:
+    async def _load(self, given: Mapping[str, Any], way: Crossing) -> None:
+        """Load both folders. Sync functions may use what their `define` was given, so it works in threads as well."""
+        given = {**given, **{name: FromThread(given[name], way) for name in ("queue", "io")}}
         for spec in self._loaded.jobs:
             self.queue.unregister(spec.name)
         in_test = self.config.environment == "test"
@@ -410,7 +405,7 @@ class Runtime:
                 "io": self.io,
                 "services": await services.enter(self._services, stack),
             }
-            await self._load(given)
+            await self._load(given, Crossing())
         return self.loaded
 
     @property
@@ -451,6 +446,9 @@ class Runtime:
     async def stop(self, grace: Seconds | None = None) -> None:
         """quiet → drain → cancel: no new job starts, running ones get `grace` seconds, the rest goes back uncounted.
 
+        What runs in a thread cannot be cancelled. It keeps its job, and the connections and the heartbeat of this
+        runtime go on beside until it has ended; the process can end at any time, and then its leases bring it back.
+
         Takes at most `grace` and a few seconds, whatever handlers do and whether the store answers or not.
         Stopping a stopped runtime does nothing; it may be started again.
         """
@@ -468,33 +466,15 @@ class Runtime:
                 self._parts = None
                 self.queue.close()
                 self._state = "stopped"
+                parts.shop.threads.way.close()
                 await parts.crew.stop()
-                await parts.stack.aclose()
+                if parts.in_threads():
+                    parts.linger()
+                else:
+                    await parts.close()
 
     async def _drain(self, parts: Parts, grace: float) -> None:
-        deadline = clock.monotonic() + grace
-        parts.scheduler.quiet()
-        for registry in parts.registries.values():
-            registry.quiet = True
-        for consumer in parts.all_consumers():
-            consumer.hush()
-        tasks_end = asyncio.ensure_future(parts.scheduler.stop(grace))
-        await parts.settled(parts.at_rest, deadline - clock.monotonic())
-        if parts.running():
-            for consumer in parts.all_consumers():
-                consumer.cancel_all()
-            await parts.settled(lambda: parts.running() == 0, STUBBORN + 0.5)
-        await tasks_end
-        # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
-        # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
-        await parts.settled(parts.at_rest, LAST_WRITES)
-        try:
-            async with asyncio.timeout(LAST_WRITES):
-                queues = [one.keys for one in parts.all_consumers() if one.group_id is None or one.took]
-                if parts.specs() or self._active_tasks():
-                    await parts.broker.leave(queues, parts.liveness.process)
-        except (BrokerError, TimeoutError) as error:
-            logger.debug("leaving: %s", error)
+        await parts.drain(grace)
         await self._bus.drain(LAST_WRITES)
         await self.io.flush(LAST_WRITES)
         await self._sentry.flush()

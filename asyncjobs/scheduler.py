@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,9 +20,10 @@ from asyncjobs.broker import Broker
 from asyncjobs.config import duration
 from asyncjobs.cron import last_tick
 from asyncjobs.definition import TaskSpec
-from asyncjobs.errors import BrokerError
+from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
 from asyncjobs.events import EventBus
 from asyncjobs.stack import is_closing, log, told
+from asyncjobs.threads import InThread, Threads
 
 logger = logging.getLogger("asyncjobs.cron")
 
@@ -95,11 +95,37 @@ class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
             self._missed(newest.astimezone(UTC) if newest else scheduled)
 
 
+class Run:
+    """One run of a task, which a thread may be at.
+
+    State: `aio_task`, in which it began; `late`, the runtime stops and its grace is over.
+    """
+
+    __slots__ = ("aio_task", "late", "scheduled", "spec", "thread")
+
+    def __init__(self, spec: TaskSpec, scheduled: datetime) -> None:
+        self.spec, self.scheduled = spec, scheduled
+        self.aio_task = asyncio.current_task()
+        self.thread: InThread | None = None
+        self.late = False
+
+    def refusal(self) -> AsyncjobsError | None:
+        """Why its thread may do nothing more with its queue and io; None: it may."""
+        return (
+            NotRunningError(f"the runtime stops, and the grace of task {self.spec.name} is over") if self.late else None
+        )
+
+    def returned(self, awaitable: bool) -> None:
+        if self.late and awaitable:
+            raise asyncio.CancelledError
+
+
 class Scheduler:
     """All tasks of one process.
 
     State: `_ticks`, one clock a task; `_running`, the aio_tasks of runs, held strongly; `_busy`, task name → runs
-    in this process; `_queued`, the tick that waits behind a run of an `every_instance` task.
+    in this process; `_runs`, those that have not ended, and `_left`, the aio_tasks of those that were left to their
+    threads at stop; `_queued`, the tick that waits behind a run of an `every_instance` task.
     """
 
     def __init__(
@@ -108,21 +134,23 @@ class Scheduler:
         bus: EventBus,
         specs: tuple[TaskSpec, ...],
         environment: Mapping[str, Any],
-        threads: Executor,
+        threads: Threads,
         process: Callable[[], str],
         wall: Callable[[], float] = clock.wall,
     ) -> None:
-        self._broker, self._bus, self._specs = broker, bus, specs
+        self._broker, self._bus, self.specs = broker, bus, specs
         self._environment, self._threads, self._process, self._wall = environment, threads, process, wall
         self._ticks: list[Tick] = []
         self._running: set[asyncio.Task[None]] = set()
         self._busy: dict[str, int] = {}
+        self._runs: set[Run] = set()
+        self._left: set[asyncio.Task[Any]] = set()
         self._queued: dict[str, datetime] = {}
         self._stopping = False
 
     async def start(self) -> None:
         """Begin to tick; run once what was missed while nothing ran, where a task asks for it."""
-        for spec in self._specs:
+        for spec in self.specs:
             await self._catch_up(spec)
             tick = Tick(
                 spec,
@@ -135,7 +163,7 @@ class Scheduler:
 
     def planned(self) -> dict[str, datetime]:
         """Task name → its next tick."""
-        return {spec.name: tick.scheduled for spec, tick in zip(self._specs, self._ticks, strict=False)}
+        return {spec.name: tick.scheduled for spec, tick in zip(self.specs, self._ticks, strict=False)}
 
     def quiet(self) -> None:
         """No new firing from now on."""
@@ -145,14 +173,25 @@ class Scheduler:
         self._ticks.clear()
 
     async def stop(self, grace: float) -> None:
-        """Give what runs `grace` seconds, then cancel it."""
+        """Give what runs `grace` seconds, then cancel it, but not what a thread runs: that goes on."""
         self.quiet()
         if self._running:
             _, late = await asyncio.wait(tuple(self._running), timeout=grace)
+            for run in self._runs:
+                run.late = True
+                if run.thread is not None and run.thread.running and run.aio_task is not None:
+                    run.thread.interrupt()
+                    self._left.add(run.aio_task)
+            late -= self._left
             for aio_task in late:
                 aio_task.cancel()
             if late:
                 await asyncio.wait(late, timeout=1.0)
+
+    def in_threads(self) -> int:
+        """How many runs go on in threads after they were to end."""
+        left = {one for one in self._left if not one.done()}
+        return len(left) + sum(run.thread is not None and run.aio_task not in left for run in self._runs)
 
     def _spawn(self, run: Any) -> None:
         aio_task = asyncio.get_running_loop().create_task(run)
@@ -204,16 +243,34 @@ class Scheduler:
     async def _run_and_release(self, spec: TaskSpec, scheduled: datetime) -> None:
         due: datetime | None = scheduled
         while due is not None:
+            run = Run(spec, due)
             try:
-                await self._run(spec, due)
+                await self._run(run)
             finally:
-                due = None
-                if spec.definition.overlap != "allow":
-                    try:
-                        queued = await self._broker.tock(spec.name, self._process(), not self._stopping)
-                        due = clock.from_ms(queued) if queued else None
-                    except BrokerError as error:
-                        logger.warning("the end of %s could not be recorded: %s", spec.name, error)
+                due = None if run.thread is not None else await self._release(spec)
+
+    async def _release(self, spec: TaskSpec) -> datetime | None:
+        """A run has ended; the tick that was queued behind it, if any."""
+        if spec.definition.overlap == "allow":
+            return None
+        try:
+            queued = await self._broker.tock(spec.name, self._process(), not self._stopping)
+        except BrokerError as error:
+            logger.warning("the end of %s could not be recorded: %s", spec.name, error)
+            return None
+        return clock.from_ms(queued) if queued else None
+
+    async def _release_late(self, run: Run, thread: InThread) -> None:
+        """The thread has ended of a run whose aio_task the app had cancelled."""
+        if thread.error is not None:
+            self._failed(run.spec, run.scheduled, thread.error)
+        self._over(run)
+        if not run.spec.definition.every_instance:
+            due = await self._release(run.spec)
+        else:
+            due = None if self._stopping else self._queued.pop(run.spec.name, None)
+        if due is not None:
+            await (self._own_tick if run.spec.definition.every_instance else self._run_and_release)(run.spec, due)
 
     async def _own_tick(self, spec: TaskSpec, scheduled: datetime) -> None:
         name, overlap = spec.name, spec.definition.overlap
@@ -225,25 +282,36 @@ class Scheduler:
             return
         due: datetime | None = scheduled
         while due is not None:
-            await self._run(spec, due)
+            await self._run(Run(spec, due))
             due = None if self._stopping else self._queued.pop(name, None)
 
-    async def _run(self, spec: TaskSpec, scheduled: datetime) -> None:
+    async def _run(self, run: Run) -> None:
+        spec, scheduled = run.spec, run.scheduled
         self._bus.emit("task.fired", spec.name, scheduled_at=scheduled)
         self._busy[spec.name] = self._busy.get(spec.name, 0) + 1
-        aio_task = asyncio.current_task()
+        self._runs.add(run)
         try:
-            await spec.call.run(self._environment, self._threads)
+            _, raised = await spec.call.run(self._environment, self._threads, run)
+            if raised is not None:
+                self._failed(spec, scheduled, raised)
         except asyncio.CancelledError as error:
-            if self._stopping:
+            if self._stopping or run.thread is not None:
                 raise
             self._failed(spec, scheduled, error)
         except BaseException as error:
-            if issubclass(type(error), GeneratorExit) and is_closing(aio_task):
+            if issubclass(type(error), GeneratorExit) and is_closing(run.aio_task):
                 raise
             self._failed(spec, scheduled, error)
         finally:
-            self._busy[spec.name] -= 1
+            if run.thread is None:
+                self._over(run)
+            else:  # the app has cancelled the aio_task: the run has ended when its thread has
+                thread = run.thread
+                thread.ended.add_done_callback(lambda ended: self._spawn(self._release_late(run, thread)))
+
+    def _over(self, run: Run) -> None:
+        self._busy[run.spec.name] -= 1
+        self._runs.discard(run)
 
     def _failed(self, spec: TaskSpec, scheduled: datetime, error: BaseException) -> None:
         self._bus.emit("task.failed", spec.name, scheduled_at=scheduled, error=error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from asyncjobs.events import EventBus
 from asyncjobs.gate import Gate
 from asyncjobs.job import ActiveJob
 from asyncjobs.slot import Rounds
+from asyncjobs.threads import Threads
 
 if TYPE_CHECKING:
     from asyncjobs.pump import Pump
@@ -34,7 +34,7 @@ class Shop:
         bus: EventBus,
         pump: Pump,
         environment: Mapping[str, Any],
-        threads: Executor,
+        threads: Threads,
         scope: Callable[[ActiveJob], AbstractContextManager[Any]],
         boot: str,
     ) -> None:

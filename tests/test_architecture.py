@@ -32,7 +32,7 @@ FLOORS = [
     {"definition", "broker", "events"},
     {"payload"},
     {"cron", "terms", "plain", "declared"},
-    {"config", "complaints", "slot"},
+    {"config", "complaints", "slot", "threads"},
     {"errors", "clock", "stack"},
 ]
 ARROWS = {
