@@ -84,7 +84,7 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Execu
 
 def unfit(job: ActiveJob, error: BaseException) -> PayloadError:
     """The error of a job whose data were refused by a validator that raised something of its own."""
-    made = PayloadError(f"the data of {job.name} {job.id} do not fit: {said(error)}")
+    made = PayloadError(f"the data of {named(job.name, job.id, job.group_id)} do not fit: {said(error)}")
     made.__cause__ = error
     return made
 
