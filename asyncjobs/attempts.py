@@ -168,6 +168,9 @@ class Attempts:
                     "late", "%r gives a job back that would start late: %s", self._queue, error
                 )
                 return Released()
+        if self._queue.quiet:
+            return given_up(job)
+        job.entered = True
         limit = job.overrides.timeout(self._queue.spec.job_options)
         if limit is not None:
             job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
@@ -284,6 +287,12 @@ class Attempts:
         for gate in self._queue.gates:
             gate.ended()
         return self._queue.ended(job, outcome)
+
+    def hush(self) -> None:
+        """Cancel the tries whose handlers have not begun, because nothing may begin any more."""
+        for job in tuple(self.running.values()):
+            if not job.entered:
+                self.cancel(job, "stop")
 
     def cancel_all(self) -> None:
         """Cancel what runs, because the process stops."""

@@ -52,6 +52,7 @@ class Consumer:
         appetite: jobs that a turn asks the gates for at most; more with every turn that brings all it asked for, so
             that a queue with little work does not hold what others could use.
         let_in: jobs that the gates have let in of its weight.
+        indexed: finished jobs of groups are listed beside its own, so that no turn of it may trim that list.
         took: whether this process has taken jobs here, so that its name may be in the queue's stream.
         queued, starving: in the pump's ring; waiting for a slot of the process.
         turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
@@ -62,8 +63,8 @@ class Consumer:
 
     __slots__ = (
         "_shop", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry",
-        "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet", "refusals",
-        "rested_at", "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
+        "indexed", "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
+        "refusals", "rested_at", "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +97,7 @@ class Consumer:
         self.appetite = 1
         self.let_in = 0
         self.took = False
+        self.indexed = False
         self.ahead = Ahead(shop.pace.get(spec.name, 0))
         self.spent = 0
         self.quiet = False
@@ -198,10 +200,13 @@ class Consumer:
         self._shop.pump.offer(self)
 
     def hush(self) -> None:
-        """From now on nothing starts: what is fetched ahead goes back, and so does what a turn on the wire brings."""
+        """From now on nothing starts: what is fetched ahead goes back, and so does what a turn on the wire brings, and
+        what waits for a token, or for its turn among those that have stalled.
+        """
         self.quiet = True
         if self.ahead:
             self.hand_back()
+        self.attempts.hush()
         self._shop.pump.offer(self)
 
     @property
@@ -417,6 +422,7 @@ class Consumer:
 
     def fail_stalled(self, taken: TakenJob) -> None:
         """Fail a job whose processes died too often."""
+        self.took = True
         most = self.spec.worker_options.max_stalled_count
         error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
         job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncjobs")
 
 LET_IN: Final = 64  # queues that are looked at when there is room again; more follow while there is
-BLIND: Final = 1.0  # seconds until the next look, where the store did not say when or did not answer
+BLIND: Final = 1.0  # seconds until the next look, where the store did not say when
+LONGEST_PAUSE: Final = 15.0  # seconds until the next question, where the last ones were not answered
 PATIENCE: Final = 1.0  # seconds in which a gate answers; the queues that it limits wait, and no other
 IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted and found no job for is back
 
@@ -50,6 +51,8 @@ class Gate:
             wants to start something is parked at once, behind those that wait already.
         _parked: queues that wait, the next one first.
         _told: how many jobs the store was last told are running here.
+        _unanswered: questions in a row without an answer. One queue asks again after a pause, and the others when that
+            was answered.
         _surprised: the store said once that nothing is left; what other processes did not need may be back in a moment.
     """
 
@@ -64,7 +67,8 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
         self._asking = asyncio.Lock()
-        self._surprised = False
+        self._surprised = self._correcting = False
+        self._unanswered = 0
         self.full = False
         self.running = self.pending = 0
 
@@ -121,11 +125,12 @@ class Gate:
                         self._terms.windows, round(self.margin * 1e6), token,
                     )  # fmt: skip
             except TimeoutError:
-                self._close_for(BLIND)
+                self._no_answer(want)
                 raise BrokerUnavailableError(f"the limit {self._key} did not answer within {PATIENCE:g} s") from None
             except BrokerError:
-                self._close_for(BLIND)
+                self._no_answer(want)
                 raise
+            self._unanswered = 0
             if again:
                 return Grant(self, token, granted), BLIND if wait is None else wait
             self.pending += granted
@@ -138,20 +143,35 @@ class Gate:
                 self.open()
             return Grant(self, token, granted), BLIND if wait is None else wait
 
+    def _no_answer(self, want: int) -> None:
+        """The store may have counted `want` jobs that do not start."""
+        self._told = max(self._told, self.running + self.pending + want)
+        self._unanswered += 1
+        self._close_for(min(BLIND * 2 ** (self._unanswered - 1), LONGEST_PAUSE))
+
     async def give_back(self, grant: Grant, unused: int) -> None:
-        """`unused` of a grant found no job; whoever waits may have it."""
-        if not unused:
-            return
-        self.pending -= unused
+        """Tell the store that `unused` of a grant, which are not pending any more, found no job; others may have it."""
         try:
             if self._terms.windows:
                 await self._broker.refund(self._key, grant.token, grant.count, unused, self._terms.windows)
             grant.count -= unused
-            if self.stale:
-                await self.admit(0)
         except BrokerError as error:
             logger.debug("a grant of %s was not given back, it runs out by itself: %s", self._key, error)
-        self.open()
+        await self.correct()
+        if not self._unanswered:
+            self.open()
+
+    async def correct(self) -> None:
+        """Tell the store how many jobs run here, if it believes that there are more."""
+        if not self.stale or self._correcting or self._unanswered:
+            return
+        self._correcting = True
+        try:
+            await self.admit(0)
+        except BrokerError as error:
+            logger.debug("%s was not told what runs here: %s", self._key, error)
+        finally:
+            self._correcting = False
 
     def ended(self) -> None:
         """A job under it has ended: where a number of jobs is its limit, the next queue may start one."""
@@ -222,7 +242,7 @@ class Gate:
 
     def _ring(self) -> None:
         self._timer = None
-        self.open()
+        self.open(1 if self._unanswered else LET_IN)
 
     def close(self) -> None:
         if self._timer is not None:

@@ -29,8 +29,8 @@ SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  #
 class GroupRegistry:
     """All open groups of one job name in this process.
 
-    State: `open`; `_resting`, a heap of (since, tie breaker, consumer), where an entry counts only while the
-    consumer's `rested_at` is still its `since`.
+    State: `open`; `_resting`, a heap of (since, tie breaker, consumer), with one entry for each of `_listed`. A group
+    that had work since then comes back with the time at which it rested last.
     """
 
     def __init__(self, shop: Shop, spec: JobSpec) -> None:
@@ -38,6 +38,7 @@ class GroupRegistry:
         self.spec = spec
         self.open: dict[str, Consumer] = {}
         self._resting: list[tuple[float, int, Consumer]] = []
+        self._listed: set[Consumer] = set()
         self._ties = itertools.count()
         self._rested = asyncio.Event()
         self.quiet = False
@@ -87,10 +88,17 @@ class GroupRegistry:
                 consumer.rebase(new)
                 consumer.look_again()
 
+    @property
+    def resting(self) -> int:
+        """Entries that are kept for groups that may be reaped."""
+        return len(self._resting)
+
     def _rest(self, consumer: Consumer) -> None:
         assert consumer.rested_at is not None
-        heapq.heappush(self._resting, (consumer.rested_at, next(self._ties), consumer))
-        self._rested.set()
+        if consumer not in self._listed:
+            self._listed.add(consumer)
+            heapq.heappush(self._resting, (consumer.rested_at, next(self._ties), consumer))
+            self._rested.set()
 
     async def run(self) -> None:
         """Reap what has been idle for `group_idle` seconds, until cancelled."""
@@ -107,9 +115,14 @@ class GroupRegistry:
         due: list[Consumer] = []
         latest = clock.monotonic() - self.spec.group_idle
         while self._resting and self._resting[0][0] <= latest and len(due) < REAPED_AT_ONCE:
-            since, _, consumer = heapq.heappop(self._resting)
-            if consumer.rested_at == since and consumer.idle:
+            _, _, consumer = heapq.heappop(self._resting)
+            self._listed.discard(consumer)
+            if consumer.rested_at is None or not consumer.idle:
+                continue  # it rests again after its next turn
+            if consumer.rested_at <= latest:
                 due.append(consumer)
+            else:
+                self._rest(consumer)
         return due
 
     async def _reap(self, consumer: Consumer) -> None:

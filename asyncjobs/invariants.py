@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from asyncjobs.alarms import ENTRIES
 from asyncjobs.broker.keeping import Inspection
 from asyncjobs.consumer import Consumer
-from asyncjobs.pump import SPARE
 
 if TYPE_CHECKING:
     from asyncjobs.parts import Parts
@@ -40,6 +40,10 @@ def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:
         broken.append(f"{running} jobs run, and {parts.pump.running} slots are taken")
     if parts.pump.reserved != on_wire:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {parts.pump.reserved} are reserved")
+    held = parts.pump.held
+    for turn in (turn for one in consumers for turn in one.turns):
+        if turn not in held:
+            broken.append(f"nothing is going to answer a turn of {turn.consumer!r}")
     if parts.pump.starved and parts.pump.free_slots() > len(parts.pump.ring):
         broken.append(f"{len(parts.pump.starved)} queues wait for a slot, and {parts.pump.free_slots()} are free")
     return broken
@@ -64,8 +68,7 @@ def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
             broken.append(f"{one!r} waits for an alarm that is not set")
     if len(ring) != len(pump.ring):
         broken.append("a queue stands in the ring twice")
-    most = 2 * len(consumers) + SPARE
-    if len(pump.alarms) > most:
+    if len(pump.alarms) > ENTRIES * sum(one.alarm_at is not None for one in consumers) + 1:
         broken.append(f"{len(pump.alarms)} alarms are kept for {len(consumers)} queues")
     return broken
 
@@ -80,7 +83,7 @@ def _gates(parts: Parts, consumers: list[Consumer]) -> list[str]:
             broken.append(f"{running} jobs run under {gate!r}")
         # What it let in while other gates are asked is on no turn yet.
         let_in = sum(turn.reserved for one in under for turn in one.turns if turn.grants)
-        if gate.pending < let_in:
+        if gate.pending < let_in or (gate.pending > let_in and not parts.pump.asking):
             broken.append(f"{gate!r} has let in {let_in} jobs that are on their way, and counts {gate.pending}")
         if gate.parked and not gate.will_open:
             broken.append(f"{len(gate.parked)} queues wait at {gate!r}, and nothing is going to open it")

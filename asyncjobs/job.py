@@ -344,8 +344,8 @@ class ActiveJob:
 
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
-        "discarded", "ended", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw", "spec",
-        "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
+        "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw",
+        "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -383,6 +383,7 @@ class ActiveJob:
         self.aio_task: asyncio.Task[None] | None = None
         self.context: Any = None  # what integrations keep with this try
         self.began = False
+        self.entered = False  # its handler is called, or is about to be
         self.began_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it

@@ -88,13 +88,14 @@ class Liveness:
         self._epoch = b""
         self._heard: dict[str, float] = {}
         self._news = asyncio.Event()
-        self._lapsed = False
+        self._lapsed = self.joined = False
         self.data_lost_at: datetime | None = None
 
     async def join(self) -> None:
         """Show the first sign of life, before anything is taken."""
         self._epoch = (await self._broker.beat(self.process, joining=True)).epoch
         self._last = clock.monotonic()
+        self.joined = True
 
     def since_last_beat(self) -> float:
         """Seconds since the store last acknowledged that we live."""

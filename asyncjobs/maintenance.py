@@ -45,8 +45,10 @@ class Maintenance:
         return self._shop.broker
 
     def _specs(self) -> Iterable[JobSpec]:
-        yield from (consumer.spec for consumer in tuple(self._consumers.values()))
-        yield from (registry.spec for registry in tuple(self._registries.values()))
+        """Each job once, though it may have had groups in another release."""
+        specs = {name: consumer.spec for name, consumer in self._consumers.items()}
+        specs |= {name: registry.spec for name, registry in self._registries.items()}
+        return specs.values()
 
     # Looking ----------------------------------------------------------------------------------------------
     async def look_everywhere(self) -> None:
@@ -118,8 +120,9 @@ class Maintenance:
                 )
 
     async def _queues(self, spec: JobSpec) -> AsyncIterator[list[tuple[Keys, str | None]]]:
-        if not spec.grouped:
+        if spec.name in self._consumers:
             yield [(self._broker.queue_keys(spec.name, None), None)]
+        if spec.name not in self._registries:
             return
         async for group_ids in self._broker.groups(spec.name):
             yield [(self._broker.queue_keys(spec.name, group_id), group_id) for group_id in group_ids]
@@ -155,7 +158,7 @@ class Maintenance:
 
     async def trim_everything(self) -> None:
         """Apply every name's retention, to those names alone that keep anything."""
-        consumers = {consumer.keys: consumer for consumer in self._consumers.values()}
+        consumers = {consumer.keys: consumer for consumer in self._consumers.values() if not consumer.indexed}
         for keys in await self._broker.ended(list(consumers)):
             await self._broker.trim(keys, consumers[keys].spec.retention)
         for registry in tuple(self._registries.values()):

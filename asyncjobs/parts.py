@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -17,7 +16,7 @@ from asyncjobs.consumer import Consumer
 from asyncjobs.crew import Crew
 from asyncjobs.definition import JobSpec
 from asyncjobs.embedded import EmbeddedStore
-from asyncjobs.errors import BrokerError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
 from asyncjobs.gate import Gate
 from asyncjobs.groups import GroupRegistry
 from asyncjobs.liveness import Liveness
@@ -29,6 +28,9 @@ from asyncjobs.shop import Shop
 logger = logging.getLogger("asyncjobs")
 
 LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and flushing each
+AFTER_GRACE: Final = 2.5  # seconds that a drain takes at most beyond its grace
+AGAIN: Final = 1.0  # seconds until it is tried again to consume a job
+SHOWN_GROUPS: Final = 5
 LINGERING: Final[set[asyncio.Task[None]]] = set()  # of stopped runtimes, held strongly
 
 
@@ -49,6 +51,8 @@ class Parts:
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
         self.gates: dict[str, Gate] = {}
+        self._beats = False
+        self.quiet = False  # nothing is to begin any more
 
     def gates_of(self, spec: JobSpec) -> tuple[Gate, ...]:
         """The limits that hold over the queues of a job and others, one object each in a process."""
@@ -64,25 +68,114 @@ class Parts:
         return tuple(self.gates[key] for key, _, _ in wanted)
 
     async def consume(self, spec: JobSpec) -> None:
-        """Open the consumer of one job, or the registry of its groups; the first look comes with the news link."""
+        """Open the queue of one job, or the registry of its groups; the first look comes with the news link.
+
+        May be called again after an error. Jobs that were added while the job had groups and now has none, or the other
+        way round, are run as well.
+        """
         gates = self.shop.gates[spec.name] = self.gates_of(spec)
+        if spec.grouped:
+            await self.registry(spec).reload()
+        else:
+            self.queue(spec)
+        await self._look_elsewhere(spec)
 
         def room() -> None:
             for gate in gates:
                 gate.open()
 
-        if spec.grouped:
-            registry = self.registries[spec.name] = GroupRegistry(self.shop, spec)
-            self.crew.start(f"reaper of {spec.name}", registry.run)
-            once = functools.partial(self.crew.once, f"looking at the groups of {spec.name}")
-            await registry.reload()
-            await self.broker.listen_for_news(
-                spec.name, registry.wake, lambda: once(registry.look()), lambda: once(registry.reload()), room
-            )
-        else:
+        def news(group_id: str, delay: float) -> None:
+            if group_id:
+                self.registry(spec).wake(group_id, delay)
+            else:
+                self.queue(spec).wake(group_id, delay)
+
+        def look() -> None:
+            if spec.name in self.consumers:
+                self.consumers[spec.name].look_again()
+            if spec.name in self.registries:
+                self.crew.once(f"looking at the groups of {spec.name}", self.registries[spec.name].look())
+
+        def reload() -> None:
+            self.crew.once(f"looking at the groups of {spec.name}", self.registry(spec).reload())
+
+        await self.broker.listen_for_news(spec.name, news, look, reload, room)
+
+    async def join(self) -> None:
+        """Show the first sign of life, before anything is taken; once."""
+        if not self.liveness.joined:
+            await self.liveness.join()
+
+    async def begin(self, spec: JobSpec) -> None:
+        """Consume a job that was registered while this runs, as soon as the store answers."""
+        while not self.quiet:
+            try:
+                await self.join()
+                self.show_life()
+                await self.consume(spec)
+                return
+            except BrokerError as error:
+                self.pump.complaints.warning(f"begin {spec.name}", "%s is not consumed yet: %s", spec.name, error)
+                await asyncio.sleep(AGAIN)
+
+    def show_life(self) -> None:
+        """Beat from now on."""
+        if not self._beats:
+            self._beats = True
+            self.lifeline.start("heartbeat", self.liveness.run)
+            self.lifeline.start("lapses and the dead", self.liveness.run_consequences)
+
+    def queue(self, spec: JobSpec) -> Consumer:
+        """The consumer of what is added without a group."""
+        consumer = self.consumers.get(spec.name)
+        if consumer is None:
             consumer = Consumer(self.shop, spec, self.broker.queue_keys(spec.name, None))
+            consumer.quiet = self.quiet
             self.consumers[spec.name] = consumer
-            await self.broker.listen_for_news(spec.name, consumer.wake, consumer.look_again, on_room=room)
+            self._mind_shapes(spec)
+        return consumer
+
+    def registry(self, spec: JobSpec) -> GroupRegistry:
+        """The groups of a job."""
+        registry = self.registries.get(spec.name)
+        if registry is None:
+            registry = self.registries[spec.name] = GroupRegistry(self.shop, spec)
+            registry.quiet = self.quiet
+            self.crew.start(f"reaper of {spec.name}", registry.run)
+            self._mind_shapes(spec)
+        return registry
+
+    def _mind_shapes(self, spec: JobSpec) -> None:
+        """Finished jobs with and without a group stand in one list: what they may keep is decided for all of them."""
+        if spec.name in self.consumers and spec.name in self.registries:
+            self.consumers[spec.name].indexed = True
+
+    async def _look_elsewhere(self, spec: JobSpec) -> None:
+        """Find the jobs of a name that another release has added with groups, where it has none, or without."""
+        try:
+            found = await self.broker.other_shape(spec.name, spec.grouped)
+        except BrokerUnavailableError:
+            raise
+        except BrokerError as error:  # a key of a foreign type: said where the queue has its turns
+            logger.debug("looking at %s: %s", spec.name, error)
+            return
+        if found is None:
+            return
+        if spec.grouped:
+            text = (
+                "%s has groups, and %d of its jobs were added when it had none; they run one after the other, with no "
+            )
+            logger.warning(text + "group_id", spec.name, found.jobs)
+            self.queue(spec)
+            return
+        if found.jobs:
+            some = ", ".join(visible(one) for one in found.groups[:SHOWN_GROUPS])
+            more = ", …" if len(found.groups) > SHOWN_GROUPS else ""
+            text = "%s has no groups, and %d of its jobs were added when it had some (%s%s); each group's run in order"
+            logger.warning(text, spec.name, found.jobs, some, more)
+        registry = self.registry(spec)
+        for group_id in found.groups:
+            registry.wake(group_id)
 
     def specs(self) -> list[JobSpec]:
         consumed = [consumer.spec for consumer in self.consumers.values()]
@@ -140,31 +233,43 @@ class Parts:
             await asyncio.sleep(0.01)
 
     async def drain(self, grace: float) -> None:
-        """No new job starts, running ones get `grace` seconds and are cancelled then, and this process is gone."""
+        """No new job starts, running ones get `grace` seconds and are cancelled then, and this process is gone.
+
+        Takes at most `AFTER_GRACE` seconds more than that.
+        """
         deadline = clock.monotonic() + grace
+
+        def left(most: float) -> float:
+            return max(0.1, min(most, deadline + AFTER_GRACE - clock.monotonic()))
+
+        self.quiet = True
         self.scheduler.quiet()
         for registry in self.registries.values():
             registry.quiet = True
         for consumer in self.all_consumers():
             consumer.hush()
         tasks_end = asyncio.ensure_future(self.scheduler.stop(grace))
-        await self.settled(self.at_rest, deadline - clock.monotonic())
-        if self.running():
-            for consumer in self.all_consumers():
-                consumer.cancel_all()
-            await self.settled(lambda: self.running() == 0, STUBBORN + 0.5)
-        await tasks_end
+        try:
+            await self.settled(self.at_rest, deadline - clock.monotonic())
+            if self.running():
+                for consumer in self.all_consumers():
+                    consumer.cancel_all()
+                await self.settled(lambda: self.running() == 0, left(STUBBORN + 0.5))
+            await tasks_end
+        finally:
+            tasks_end.cancel()
         # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
         # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
-        await self.settled(self.at_rest_but_for_threads, LAST_WRITES)
+        await self.settled(self.at_rest_but_for_threads, left(LAST_WRITES))
         if not self.in_threads():
-            await self.leave()
+            await self.leave(left(LAST_WRITES))
 
-    async def leave(self) -> None:
+    async def leave(self, timeout: float = LAST_WRITES) -> None:
         """This process is gone, for all others."""
-        queues = [one.keys for one in self.all_consumers() if one.group_id is None or one.took]
+        queues = [one.keys for one in self.all_consumers() if one.group_id is None or one.took or one.unsure]
         try:
-            async with asyncio.timeout(LAST_WRITES):
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(*(gate.correct() for gate in self.gates.values()))
                 if self.specs() or self.scheduler.specs:
                     await self.broker.leave(queues, self.liveness.process)
         except (BrokerError, TimeoutError) as error:

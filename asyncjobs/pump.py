@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
-import itertools
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
 from asyncjobs.ahead import PATIENCE
+from asyncjobs.alarms import Alarms, Doubts
 from asyncjobs.broker import Broker, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.gate import Gate, Grant, share
+from asyncjobs.stack import said
 
 if TYPE_CHECKING:
     from asyncjobs.consumer import Consumer
@@ -33,76 +33,25 @@ logger = logging.getLogger("asyncjobs")
 TURNS_A_TRIP: Final = 128
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
-SPARE: Final = 64  # entries that alarms keep beyond two a consumer
 REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
-
-
-class Alarms:
-    """Wakes consumers at a time: one heap and one timer, however many they are.
-
-    State: `_heap` of (deadline, tie breaker, consumer); an entry counts only while the consumer's `alarm_at` is
-    still its deadline, so re-arming never searches. `_set`, consumers with an alarm: entries that do not count are
-    swept out when they are more than these.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Consumer]] = []
-        self._set: set[Consumer] = set()
-        self._ties = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set(self, consumer: Consumer, delay: float) -> None:
-        """Wake `consumer` in `delay` seconds, and at no other time."""
-        consumer.alarm_at = deadline = clock.monotonic() + delay
-        self._set.add(consumer)
-        heapq.heappush(self._heap, (deadline, next(self._ties), consumer))
-        if len(self._heap) > 2 * len(self._set) + SPARE:
-            self._heap = [entry for entry in self._heap if entry[2].alarm_at == entry[0]]
-            heapq.heapify(self._heap)
-        if self._heap[0][0] == deadline:
-            self._arm()
-
-    def set_earlier(self, consumer: Consumer, delay: float) -> None:
-        """The same, unless it is woken before that anyway."""
-        if consumer.alarm_at is None or consumer.alarm_at > clock.monotonic() + delay:
-            self.set(consumer, delay)
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._heap:
-            delay = max(0.0, self._heap[0][0] - clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(min(delay, 3600.0), self._ring)
-
-    def _ring(self) -> None:
-        now = clock.monotonic()
-        while self._heap and self._heap[0][0] <= now:
-            deadline, _, consumer = heapq.heappop(self._heap)
-            if consumer.alarm_at == deadline:
-                consumer.alarm_at = None
-                self._set.discard(consumer)
-                consumer.look_again()
-        self._arm()
-
-    def __len__(self) -> int:
-        """Entries, those included that do not count any more."""
-        return len(self._heap)
-
-    def close(self) -> None:
-        self._heap.clear()
-        self._set.clear()
-        if self._timer is not None:
-            self._timer.cancel()
 
 
 class Pump:
     """Serves the ring of ready consumers with a small number of pipelines in flight.
 
-    State: `_ready`, the ring; `_starved`, consumers that wait for a slot of the process; `running` and
-    `_reserved`, the slots in use and those asked for in a pipeline in flight; `_fetched`, consumers that hold jobs
-    fetched ahead; `overflow`, grouped job
-    names with more finished jobs than they keep.
+    State:
+        _ready: the ring.
+        _starved: consumers that wait for a slot of the process.
+        _cleared: turns that an errand has made ready to be sent.
+        _held: the turns of each lane's pipeline, of each errand, and of each ride. A turn is held until it has been
+            answered or put back, so no turn is without an owner.
+        running, _reserved: slots in use, and those that turns have asked for.
+        _fetched: consumers that hold jobs fetched ahead.
+        overflow: grouped job names with more finished jobs than they keep.
+
+    Errands: what has to be asked before a turn can be sent (what a lost reply left to us, how many starts a shared
+    limit lets in) is asked in an aio_task beside the lanes, so that a store or a limit that does not answer holds up
+    the queues that it concerns, and no other.
     """
 
     def __init__(
@@ -116,6 +65,10 @@ class Pump:
         self._ready: deque[Consumer] = deque()
         self._starved: deque[Consumer] = deque()
         self._wake = asyncio.Event()
+        self._cleared: list[Turn] = []
+        self._held: dict[object, list[Turn]] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+        self._doubts = Doubts(self.offer)
         self._reserved = 0
         self.running = 0
         self._fetched: dict[Consumer, None] = {}
@@ -166,17 +119,14 @@ class Pump:
         """Serve turns on one connection until cancelled."""
         pause = SHORTEST_PAUSE
         while True:
-            while not self._ready:
+            while not (self._ready or self._cleared):
                 self._wake.clear()
                 await self._wake.wait()
-            turns = self._next_turns()
-            self._feed()
-            if not turns:
-                continue
+            turns = self._held[lane] = []
             try:
-                known = await self._admit(await self._adopt(turns))
-                if known:
-                    await self._serve(lane, known)
+                self._next_turns(turns)
+                if turns:
+                    await self._serve(lane, turns)
                     pause = SHORTEST_PAUSE
                     self.outage_since = None
             except BrokerUnavailableError as error:
@@ -190,13 +140,17 @@ class Pump:
                 self.complaints.error("store", "the store refuses to work; trying again every few seconds: %s", error)
                 self._put_back(turns)
                 await asyncio.sleep(LONGEST_PAUSE)
-            except BaseException:
+            finally:
                 self._put_back(turns)
-                raise
+                del self._held[lane]
 
-    def _next_turns(self) -> list[Turn]:
-        turns: list[Turn] = []
-        for _ in range(min(len(self._ready), TURNS_A_TRIP)):
+    def _next_turns(self, turns: list[Turn]) -> None:
+        """Add to `turns` those that can be sent, and send errands for those that cannot be yet."""
+        turns += self._cleared[:TURNS_A_TRIP]
+        del self._cleared[:TURNS_A_TRIP]
+        apart: dict[object, list[Turn]] = {}
+        stale: set[Gate] = set()
+        for _ in range(min(len(self._ready), TURNS_A_TRIP - len(turns))):
             consumer = self._ready.popleft()
             consumer.queued = False
             free = self.free_slots()
@@ -205,13 +159,55 @@ class Pump:
             turn = consumer.prepare(allowed)
             if turn is not None:
                 self._reserved += turn.reserved
-                turns.append(turn)
+                if consumer.lost_reply:
+                    apart[turn] = [turn]
+                elif consumer.gates and turn.reserved:
+                    apart.setdefault(consumer.gates, []).append(turn)
+                else:
+                    turns.append(turn)
+                    stale.update(gate for gate in consumer.gates if gate.stale)
                 if consumer.flowing and consumer.hungry and consumer.free() and not scarce:
                     self.offer(consumer)  # for a second turn, by the other lane
             # One that might start something and makes no turn is kept back by something else, and woken by that.
             if free <= 0 or (scarce and (turn is not None or not allowed)):
                 self._starve(consumer, 0 if turn is None else turn.reserved)
-        return turns
+        for some in apart.values():
+            self._send(self._clear(some), some)
+        for gate in stale:
+            self._send(gate.correct(), [])
+        self._feed()
+
+    def _send(self, errand: Coroutine[Any, Any, None], turns: list[Turn]) -> None:
+        """Run `errand` beside the lanes; what it leaves of `turns` goes back."""
+        aio_task = asyncio.get_running_loop().create_task(errand, name="asyncjobs errand")
+        self._errands.add(aio_task)
+        self._held[aio_task] = turns
+        aio_task.add_done_callback(self._errand_ended)
+
+    def _errand_ended(self, aio_task: asyncio.Task[None]) -> None:
+        self._errands.discard(aio_task)
+        turns = self._held.pop(aio_task)
+        error = None if aio_task.cancelled() else aio_task.exception()
+        if error is not None:
+            self.complaints.error("errand", "turns could not be made ready, and are tried again: %s", said(error))
+        self._put_back(turns, REST)
+
+    async def _clear(self, turns: list[Turn]) -> None:
+        """Adopt and ask gates for `turns`; those that are left can be sent."""
+        left = await self._admit(await self._adopt(turns))
+        turns[:] = []
+        self._cleared += left
+        self._wake.set()
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        for aio_task in tuple(self._errands):
+            aio_task.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        self._doubts.close()
+        self.alarms.close()
 
     def _starve(self, consumer: Consumer, started: int) -> None:
         """Too few slots for all: who wants more waits for the next one, behind all others once it had its share."""
@@ -243,44 +239,33 @@ class Pump:
 
     async def _adopt(self, turns: list[Turn]) -> list[Turn]:
         """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
-        unsure = [turn for turn in turns if turn.consumer.lost_reply]
-        if not unsure:
-            return turns
-        asked = [self._broker.own(turn.consumer.keys, self._process()) for turn in unsure]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        left = [turn for turn in turns if turn not in unsure]
-        for turn, owned in zip(unsure, found, strict=True):
+        left = []
+        for turn in turns:
             consumer, reserved = turn.consumer, turn.reserved
-            if isinstance(owned, BrokerError):
-                self._unreserve(reserved)
-                self._unserved(turn, owned)
-            elif isinstance(owned, BaseException):
-                raise owned
-            else:
-                consumer.adopt(owned)
-                consumer.lost_reply = False
-                consumer.make_room(turn)
-                self._unreserve(reserved - turn.reserved)
+            if not consumer.lost_reply:
                 left.append(turn)
+                continue
+            try:
+                owned = await self._broker.own(consumer.keys, self._process())
+            except BrokerError as error:
+                self._unreserve(reserved)
+                self._unserved(turn, error)
+                continue
+            consumer.adopt(owned)
+            consumer.lost_reply = False
+            self._doubts.settled(consumer)
+            consumer.make_room(turn)
+            self._unreserve(reserved - turn.reserved)
+            left.append(turn)
         return left
 
     async def _admit(self, turns: list[Turn]) -> list[Turn]:
-        """Ask the gates how many of the jobs that turns want may start; the turns that are left."""
-        gated: dict[tuple[Gate, ...], list[Turn]] = {}
-        for turn in turns:
-            if turn.consumer.gates:
-                gated.setdefault(turn.consumer.gates, []).append(turn)
-        if not gated:
-            return turns
-        left = [turn for turn in turns if not turn.consumer.gates]
-        for gates, mine in gated.items():
-            left += await self._admit_under(gates, mine)
-        return left
-
-    async def _admit_under(self, gates: tuple[Gate, ...], turns: list[Turn]) -> list[Turn]:
-        """The same for turns of queues that have the same gates."""
-        sent_at = clock.monotonic()
+        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left."""
+        gates = turns[0].consumer.gates if turns else ()
         want = sum(turn.reserved for turn in turns)
+        if not gates or not want:
+            return turns
+        sent_at = clock.monotonic()
         narrow = next((gate for gate in gates if gate.full), None)
         was_full = narrow is not None
         if was_full:
@@ -296,8 +281,6 @@ class Pump:
             for grant in grants:
                 grant.gate.pending -= grant.count
             raise
-        for grant in grants:
-            await grant.gate.give_back(grant, grant.count - want)
         left: list[Turn] = []
         first: list[Consumer] = []
         for turn, given in zip(turns, share(turns, want), strict=True):
@@ -315,6 +298,8 @@ class Pump:
         for consumer in reversed(first):
             assert narrow is not None
             narrow.park(consumer, first=True)
+        for grant in grants:
+            self._give_back(grant, grant.count - want)
         self._feed()
         return left
 
@@ -325,18 +310,14 @@ class Pump:
             self.complaints.warning(repr(gate), "%r lets nothing in for now: %s", gate, error)
             return Grant(gate, "", 0)
 
-    @staticmethod
-    async def _give_back(turns: Sequence[tuple[Turn, int]]) -> None:
-        """What was let in and found no job."""
-        unused: dict[Grant, int] = {}
-        for turn, jobs in turns:
-            for grant in turn.grants:
-                unused[grant] = unused.get(grant, 0) + jobs
-        for grant, jobs in unused.items():
-            await grant.gate.give_back(grant, jobs)
+    def _give_back(self, grant: Grant, unused: int) -> None:
+        """Part of a grant found no job; other processes are told beside the lanes."""
+        if unused:
+            grant.gate.pending -= unused
+            self._send(grant.gate.give_back(grant, unused), [])
 
-    @staticmethod
-    def _unserved(turn: Turn, error: BrokerError) -> None:
+    def _unserved(self, turn: Turn, error: BrokerError) -> None:
+        self._doubts.lost(turn.consumer)
         if isinstance(error, BrokerUnavailableError):
             turn.consumer.unanswered(turn, rest=REST)
         else:
@@ -348,20 +329,32 @@ class Pump:
         if over:
             self.overflow.update(over)
             self.overflowed.set()
-        unused: list[tuple[Turn, int]] = []
+        unused: dict[Grant, int] = {}
         for turn, reply in zip(turns, replies, strict=True):
             self._reserved -= turn.reserved
             if turn.grants:
                 turn.let_in(turn.reserved if isinstance(reply, BrokerError) else len(reply.jobs))
                 if not isinstance(reply, BrokerError):
-                    unused.append((turn, turn.reserved - len(reply.jobs)))
+                    for grant in turn.grants:
+                        unused[grant] = unused.get(grant, 0) + turn.reserved - len(reply.jobs)
             if isinstance(reply, BrokerError):
                 self._unserved(turn, reply)
             else:
-                turn.consumer.absorb(turn, reply, sent_at)
+                self._absorb(turn, reply, sent_at)
         self._feed()
-        if unused:
-            await self._give_back(unused)
+        for grant, jobs in unused.items():
+            self._give_back(grant, jobs)
+
+    def _absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
+        """Hand a reply over. Should that fail half way, what the reply brought is found by adoption."""
+        consumer = turn.consumer
+        try:
+            consumer.absorb(turn, reply, sent_at)
+        except Exception as error:
+            text = "%r could not deal with a reply, and looks again: %s"
+            self.complaints.error("absorb", text, consumer, said(error))
+            consumer.lost_reply = True
+            consumer.look_again()
 
     # Turns behind adds --------------------------------------------------------------------------------------
     def rides(self, places: list[Place]) -> list[tuple[str, WorkCall, OnWork]]:
@@ -379,18 +372,22 @@ class Pump:
                 consumer.hungry = was_hungry  # news of the job comes, and leads to a turn
             else:
                 self._reserved += turn.reserved
+                self._held[turn] = [turn]
                 tell = functools.partial(self._ridden, turn, clock.monotonic())
                 rides.append((self._process(), turn.call(), tell))
         return rides
 
     def _ridden(self, turn: Turn, sent_at: float, reply: WorkReply | BrokerError) -> None:
+        del self._held[turn]
         self._unreserve(turn.reserved)
+        if isinstance(reply, BrokerError):
+            self._doubts.lost(turn.consumer)
         if isinstance(reply, BrokerUnavailableError):
             turn.consumer.unanswered(turn)
         elif isinstance(reply, BrokerError):
             turn.consumer.refused(turn, reply)
         else:
-            turn.consumer.absorb(turn, reply, sent_at)
+            self._absorb(turn, reply, sent_at)
 
     @property
     def reserved(self) -> int:
@@ -412,9 +409,21 @@ class Pump:
         """The queues that hold jobs beyond their slots, as far as they are looked after."""
         return tuple(self._fetched)
 
-    def _put_back(self, turns: list[Turn]) -> None:
+    @property
+    def asking(self) -> bool:
+        """Whether an errand is under way, so that what gates count is on its way to a turn or from one."""
+        return bool(self._errands)
+
+    @property
+    def held(self) -> set[Turn]:
+        """The turns that something is going to answer or to put back."""
+        return {turn for turns in (self._cleared, *self._held.values()) for turn in turns}
+
+    def _put_back(self, turns: list[Turn], rest: float = 0.0) -> None:
+        """Those of `turns` that were not answered are prepared anew, after `rest` seconds."""
         for turn in turns:
             if turn in turn.consumer.turns:
                 turn.let_in(turn.reserved)
                 self._unreserve(turn.reserved)
-                turn.consumer.unanswered(turn)
+                self._doubts.lost(turn.consumer)
+                turn.consumer.unanswered(turn, rest)

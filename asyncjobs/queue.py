@@ -212,7 +212,7 @@ class Queue:
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
         """How many jobs are in each state; of a grouped job without a group: of all its groups together."""
         broker, spec = self._running(), self.spec(name)
-        if spec.grouped and group_id is None:
+        if group_id is None:
             counts = await broker.total_counts(spec.name)
         else:
             counts = await broker.counts(broker.queue_keys(spec.name, self._group(spec, group_id)))

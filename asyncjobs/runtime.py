@@ -33,7 +33,7 @@ from asyncjobs.crew import Crew
 from asyncjobs.cron import normalise
 from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
 from asyncjobs.embedded import EmbeddedStore
-from asyncjobs.errors import ConfigError, JobTimeoutError
+from asyncjobs.errors import ConfigError, JobTimeoutError, NotRunningError
 from asyncjobs.events import EventBus, Subscriber
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live import LiveUpdates
@@ -53,6 +53,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 State = Literal["stopped", "starting", "running", "stopping"]
 
 DEFAULT_LEASE: Final = 30.0
+AFTER_DRAIN: Final = 3.0  # seconds beyond the grace until what subscribers and live updates still do is given up
 TASK_THREADS: Final = 100  # most sync tasks at once
 JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
 WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
@@ -148,6 +149,7 @@ class Runtime:
         self._state: State = "stopped"
         self._lock: asyncio.Lock | None = None
         self._parts: Parts | None = None
+        self._starting: asyncio.Timeout | None = None  # ends a start that `stop` is called in
 
     @property
     def queue(self) -> Queue:
@@ -220,7 +222,7 @@ class Runtime:
         self._own_jobs[name] = spec
         self.queue.register(spec)
         if self._parts is not None and self.config.consume and spec.worker_options.autorun:
-            self._parts.crew.once(f"starting {name}", self._parts.consume(spec))
+            self._parts.crew.once(f"starting {name}", self._parts.begin(spec))
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
@@ -262,6 +264,7 @@ class Runtime:
             BrokerUnavailableError: the store was not reached within `connect_timeout`.
             ConfigError: a store that cannot be had, is too old, or may delete what it keeps.
             BrokerError: a store that refuses us, or a command that we need; the message names it.
+            NotRunningError: `stop` was called meanwhile.
         """
         if self._lock is None:
             self._lock = asyncio.Lock()
@@ -270,20 +273,34 @@ class Runtime:
                 return self
             self._state = "starting"
             stack = AsyncExitStack()
+            self._starting = asyncio.timeout(None)
             try:
-                self._parts = await self._build(stack)
-                await self._launch(self._parts)
-            except BaseException:
-                parts, self._parts = self._parts, None
-                self.queue.close()
-                if parts is not None:
-                    await parts.crew.stop()
-                    await parts.lifeline.stop()
-                await stack.aclose()
-                self._state = "stopped"
+                async with self._starting:
+                    self._parts = await self._build(stack)
+                    await self._launch(self._parts)
+            except BaseException as error:
+                await self._undo(stack)
+                if isinstance(error, TimeoutError) and self._starting.expired():
+                    raise NotRunningError("the runtime was stopped while it was starting") from None
                 raise
+            finally:
+                self._starting = None
             self._state = "running"
         return self
+
+    async def _undo(self, stack: AsyncExitStack) -> None:
+        """Whatever a start has begun ends. It may have begun to work, and what it took goes back."""
+        parts, self._parts = self._parts, None
+        self.queue.close()
+        try:
+            if parts is not None and parts.liveness.joined:
+                await parts.drain(0)
+        finally:
+            if parts is not None:
+                await parts.crew.stop()
+                await parts.lifeline.stop()
+            await stack.aclose()
+            self._state = "stopped"
 
     async def _build(self, stack: AsyncExitStack) -> Parts:
         """Every part, each undone by `stack` in reverse; nothing runs yet."""
@@ -313,7 +330,7 @@ class Runtime:
         parts.broker = broker
         stack.push_async_callback(broker.close)
         parts.pump = Pump(broker, self.config.concurrency, lambda: parts.liveness.process, parts.consumer_at)
-        stack.callback(parts.pump.alarms.close)
+        stack.callback(parts.pump.close)
         boot = os.urandom(6).hex()
         parts.shop = Shop(broker, self._bus, parts.pump, given, threads, self._sentry.scope, boot)
         parts.maintenance = Maintenance(
@@ -339,14 +356,13 @@ class Runtime:
             embedded = parts.embedded
             parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure())
         if specs or self._active_tasks():
-            await parts.liveness.join()
+            await parts.join()
         crew.start("live update", self.io.run)
         for spec in specs:
             await parts.consume(spec)
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
-            parts.lifeline.start("heartbeat", parts.liveness.run)
-            parts.lifeline.start("lapses and the dead", parts.liveness.run_consequences)
+            parts.show_life()
             lease = min((spec.lease for spec in specs), default=DEFAULT_LEASE)
             crew.start("watchdog", Watchdog(lease).run)
         if self.config.consume:
@@ -455,6 +471,8 @@ class Runtime:
         allowed = duration(self.config.grace) if grace is None else seconds(grace, "grace")
         if self._lock is None:
             return
+        if self._starting is not None:
+            self._starting.reschedule(0.0)
         async with self._lock:
             if self._parts is None:
                 return
@@ -474,9 +492,10 @@ class Runtime:
                     await parts.close()
 
     async def _drain(self, parts: Parts, grace: float) -> None:
+        deadline = clock.monotonic() + grace + AFTER_DRAIN
         await parts.drain(grace)
-        await self._bus.drain(LAST_WRITES)
-        await self.io.flush(LAST_WRITES)
+        await self._bus.drain(max(0.1, min(LAST_WRITES, deadline - clock.monotonic())))
+        await self.io.flush(max(0.1, min(LAST_WRITES, deadline - clock.monotonic())))
         await self._sentry.flush()
 
     @asynccontextmanager

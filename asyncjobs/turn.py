@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from asyncjobs.broker import TakenJob, WorkCall
+from asyncjobs.broker import NO_LIMIT, TakenJob, WorkCall
 from asyncjobs.job import ActiveJob
 from asyncjobs.retry import Decision
 
@@ -66,6 +66,7 @@ class Turn:
         slots = terms.concurrency or 0 if spec.slots else 0
         settlements = [finished.decision.settlement for finished in self.sending]
         return WorkCall(
-            spec.name, consumer.keys, spec.grouped, self.token, self.reserved + self.ahead, slots, terms.windows,
-            round(self.margin * 1e6), self.ahead, spec.retention, settlements,
+            spec.name, consumer.keys, consumer.group_id is not None, self.token, self.reserved + self.ahead, slots,
+            terms.windows, round(self.margin * 1e6), self.ahead, NO_LIMIT if consumer.indexed else spec.retention,
+            settlements,
         )  # fmt: skip

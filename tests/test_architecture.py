@@ -26,7 +26,7 @@ FLOORS = [
     {"turn"},
     {"pump", "retry", "queue", "live", "margin"},
     {"shop"},
-    {"gate", "ahead"},
+    {"gate", "ahead", "alarms"},
     {"executor", "steering"},
     {"job"},
     {"definition", "broker", "events"},
@@ -41,6 +41,7 @@ ARROWS = {
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
 TYPES_ONLY = {
     ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("gate", "turn"),
+    ("alarms", "consumer"),
     ("margin", "consumer"),
     ("attempts", "consumer"), ("shop", "pump"), ("queue", "events"),
 }  # fmt: skip

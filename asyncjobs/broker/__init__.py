@@ -1,7 +1,9 @@
 """Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
 
+from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.adds import AddCall, Place
 from asyncjobs.broker.broker import (
+    NO_LIMIT,
     WORK_LANES,
     Broker,
     BrokerBusyError,
@@ -16,6 +18,8 @@ from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
 
 __all__ = [
+    "NO_LIMIT",
+    "REPLY_TIMEOUT",
     "WORK_LANES",
     "AddCall",
     "Broker",

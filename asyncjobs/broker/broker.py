@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -238,26 +238,18 @@ class Broker(Keeping, Ticking, Limiting):
         return [*halves[0], *halves[1]]
 
     async def total_counts(self, name: str) -> list[int]:
-        """The same over all groups of a job name."""
-        totals = [0, 0, 0]
-        async for groups in self.groups(name):
-            queues = (self.queue_keys(name, group_id) for group_id in groups)
+        """The same over all groups of a job name, and what lies under it without a group."""
+        whole, groups = await asyncio.gather(
+            self.counts(self.queue_keys(name, None)), self._ask(("ZCARD", groups_key(self.prefix, name)))
+        )
+        totals, kept = whole[:3], whole[3:]
+        if not groups:
+            return whole
+        async for group_ids in self.groups(name):
+            queues = (self.queue_keys(name, group_id) for group_id in group_ids)
             for counts in await asyncio.gather(*(self.counts(keys) for keys in queues)):
                 totals = [total + one for total, one in zip(totals, counts, strict=False)]
-        completed, failed = index_keys(self.prefix, name)
-        return [*totals, await self._ask(("ZCARD", completed)), await self._ask(("ZCARD", failed))]
-
-    async def groups(self, name: str) -> AsyncIterator[list[str]]:
-        """The groups of a job name that are not reaped, in pieces of a bounded size."""
-        cursor, seen = b"0", set()
-        while True:
-            cursor, rows = await self._ask(("ZSCAN", groups_key(self.prefix, name), cursor, "COUNT", 500))
-            fresh = [row.decode() for row in rows[::2] if row not in seen]
-            seen.update(rows[::2])
-            if fresh:
-                yield fresh
-            if cursor == b"0":
-                return
+        return [*totals, *kept]
 
     async def watch(self, keys: Keys, job_id: str) -> Finish | None:
         """How a job has finished; None: not yet. Op 'x': there is no such job."""

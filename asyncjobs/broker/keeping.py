@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 from redis.exceptions import ResponseError
 
@@ -19,6 +19,8 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 INSPECTED: Final = 1000  # jobs of each kind in a queue
 LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
+STAYS, GONE, NO_RECORD = b"012"
+Listed: TypeAlias = tuple[str | bytes, str | bytes]  # a job's id, and how the index lists it
 
 
 class Overflow(NamedTuple):
@@ -26,7 +28,7 @@ class Overflow(NamedTuple):
 
     name: str
     before_ms: int
-    members: list[str]
+    members: list[str | bytes]
 
 
 class Inspection(NamedTuple):
@@ -36,6 +38,13 @@ class Inspection(NamedTuple):
     pending: list[tuple[str, str]]
     delayed: list[str]
     records: dict[str, tuple[str, str]]
+
+
+class OtherShape(NamedTuple):
+    """What lies under a name as another release has added it: how many jobs are to be run, and of which groups."""
+
+    jobs: int
+    groups: list[str]
 
 
 class Silence(NamedTuple):
@@ -148,20 +157,35 @@ class Keeping(Asker):
         """Finished jobs of groups of `name` that retention lets go."""
         completed, failed = index_keys(self.prefix, name)
         reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
-        return Overflow(name, reply[2], [one.decode() for one in (*reply[0], *reply[1])])
+        return Overflow(name, reply[2], [_text(one) for one in (*reply[0], *reply[1])])
 
     async def forget(self, overflow: Overflow) -> int:
         """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
 
+        A listing whose group has no such record may be the id of a job without a group, that looks like one.
+
         Returns:
             How many are gone; a job that is listed because it is about to finish stays.
         """
-        by_group: dict[str, list[tuple[str, str]]] = {}
+        by_group: dict[str | None, list[Listed]] = {}
         for member in overflow.members:
             group_id, job_id = split_member(member)
             by_group.setdefault(group_id, []).append((job_id, member))
-        calls: list[tuple[list[str | int], list[str]]] = []
+        found = await self._forget(overflow, by_group)
+        missing = [member for members in by_group.values() for _, member in members if found[member] == NO_RECORD]
+        found |= await self._forget(overflow, {None: [(member, member) for member in missing]})
+        gone = [member for member in overflow.members if found[member] != STAYS]
+        if gone:
+            for key in index_keys(self.prefix, overflow.name):
+                await self._ask(("ZREM", key, *gone))
+        return len(gone)
+
+    async def _forget(self, overflow: Overflow, by_group: dict[str | None, list[Listed]]) -> dict[str | bytes, int]:
+        """What ``lua/forget.lua`` says of each listing."""
+        calls: list[tuple[list[str | bytes | int], list[str | bytes]]] = []
         for group_id, listed in by_group.items():
+            if not listed:
+                continue
             keys = self.queue_keys(overflow.name, group_id)
             if not calls or self._scattered or len(calls[-1][1]) >= FORGOTTEN_AT_ONCE:
                 calls.append(([keys.completed, overflow.before_ms], []))
@@ -169,16 +193,11 @@ class Keeping(Asker):
             args += (keys.jobs, keys.completed, keys.failed, len(listed), *(job_id for job_id, _ in listed))
             members += (member for _, member in listed)
         answers = await asyncio.gather(*(self._ask(scripts.FORGET(*args)) for args, _ in calls))
-        gone = [
-            member
+        return {
+            member: flag
             for (_, members), flags in zip(calls, answers, strict=True)
             for member, flag in zip(members, flags, strict=True)
-            if flag == 0x31
-        ]
-        if gone:
-            for key in index_keys(self.prefix, overflow.name):
-                await self._ask(("ZREM", key, *gone))
-        return len(gone)
+        }
 
     async def idle(self, name: str, group_id: str) -> tuple[bytes, float]:
         """A group's registration and the seconds since its last sign of life; ``b""``: not registered."""
@@ -198,3 +217,49 @@ class Keeping(Asker):
             return False, wait / 1000
         groups = groups_key(self.prefix, name)
         return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0
+
+    async def groups(self, name: str) -> AsyncIterator[list[str]]:
+        """The groups of a job name that are not reaped, in pieces of a bounded size."""
+        cursor, seen = b"0", set()
+        while True:
+            cursor, rows = await self._ask(("ZSCAN", groups_key(self.prefix, name), cursor, "COUNT", 500))
+            fresh = [row.decode() for row in rows[::2] if row not in seen]
+            seen.update(rows[::2])
+            if fresh:
+                yield fresh
+            if cursor == b"0":
+                return
+
+    async def other_shape(self, name: str, grouped: bool) -> OtherShape | None:
+        """What lies under `name` although it has groups now, or has none; None: nothing does.
+
+        Finished jobs count for this as well, since what keeps them differs; the first and the last listing tell.
+        """
+        if grouped:
+            keys = self.queue_keys(name, None)
+            *left, _, _ = await self._ask(scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed))
+            return OtherShape(sum(left), []) if any(left) else None
+        ends = [(key, n) for key in index_keys(self.prefix, name) for n in (0, -1)]
+        groups, *listings = await asyncio.gather(
+            self._ask(("ZCARD", groups_key(self.prefix, name))), *(self._ask(("ZRANGE", key, n, n)) for key, n in ends)
+        )
+        listed = any(split_member(_text(member))[0] is not None for members in listings for member in members)
+        if not groups:
+            return OtherShape(0, []) if listed else None
+        jobs, found = 0, []
+        async for some in self.groups(name):
+            queues = [self.queue_keys(name, group_id) for group_id in some]
+            found += some
+            counts = await asyncio.gather(
+                *(self._ask(scripts.COUNT(one.stream, one.delayed, one.completed, one.failed)) for one in queues)
+            )
+            jobs += sum(sum(one[:3]) for one in counts)
+        return OtherShape(jobs, found)
+
+
+def _text(member: bytes) -> str | bytes:
+    """A listing as text, or as it is where it is no UTF-8: nothing of ours, but an id of that name all the same."""
+    try:
+        return member.decode()
+    except UnicodeDecodeError:
+        return member

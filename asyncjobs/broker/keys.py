@@ -37,6 +37,7 @@ import re
 from typing import Final
 from urllib.parse import quote
 
+LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
 PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
@@ -108,10 +109,13 @@ def index_member(group_id: str, job_id: str) -> str:
     return f"{len(group_id)}:{group_id}{job_id}"
 
 
-def split_member(member: str) -> tuple[str, str]:
-    """The inverse of `index_member`."""
-    length, _, rest = member.partition(":")
-    return rest[: int(length)], rest[int(length) :]
+def split_member(member: str | bytes) -> tuple[str | None, str | bytes]:
+    """The inverse of `index_member`; no group and the whole where that lists a job that was added without one."""
+    if isinstance(member, str):
+        length, colon, rest = member.partition(":")
+        if colon and LENGTH.fullmatch(length) and int(length) <= len(rest):
+            return rest[: int(length)], rest[int(length) :]
+    return None, member
 
 
 def total_gate(prefix: str, name: str) -> str:

@@ -47,9 +47,13 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
     redis.call('HINCRBY', gate, field, -returned)
   end
   local left = tonumber(most) - tonumber(redis.call('HGET', gate, field) or 0)
+  local first = left < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
+  if left < want and not first then  -- no token is out, whatever was counted: an operator may have deleted the zset
+    redis.call('HDEL', gate, field)
+    left = tonumber(most)
+  end
   if left < want then
     want = math.max(0, left)
-    local first = redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
     if first then
       -- Not longer than a duration or two, whatever the clock did.
       wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now, 3600000000) / 1000))
@@ -60,8 +64,10 @@ if want > 0 then
   place = 0
   for _, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
     place = place + 1
-    redis.call('ZADD', gate .. ':' .. place, now + window + ARGV[7], ARGV[8] .. ' ' .. want)
-    redis.call('HINCRBY', gate, 'u' .. place, want)
+    -- A question that is sent again may be granted what it was granted before; that is out once.
+    if redis.call('ZADD', gate .. ':' .. place, now + window + ARGV[7], ARGV[8] .. ' ' .. want) == 1 then
+      redis.call('HINCRBY', gate, 'u' .. place, want)
+    end
   end
 end
 if slots > 0 then

@@ -5,19 +5,19 @@
 -- ARGV[1] before     ms: only what had finished by then
 -- ARGV[2…] per group: jobs prefix · completed · failed · number of ids · the ids
 --
--- Returns one character a job: '1' its record is gone · '0' it is not finished (any more), so it stays
+-- Returns one character a job: '1' its record is gone · '2' there was none · '0' it is not finished (any more), it stays
 local answers, before, i = {}, tonumber(ARGV[1]), 2
 while i <= #ARGV do
   local prefix, zsets, last = ARGV[i], {c = ARGV[i + 1], f = ARGV[i + 2]}, i + 3 + tonumber(ARGV[i + 3])
   for j = i + 4, last do
     local key = prefix .. ARGV[j]
     local job = redis.call('HMGET', key, 'x', 'F')
-    answers[#answers + 1] = '1'
     if zsets[job[1]] and tonumber(job[2]) <= before then
       redis.call('UNLINK', key)
       redis.call('ZREM', zsets[job[1]], ARGV[j])
-    elseif redis.call('EXISTS', key) == 1 then
-      answers[#answers] = '0'
+      answers[#answers + 1] = '1'
+    else
+      answers[#answers + 1] = redis.call('EXISTS', key) == 1 and '0' or '2'
     end
   end
   i = last + 1
