@@ -68,7 +68,7 @@ class Attempts:
         try:
             aio_task = loop.create_task(work, context=context)
         except BaseException as error:  # the app may have set a factory that cannot do this
-            self._shop.pump.complaints.error("factory", "the loop's task factory failed: %s", said(error))
+            self._complain("the loop's task factory failed: %s", error)
             aio_task = asyncio.Task(work, loop=loop, context=context)
         if not job.ended:  # it has, where the loop starts an aio_task at once
             job.aio_task = aio_task
@@ -176,7 +176,20 @@ class Attempts:
             job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
         if self._shop.bus.wants("job.active"):
             self._announce(job)
-        return await self._in_scope(job)
+        scope = None  # what an integration keeps around a try; whatever that raises is no concern of the job
+        try:
+            scope = self._shop.scope(job)
+            job.context = scope.__enter__()
+        except BaseException as error:
+            self._complain("a try goes without its scope, which raised %s", error)
+            scope = None
+        outcome = await execute(job, self._shop.environment, self._shop.threads)
+        if scope is not None:
+            try:
+                scope.__exit__(None, None, None)
+            except BaseException as error:
+                self._complain("the scope of a try raised %s", error)
+        return outcome
 
     def _announce(self, job: ActiveJob) -> None:
         """Tell that it begins; whatever a subscriber raises is no concern of the job."""
@@ -185,22 +198,10 @@ class Attempts:
                 "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
             )
         except BaseException as error:
-            self._shop.pump.complaints.error("subscriber", "a subscriber of job.active raised %s", said(error))
+            self._complain("a subscriber of job.active raised %s", error)
 
-    async def _in_scope(self, job: ActiveJob) -> Outcome:
-        """Run it within what an integration keeps around a try; whatever that raises is no concern of the job."""
-        try:
-            scope = self._shop.scope(job)
-            job.context = scope.__enter__()
-        except BaseException as error:
-            self._shop.pump.complaints.error("scope", "a try goes without its scope, which raised %s", said(error))
-            return await execute(job, self._shop.environment, self._shop.threads)
-        outcome = await execute(job, self._shop.environment, self._shop.threads)
-        try:
-            scope.__exit__(None, None, None)
-        except BaseException as error:
-            self._shop.pump.complaints.error("scope", "the scope of a try raised %s", said(error))
-        return outcome
+    def _complain(self, message: str, error: BaseException) -> None:
+        self._shop.pump.complaints.error(message, message, said(error))
 
     def _time_out(self, job: ActiveJob) -> None:
         self.cancel(job, "timeout")

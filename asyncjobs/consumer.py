@@ -378,8 +378,8 @@ class Consumer:
     def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
         """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
         self.took = self.took or bool(jobs)
-        if self.attempts.running:
-            jobs = [taken for taken in jobs if not self.attempts.runs(taken)]
+        if running := self.attempts.running:
+            jobs = [taken for taken in jobs if taken.job_id not in running or not self.attempts.runs(taken)]
         if self.quiet:
             self._release(jobs)
             return

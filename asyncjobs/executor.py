@@ -99,7 +99,7 @@ def returned(job: ActiveJob, result: Any) -> Outcome:
 
 def unfit(job: ActiveJob, error: BaseException) -> PayloadError:
     """The error of a job whose data were refused by a validator that raised something of its own."""
-    made = PayloadError(f"the data of {job.name} {job.id} do not fit: {said(error)}")
+    made = PayloadError(f"the data of {named(job.name, job.id, job.group_id)} do not fit: {said(error)}")
     made.__cause__ = error
     return made
 
@@ -114,7 +114,7 @@ def outcome_of(job: ActiveJob, error: BaseException) -> Outcome:
         why = steering(error)
         if why is None:
             cancelled = job.leaving == "timeout" and issubclass(type(error), asyncio.CancelledError)
-            final = isinstance(error, PayloadError) and error.final
+            final = issubclass(type(error), PayloadError) and bool(getattr(error, "final", False))
             return Failed(timed_out(job) if cancelled else error, final or job.discarded)
         if isinstance(why, Discard):
             return Failed(why, final=True)

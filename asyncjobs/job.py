@@ -371,12 +371,12 @@ class ActiveJob:
         self.stored_id: str | bytes = self.id
         if fault is not None:
             self.stored_id = fault.stored_id
-            self.unreadable = PayloadError(f"the record of {self.name} {self.id} is damaged: {fault.text}")
+            self.unreadable = PayloadError(f"the record of {named(self.name, self.id)} is damaged: {fault.text}")
         elif options:
             try:
                 self.overrides = Overrides.decode(options)
             except Exception as error:  # not only msgspec's: what is nested too deeply is a RecursionError
-                self.unreadable = PayloadError(f"the options of {self.name} {visible(self.id)} cannot be read: {error}")
+                self.unreadable = PayloadError(f"the options of {named(self.name, self.id)} cannot be read: {error}")
         self.data: Any = None
         self.discarded = False
         # Kept by the consumer:

@@ -202,6 +202,12 @@ class Parts:
         """Whether nothing runs, nothing waits to be settled, and nothing may be pending of which nobody knows here."""
         return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all_consumers())
 
+    def at_rest_but_for_threads(self) -> bool:
+        """The same, but for jobs that threads run."""
+        consumers = self.all_consumers()
+        in_threads = sum(one.attempts.in_threads() for one in consumers)
+        return self.running() == in_threads and not any(one.unsettled or one.unsure for one in consumers)
+
     def health(self) -> dict[str, Any]:
         """How this process is doing; see `Runtime.health`."""
         connected = self.broker.subscriber.connected and self.pump.outage_since is None
@@ -254,7 +260,7 @@ class Parts:
             tasks_end.cancel()
         # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
         # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
-        await self.settled(self.at_rest, left(LAST_WRITES))
+        await self.settled(self.at_rest_but_for_threads, left(LAST_WRITES))
         if not self.in_threads():
             await self.leave(left(LAST_WRITES))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from asyncjobs import clock
-from asyncjobs.errors import BrokerError, PayloadError
+from asyncjobs.errors import BrokerError, PayloadError, named
 from asyncjobs.executor import Failed
 from asyncjobs.retry import decide
 from asyncjobs.turn import Finished
@@ -80,6 +80,7 @@ def smaller_than(finished: Finished, error: BrokerError) -> Finished | None:
     if len(body) <= SMALL or any(word in str(error) for word in NOT_FOR_ITSELF):
         return None
     job = finished.job
-    why = PayloadError(f"the result of {job.name} {job.id}, {len(body)} bytes of JSON, was not kept: {error}")
+    who = named(job.name, job.id, job.group_id)
+    why = PayloadError(f"the result of {who}, {len(body)} bytes of JSON, was not kept: {error}")
     decision = decide(job, Failed(why, final=True))
     return None if decision is None else Finished(job, decision, finished.resent)

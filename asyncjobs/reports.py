@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from asyncjobs.errors import Discard, named
 from asyncjobs.events import EventBus
@@ -21,35 +22,34 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
 
     Never raises: behind it in the same reply are the other jobs that were settled, and those that were taken.
     """
-    try:
-        try:
-            _tell(bus, finished, status)
-        finally:
-            if finished.decision.error is not None and finished.decision.told is not None:
-                _log(finished.job, finished.decision, finished.decision.error, finished.decision.told)
-    except BaseException as error:
-        say(logger, logging.ERROR, "what became of %r could not be told: %s", finished.job, said(error))
-
-
-def _tell(bus: EventBus, finished: Finished, status: int) -> None:
     job, decision, resent = finished
-    if status == STALE:
-        logger.warning("%r had been taken over by another process; its outcome does not count", job)
-    elif status == GONE and not resent:  # else it was applied the first time, and the job removed
-        logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
-    elif decision.event and bus.wants(decision.event):
-        # A later RetryLater and a release count no attempt.
-        counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
-        bus.emit(
-            decision.event,
-            job.name,
-            job_id=job.id,
-            group_id=job.group_id,
-            attempts_made=job.attempts_made + counted,
-            error=decision.error,
-            data=job.data,
-            context=job.context,
-        )
+    try:
+        if status == STALE:
+            logger.warning("%r had been taken over by another process; its outcome does not count", job)
+        elif status == GONE and not resent:  # else it was applied the first time, and the job removed
+            logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
+        elif decision.event and bus.wants(decision.event):
+            _tell(bus, job, decision)
+    except BaseException as error:
+        say(logger, logging.ERROR, "what became of %r could not be told: %s", job, said(error))
+    if decision.error is not None and decision.told is not None:
+        with suppress(BaseException):
+            _log(job, decision, decision.error, decision.told)
+
+
+def _tell(bus: EventBus, job: ActiveJob, decision: Decision) -> None:
+    # A later RetryLater and a release count no attempt.
+    counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
+    bus.emit(
+        decision.event,
+        job.name,
+        job_id=job.id,
+        group_id=job.group_id,
+        attempts_made=job.attempts_made + counted,
+        error=decision.error,
+        data=job.data,
+        context=job.context,
+    )
 
 
 def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:

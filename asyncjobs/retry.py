@@ -35,40 +35,36 @@ class Decision(NamedTuple):
 def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
     """What `outcome` means for `job`; None: nothing may be written, the job is not ours any more."""
     try:
-        return _decide(job, outcome)
+        options, job_id = job.spec.job_options, job.stored_id
+        if isinstance(outcome, Completed):
+            keep = job.overrides.keep(options, "c")
+            return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
+        if isinstance(outcome, Released):
+            return Decision(Settlement("b", job_id, job.entry, job.token), "")
+        if isinstance(outcome, Later):
+            delay = math.ceil(outcome.delay * 1000)
+            return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
+        if isinstance(outcome, Held):
+            hold = math.ceil(outcome.delay * 1000)
+            return Decision(Settlement("b", job_id, job.entry, job.token, b"", hold), "job.retrying")
+        if not isinstance(outcome, Failed):
+            return None
+        failures = job.attempts_made + 1
+        most = job.attempts
+        final = outcome.final or (most is not None and failures >= most)
+        words = told(outcome.error)
+        body = store(words)
+        if final:
+            keep = job.overrides.keep(options, "f")
+            settlement = Settlement("f", job_id, job.entry, job.token, body, 0, keep)
+            return Decision(settlement, "job.failed", outcome.error, words)
+        delay = math.ceil(wait(job, failures, outcome.error) * 1000)
+        op: Op = "h" if job.spec.ordered else "r"
+        settlement = Settlement(op, job_id, job.entry, job.token, body, delay, "1")
+        return Decision(settlement, "job.retrying", outcome.error, words)
     except BaseException as error:
         say(logger, logging.ERROR, "what %s %s came to could not be decided: %s", job.name, job.id, said(error))
         return _fallback(job, outcome, error)
-
-
-def _decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
-    options, job_id = job.spec.job_options, job.stored_id
-    if isinstance(outcome, Completed):
-        keep = job.overrides.keep(options, "c")
-        return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
-    if isinstance(outcome, Released):
-        return Decision(Settlement("b", job_id, job.entry, job.token), "")
-    if isinstance(outcome, Later):
-        delay = math.ceil(outcome.delay * 1000)
-        return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
-    if isinstance(outcome, Held):
-        hold = math.ceil(outcome.delay * 1000)
-        return Decision(Settlement("b", job_id, job.entry, job.token, b"", hold), "job.retrying")
-    if not isinstance(outcome, Failed):
-        return None
-    failures = job.attempts_made + 1
-    most = job.attempts
-    final = outcome.final or (most is not None and failures >= most)
-    words = told(outcome.error)
-    body = store(words)
-    if final:
-        keep = job.overrides.keep(options, "f")
-        settlement = Settlement("f", job_id, job.entry, job.token, body, 0, keep)
-        return Decision(settlement, "job.failed", outcome.error, words)
-    delay = math.ceil(wait(job, failures, outcome.error) * 1000)
-    op: Op = "h" if job.spec.ordered else "r"
-    settlement = Settlement(op, job_id, job.entry, job.token, body, delay, "1")
-    return Decision(settlement, "job.retrying", outcome.error, words)
 
 
 def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:

@@ -22,6 +22,7 @@ from asyncjobs.errors import AsyncjobsError, NotRunningError
 IDLE: Final = 30.0  # seconds after which a thread that has nothing to do ends
 LOOK_EVERY: Final = 1.0  # seconds between two looks of a waiting thread whether the loop still runs
 GONE: Final = "the runtime's event loop has ended, so a thread can do nothing with its queue, jobs or io any more"
+CANCELLED: Final = "what a thread has been waiting for was cancelled: the runtime stops, or its event loop ends"
 STOPPED: Final = "the runtime has been stopped, so a thread can do nothing with its queue, jobs or io any more"
 BRIDGED: Final = frozenset(("asyncjobs", "socketio", "contextlib", "builtins"))  # a user's own objects are left alone
 
@@ -280,9 +281,8 @@ class Crossing:
         try:
             value = across.function(*across.args, **across.kwargs)
             across.end(await value if _only_awaitable(value) else value, None)
-        except asyncio.CancelledError as error:
-            mine = asyncio.current_task()
-            across.end(None, NotRunningError(GONE) if mine is not None and mine.cancelling() else error)
+        except asyncio.CancelledError:
+            across.end(None, NotRunningError(CANCELLED))
         except BaseException as error:  # it goes to the thread, and must not end the loop
             across.end(None, error)
         finally:

@@ -195,3 +195,24 @@ def test_every_command_in_use_is_asked_for_before_anything_relies_on_it():
     }
     assert used - asked == set()
     assert asked - used <= {("SUBSCRIBE", None), ("PING", None)}
+
+
+# Where an id is data: a key, a member, a tag, the name of a queue.
+RAW_IDS = {
+    ("broker/keys.py", "job_id"), ("broker/keys.py", "group_id"), ("job.py", "self.group_id"),
+    ("integrations/sentry.py", "event.group_id"), ("invariants.py", "job_id"),
+}  # fmt: skip
+
+
+def test_no_text_shows_an_id_as_it_is():
+    """An id may hold a newline: in log lines and errors it stands as `visible`, `named` or ``!r`` show it."""
+    raw = set()
+    for room, path in modules():
+        if room == "demo":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FormattedValue) and node.conversion == -1:
+                text = ast.unparse(node.value)
+                if re.fullmatch(r"(\w+\.)*(id|job_id|group_id|queue_name)", text):
+                    raw.add((str(path.relative_to(ROOT)), text))
+    assert raw <= RAW_IDS

@@ -300,7 +300,7 @@ class Broker(Keeping, Ticking, Limiting):
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
-        heavy = [call for call in calls if any(len(one.body) >= HEAVY for one in call.settlements)]
+        heavy = [call for call in calls if call.settlements and max([len(one[4]) for one in call.settlements]) >= HEAVY]
         if not heavy or len(calls) == 1:
             return await self._work_together(lane, process, calls)
         alone = set(map(id, heavy))

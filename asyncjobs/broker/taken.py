@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 LONGEST: Final = 15  # digits of a number that every part of the system can hold
+LATEST: Final = 10**LONGEST
 
 
 class Fault(NamedTuple):
@@ -41,7 +42,9 @@ def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]
         fence = token or rows[i + 7]
         try:
             made, died = 0 if attempts == b"0" else number(attempts), 0 if stalled == b"0" else number(stalled)
-            since = int(added) if len(added) <= LONGEST else number(added)
+            since = int(added)
+            if since > LATEST:
+                raise ValueError
             jobs.append(TakenJob(job_id.decode(), entry, data, made, died, since, options, fence))
         except ValueError:
             jobs.append(_damaged(job_id, entry, data, attempts, stalled, added, options, fence))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -13,6 +16,7 @@ from asyncjobs import __version__
 from asyncjobs.cli import project, show
 from asyncjobs.runtime import Runtime
 
+EXIT_AFTER = 3.0  # seconds after the last word, for what the interpreter does at its end
 HARD_EXIT_AFTER = 8.0  # seconds beyond the grace: settling, leaving and flushing are bounded by less
 
 
@@ -64,8 +68,23 @@ async def _run(runtime: Runtime, grace: float | None, burst: bool, verbose: bool
         out.print(f"stopping; running jobs have {allowed:g} s")
     finally:
         await runtime.stop(grace=allowed)
+        _end_in_time(1 if sys.exc_info()[0] else 0)
     out.print("stopped")
     return 0
+
+
+def _end_in_time(code: int) -> None:
+    """Threads of others, an executor's say, are waited for at the end of the interpreter, but not for ever."""
+    timer = threading.Timer(EXIT_AFTER, _end, (code,))
+    timer.daemon = True
+    timer.start()
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 class _Signals:

@@ -38,7 +38,7 @@ async def in_state(runtime: Any, job: Any, *states: str) -> Any:
 @pytest.mark.parametrize("bad", [{0}, {19}, {3, 4, 11}, set(range(20))])
 async def test_a_result_that_the_store_refuses_fails_its_job_and_no_other(make_runtime, narrow, group, bad, caplog):
     caplog.set_level(logging.CRITICAL)
-    runtime = make_runtime(narrow.url)
+    runtime = make_runtime(narrow.url, max_result=8 * MEGABYTE)
     ran: list[int] = []
 
     @runtime.job("job", limiter=None, concurrency=20, group=bool(group))
@@ -126,7 +126,7 @@ def _completed(one: Any) -> Any:
 async def test_a_result_that_the_store_refuses_holds_up_no_other_queue(make_runtime, narrow, caplog):
     """Many queues settle in one pipeline; the server hangs up in the midst of it."""
     caplog.set_level(logging.CRITICAL)
-    runtime = make_runtime(narrow.url)
+    runtime = make_runtime(narrow.url, max_result=8 * MEGABYTE)
     ran: list[int] = []
 
     @runtime.job("job", limiter=None, group=True)

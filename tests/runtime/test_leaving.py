@@ -468,6 +468,25 @@ async def test_a_discard_in_a_task_group_discards(make_runtime):
         assert "not worth it" in found.error[0].text
 
 
+@pytest.mark.parametrize("result", [object(), {1, 2, (3, object())}, "x" * 2_000_000, 1 + 2j, float("nan")])
+async def test_a_result_that_cannot_be_kept_fails_its_job_for_good_at_the_first_try(make_runtime, result):
+    """Its side effect has happened; to run it again would not help either."""
+    runtime = make_runtime()
+    ran: list[Any] = []
+
+    @runtime.job("job", limiter=None, attempts=5, backoff=None, concurrency=1)
+    async def handle(data):
+        ran.append(data)
+        return result if data["kind"] else None
+
+    async with runtime:
+        (job,) = await all_in_state(runtime, [await runtime.queue.add("job", {"kind": "x"})], "failed", None)
+        assert (job.attempts_made, len(job.error)) == (1, 1)
+        assert "result" in job.error[0].text
+        await the_next_one_runs(runtime, None)
+    assert len(ran) == 2
+
+
 async def test_discard_and_then_a_return_completes(make_runtime):
     runtime = make_runtime()
 
