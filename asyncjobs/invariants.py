@@ -2,7 +2,7 @@
 
 A job that stands still is always one of these that does not hold: work that no wake-up leads to, a slot that is counted
 and not used, an entry that is pending for a process that does not know it. Tests ask after each story, and so does the
-chaos run; `Runtime.health` tells how many sentences there are.
+chaos run; `Runtime.health` tells what is known of it without a look at each queue.
 """
 
 from __future__ import annotations
@@ -31,6 +31,23 @@ def of_parts(parts: Parts) -> list[str]:
     """The same for what a started runtime consists of."""
     consumers = parts.all_consumers()
     return [*_slots(parts, consumers), *_wakes(parts, consumers), *_gates(parts, consumers)]
+
+
+def at_a_glance(parts: Parts, running: int) -> list[str]:
+    """As much of it as costs no look at each queue; `running` jobs run."""
+    pump = parts.pump
+    broken = []
+    on_wire = sum(turn.reserved for turn in pump.held if turn in turn.consumer.turns)
+    if pump.running < running:
+        broken.append(f"{running} jobs run, and {pump.running} slots are taken")
+    if pump.reserved != on_wire:
+        broken.append(f"turns on the wire wait for {on_wire} slots, and {pump.reserved} are reserved")
+    if pump.starved and pump.free_slots() > len(pump.ring):
+        broken.append(f"{len(pump.starved)} queues wait for a slot, and {pump.free_slots()} are free")
+    for gate in parts.gates.values():
+        if gate.parked and not gate.will_open:
+            broken.append(f"{len(gate.parked)} queues wait at {gate!r}, and nothing is going to open it")
+    return broken
 
 
 def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:

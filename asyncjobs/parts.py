@@ -19,6 +19,7 @@ from asyncjobs.embedded import EmbeddedStore
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
 from asyncjobs.gate import Gate
 from asyncjobs.groups import GroupRegistry
+from asyncjobs.invariants import at_a_glance
 from asyncjobs.liveness import Liveness
 from asyncjobs.maintenance import Maintenance
 from asyncjobs.pump import Pump
@@ -211,7 +212,7 @@ class Parts:
     def health(self) -> dict[str, Any]:
         """How this process is doing; see `Runtime.health`."""
         connected = self.broker.subscriber.connected and self.pump.outage_since is None
-        lost_at = self.liveness.data_lost_at
+        lost_at, running = self.liveness.data_lost_at, self.running()
         return {
             "status": "ok" if connected and lost_at is None else "degraded",
             "store": self.broker.address.text,
@@ -220,8 +221,9 @@ class Parts:
             "process": self.liveness.process,
             "connected": connected,
             "seconds_since_beat": round(self.liveness.since_last_beat(), 3),
-            "running": self.running(),
+            "running": running,
             "unsettled": self.unsettled(),
+            "invariants": at_a_glance(self, running),
             "groups": {name: len(registry.open) for name, registry in self.registries.items()},
             "tasks": self.scheduler.planned(),
         }

@@ -568,9 +568,9 @@ class Runtime:
         Returns:
             state, store (its address without password), keeps (what of a write outlives the store), data_lost_at
             (when the store was found to have lost its data, or None), process, connected, seconds_since_beat,
-            running, unsettled, groups (open ones by job), tasks (next tick by name), io (accepted, sent, dropped),
-            and status: ``ok``, ``stopped``, or ``degraded`` while the store does not answer, or after a loss of data
-            until `acknowledge_data_loss`.
+            running, unsettled, invariants (what should hold of the runtime and does not, empty unless it has a fault),
+            groups (open ones by job), tasks (next tick by name), io (accepted, sent, dropped), and status: ``ok``,
+            ``stopped``, or ``degraded`` while the store does not answer, or lost data until `acknowledge_data_loss`.
         """
         parts = {"status": "stopped"} if self._parts is None else self._parts.health()
         io = {"accepted": self.io.accepted, "sent": self.io.sent, "dropped": self.io.dropped}

@@ -15,9 +15,9 @@ LUA = ROOT / "broker" / "lua"
 # A room may import its own floor where an arrow says so, and every floor below it.
 FLOORS = [
     {"cli", "demo", "__main__"},
-    {"invariants"},
     {"runtime"},
     {"parts"},
+    {"invariants"},
     {"loader"},
     {"scheduler", "maintenance", "watchdog", "integrations", "importer", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
@@ -41,7 +41,7 @@ ARROWS = {
 # Only for annotations, behind TYPE_CHECKING: the pump serves consumers and does not know how they are made.
 TYPES_ONLY = {
     ("pump", "consumer"), ("pump", "turn"), ("turn", "consumer"), ("gate", "consumer"), ("gate", "turn"),
-    ("alarms", "consumer"),
+    ("alarms", "consumer"), ("invariants", "parts"), ("invariants", "runtime"),
     ("margin", "consumer"),
     ("attempts", "consumer"), ("shop", "pump"), ("queue", "events"),
 }  # fmt: skip
