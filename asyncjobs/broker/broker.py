@@ -29,8 +29,9 @@ from asyncjobs.broker.keys import (
     news_channel,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
-from asyncjobs.broker.link import Lane, is_transient, refusal
+from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal
 from asyncjobs.broker.preflight import Store, examine
+from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.taken import TakenJob, taken
 from asyncjobs.broker.ticking import Ticking
@@ -115,18 +116,19 @@ class Broker(Keeping, Ticking, Limiting):
     def __init__(self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0) -> None:
         self.address = Address(target, connect_timeout)
         topology = Topology(self.address, connect_timeout)
+        reach = Reach(connect_timeout)
 
         def lane() -> Lane:
             if self.address.seeds:
                 return ClusterLane(self.address, connect_timeout, topology)
-            return Lane(self.address, connect_timeout)
+            return Lane(self.address, connect_timeout, reach)
 
         super().__init__(prefix, process, lane(), connect_timeout)
-        self._adds = AddBatcher(lane(), process, connect_timeout, replicas)
+        self._adds = AddBatcher(lane(), process, connect_timeout, replicas, bool(self.address.seeds))
         self._work = [lane() for _ in range(WORK_LANES)]
         self._beats = lane()
         self._scattered = bool(self.address.seeds)
-        self.subscriber = Subscriber(self.address)
+        self.subscriber = Subscriber(self.address, None if self._scattered else reach)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
         self._places: dict[str, Place] = {}
 
@@ -211,7 +213,7 @@ class Broker(Keeping, Ticking, Limiting):
         """When a job is due (ms; None unless delayed), and the fields of its record (none: no such job)."""
         due, *rest = await self._ask(scripts.READ(keys.job(job_id), keys.delayed, job_id))
         pairs = zip(rest[::2], rest[1::2], strict=True)
-        return (float(due) if due else None), {key.decode(): value for key, value in pairs}
+        return (float(due) if due else None), {key.decode(errors="replace"): value for key, value in pairs}
 
     async def counts(self, keys: Keys) -> list[int]:
         """How many jobs of a queue are waiting, active, delayed, completed, failed."""
@@ -319,17 +321,23 @@ class Broker(Keeping, Ticking, Limiting):
         self, lane: int, process: str, calls: Sequence[WorkCall]
     ) -> tuple[list[WorkReply | BrokerError], list[str]]:
         names, indexing = self._index_commands(calls)
-        commands = [*indexing, *(self._work_command(process, call) for call in calls)]
+        size = BYTES_A_PIPELINE // max(1, sum(call.free > 0 for call in calls))
+        commands = [*indexing, *(self._work_command(process, call, size) for call in calls)]
         places = {name: i for i, name in enumerate(names)}
         needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
         replies = await self._work[lane].run(commands, needs if names else ())
         over: list[str] = []
+        refused: dict[str, ResponseError] = {}
         for name, reply in zip(names, replies, strict=False):
-            if isinstance(reply, (ResponseError, BrokerError)):
-                continue  # its work command meets the same trouble
-            if reply[0] or reply[1]:
+            if isinstance(reply, ResponseError):
+                refused[name] = reply
+            elif not isinstance(reply, BrokerError) and (reply[0] or reply[1]):
                 over.append(name)
-        return [_work_reply(call, reply) for call, reply in zip(calls, replies[len(names) :], strict=True)], over
+        answers = replies[len(names) :]
+        for i, call in enumerate(calls):
+            if call.name in refused and call.settlements and isinstance(answers[i], ResponseError):
+                answers[i] = refused[call.name]  # why it was not settled
+        return [_work_reply(call, reply) for call, reply in zip(calls, answers, strict=True)], over
 
     def offer_rides(self, make: Callable[[list[Place]], list[tuple[str, WorkCall, OnWork]]]) -> None:
         """Let turns travel behind adds: `make` says which, and by which process, for the places that are added to.
@@ -341,9 +349,11 @@ class Broker(Keeping, Ticking, Limiting):
             tell(_work_reply(call, reply))
 
         def rides(places: list[Place]) -> list[Ride]:
+            made = make(places)
+            size = BYTES_A_PIPELINE // max(1, len(made))
             return [
-                Ride(call.keys.tag, self._work_command(process, call, tell="1"), functools.partial(told, call, told_by))
-                for process, call, told_by in make(places)
+                Ride(call.keys.tag, self._work_command(process, call, size, "1"), functools.partial(told, call, tell))
+                for process, call, tell in made
             ]
 
         self._adds.rides = rides
@@ -361,16 +371,28 @@ class Broker(Keeping, Ticking, Limiting):
                 by_name[call.name] = args
             group = call.keys.group
             for one in call.settlements:
-                listed = one.op in "cf" and one.keep != "0" and isinstance(one.job_id, str)
+                listed = _is_listed(one)
                 args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
-    def _work_command(self, process: str, call: WorkCall, tell: str = "") -> Command:
+    def _listing(self, call: WorkCall) -> tuple[str, str]:
+        """Where one of the jobs that a call settles is listed by then, and as what; nowhere on a Cluster, which does
+        not send the call at all where listing was refused."""
+        if call.grouped and call.settlements and not self._scattered:
+            for one in call.settlements:
+                if _is_listed(one):
+                    completed, failed = index_keys(self.prefix, call.name)
+                    return completed if one.op == "c" else failed, index_member(call.keys.group, str(one.job_id))
+        return call.keys.tag + ":s", ""
+
+    def _work_command(self, process: str, call: WorkCall, size: int, tell: str = "") -> Command:
+        """`size`: bytes of payloads after which it takes no further job."""
         tag = call.keys.tag
+        listing, listed = self._listing(call)
         args: list[str | bytes | int] = [
-            tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o",
+            tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o", listing,
             tag + ":j:", news_channel(self.prefix, call.name), done_channel(self.prefix), call.keys.group, process,
-            call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell,
+            call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell, size, listed,
             *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip
         for settlement in call.settlements:
@@ -387,7 +409,8 @@ class Broker(Keeping, Ticking, Limiting):
         after: bytes | str = "-"
         while True:
             try:
-                after, rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
+                owned = scripts.OWN(keys.stream, keys.jobs, process, after, BYTES_A_PIPELINE)
+                after, rows = await self._misc.call(owned)
             except ResponseError as error:
                 raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
             jobs += taken(rows, 8)
@@ -407,6 +430,11 @@ class Broker(Keeping, Ticking, Limiting):
         """Write the progress or a log line of a running job; False: it is not ours any more."""
         line = f"{self._process}.{next(self._lines)}"
         return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
+
+
+def _is_listed(settlement: Settlement) -> bool:
+    """Whether a job of a group, so settled, is listed under its name."""
+    return settlement.op in "cf" and settlement.keep != "0" and isinstance(settlement.job_id, str)
 
 
 def _work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:

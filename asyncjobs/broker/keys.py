@@ -19,7 +19,7 @@
       :b :b1 …    list    token bucket, one a window; expires when its last token is back
       :o          hash    what was set at run time: w windows · c concurrency · g weight · m most waiting · p paused ·
                           h held until ms
-      :n          hash    process → its last add; expires a minute after it
+      :n          hash    process → its last add, and until when that may be sent again; expires with the last of them
       :c :f       zset    completed, failed: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
                           x state · r fence token · z not begun yet, of one that stalled · v result · p progress ·

@@ -34,8 +34,8 @@ class Script:
         return ("EVALSHA", self.sha, self.keys, *keys_and_args)
 
 
-ADD: Final = Script("add", 4)
-WORK: Final = Script("work", 6)
+ADD: Final = Script("add", 5)
+WORK: Final = Script("work", 7)
 OWN: Final = Script("own", 1)
 RETAIN: Final = Script("retain", 1)
 OWNERS: Final = Script("owners", 1)

@@ -25,13 +25,18 @@ class Desk:
     async def run(self, script: scripts.Script, *args: object) -> object:
         return await self.redis.eval(script.text, script.keys, *args)  # type: ignore[misc]
 
-    async def add(self, *ids: str, kind="in", when=0, sender="me.0", number=None, named="1", data="{}", most=""):
+    async def add(
+        self, *ids: str, kind="in", when=0, sender="me.0", number=None, named="1", data="{}", most="",
+        registry="", resent=60_000,
+    ):  # fmt: skip
         jobs = [field for one in ids for field in (one, kind, when, data, "", named)]
         keys = self.keys
         number = next(numbers) if number is None else number
         news = news_channel(self.prefix, "job")
-        head = (keys.stream, keys.delayed, keys.senders, keys.settings, keys.jobs, news, keys.group, sender, number)
-        return (await self.run(scripts.ADD, *head, most, "", *jobs))[1].decode()
+        head = (keys.stream, keys.delayed, keys.senders, keys.settings, registry or keys.stream, keys.jobs)
+        return (await self.run(scripts.ADD, *head, news, keys.group, sender, number, most, "", resent, *jobs))[
+            1
+        ].decode()
 
     async def work(
         self,
@@ -44,9 +49,13 @@ class Desk:
         keep=(-1, -1, -1, -1),
         ahead=0,
         tell="",
+        size=1 << 21,
+        listing="",
+        listed="",
     ):
         keys = self.keys
-        head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings, keys.jobs)
+        head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
+        head = (*head, listing or keys.stream, keys.jobs)
         windows = f"{bucket[0]}:{bucket[1]}" if bucket[0] else ""
         channels = (news_channel(self.prefix, "job"), done_channel(self.prefix))
         flat = [field for one in settlements for field in one]
@@ -63,6 +72,8 @@ class Desk:
             bucket[2],
             ahead,
             tell,
+            size,
+            listed,
             *keep,
             *flat,
         )
@@ -279,9 +290,9 @@ async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
 async def test_own_lists_what_a_lost_reply_would_have_brought(desk):
     await desk.add("a", "b")
     await desk.work(me="p1", token="t9", free=1)
-    following, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-")
+    following, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-", 1 << 21)
     assert (following, rows[0], rows[7]) == (b"", b"a", b"t9")
-    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-") == [b"", []]
+    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-", 1 << 21) == [b"", []]
 
 
 async def test_own_goes_on_behind_records_that_are_gone(desk):
@@ -293,7 +304,7 @@ async def test_own_goes_on_behind_records_that_are_gone(desk):
     await desk.redis.set(desk.keys.job("002"), "somebody else's")
     found, after = [], "-"
     while after:
-        after, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", after)
+        after, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", after, 1 << 21)
         found += [one.decode() for one in rows[::8]]
     assert found == ["000", *ids[3:]]
 
@@ -434,12 +445,12 @@ async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix,
     desk = Desk(redis, prefix)
     keys = desk.keys
     await desk.add(*"abcdefgh")
-    declared = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
+    declared = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings, keys.stream)
     head = (*declared, keys.jobs, "n", "d", "")
-    limits = (0, "3:1000000", 10_000, 0, -1, -1, -1, -1)
+    limits = (0, "3:1000000", 10_000, 0, "", 1 << 21, "", -1, -1, -1, -1)
 
     async def take(shift: int, token: str) -> tuple[int, int]:
-        reply = await redis.eval(at(shift, scripts.WORK), 6, *head, "p1", token, 10, *limits)
+        reply = await redis.eval(at(shift, scripts.WORK), 7, *head, "p1", token, 10, *limits)
         return len(reply[2]) // 7, reply[1]
 
     assert (await take(0, "t1"))[0] == 3
