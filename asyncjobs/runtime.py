@@ -52,7 +52,7 @@ logger = logging.getLogger("asyncjobs")
 Function = TypeVar("Function", bound=Callable[..., Any])
 State = Literal["stopped", "starting", "running", "stopping"]
 
-DEFAULT_LEASE: Final = 30.0
+
 AFTER_DRAIN: Final = 3.0  # seconds beyond the grace until what subscribers and live updates still do is given up
 TASK_THREADS: Final = 100  # most sync tasks at once
 JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
@@ -322,9 +322,8 @@ class Runtime:
                 connect_timeout=timeout,
                 replicas=1 if self.config.durability == "replicated" else 0,
             ),
-            lambda: min((spec.lease for spec in parts.specs()), default=DEFAULT_LEASE),
-            lambda: max((spec.lease for spec in parts.specs()), default=DEFAULT_LEASE),
-            lambda dead, silence: parts.maintenance.sweep(dead, silence),
+            parts.leases,
+            lambda dead, silent: parts.maintenance.sweep(dead, silent),
             parts.keep_owned,
         )
         parts.broker = broker
@@ -363,7 +362,7 @@ class Runtime:
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
             parts.show_life()
-            lease = min((spec.lease for spec in specs), default=DEFAULT_LEASE)
+            lease = min(parts.leases().values())
             crew.start("watchdog", Watchdog(lease).run)
         if self.config.consume:
             for lane in range(WORK_LANES):

@@ -13,6 +13,7 @@ from asyncjobs.broker.broker import (
     WorkCall,
     WorkReply,
 )
+from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
@@ -29,6 +30,7 @@ __all__ = [
     "Op",
     "Place",
     "Settlement",
+    "Silent",
     "Store",
     "TakenJob",
     "WorkCall",

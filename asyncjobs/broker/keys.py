@@ -2,6 +2,9 @@
 
     {prefix}                       of the whole installation
       :processes  zset    process → ms of its last beat
+      :due        zset    process → ms when its shortest lease ends
+      :leases     hash    process → its leases in ms, JSON: job name → lease, '' → that of all other names
+      :swept:<p>  hash    job name → who gives back what the dead process p held of it, see lua/claim.lua; an hour
       :ticks      hash    task → last tick claimed and by whom
       :running    hash    task → process that runs it, and the tick queued behind it
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
@@ -165,6 +168,18 @@ def named_gate(prefix: str, limiter: str) -> str:
 
 def processes_key(prefix: str) -> str:
     return f"{{{prefix}}}:processes"
+
+
+def due_key(prefix: str) -> str:
+    return f"{{{prefix}}}:due"
+
+
+def leases_key(prefix: str) -> str:
+    return f"{{{prefix}}}:leases"
+
+
+def swept_key(prefix: str, process: str) -> str:
+    return f"{{{prefix}}}:swept:{process}"
 
 
 def epoch_key(prefix: str) -> str:
