@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.asker import Asker
-from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, news_channel, processes_key, split_member
+from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, processes_key, split_member
 from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.taken import TakenJob, shown_id, taken
 from asyncjobs.broker.wire import Command
@@ -72,7 +72,7 @@ class Keeping(Asker):
         """
         back: list[str] = []
         doomed: list[TakenJob] = []
-        news = news_channel(self.prefix, name)
+        news = self.channels.news(name)
         while True:
             ids, more, rows = await self._ask(
                 scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
