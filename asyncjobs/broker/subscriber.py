@@ -74,7 +74,7 @@ class Subscriber:
                 pause = 0.05
                 await self._watch(wire)
             except (*LOST, TimeoutError) as error:
-                logger.debug("the subscriber lost its connection: %s", error)
+                logger.debug("the subscriber lost its connection: %s", self._address.hidden(error))
             finally:
                 self._wire = None
                 self._confirmed.clear()
