@@ -132,6 +132,11 @@ class Address:
         where = ",".join(f"{host}:{port}" for host, port in self.seeds)
         return ConnectionPool(connection_class=kind, host=host, port=port, **kwargs), f"redis+cluster://{where}"
 
+    @property
+    def database(self) -> int:
+        """The number of the database; a Cluster has one alone."""
+        return 0 if self.seeds else int(self._pool.connection_kwargs.get("db") or 0)
+
     async def close(self) -> None:
         """Leave the Sentinels that were asked."""
         if self._sentinel is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
-from asyncjobs.broker.keys import Keys
+from asyncjobs.broker.keys import Channels, Keys
 from asyncjobs.broker.link import Lane, is_transient, key_of, refusal
 from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.wire import Command
@@ -19,8 +19,9 @@ from asyncjobs.errors import BrokerUnavailableError
 class Asker:
     """Has a lane for whatever is not hot, and the names under which this process speaks."""
 
-    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float) -> None:
+    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float, channels: Channels) -> None:
         self.prefix = prefix
+        self.channels = channels
         self._process = process
         self._misc = lane
         self._timeout = timeout

@@ -21,12 +21,11 @@ from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply, Place, Ride
 from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
+    Channels,
     Keys,
-    done_channel,
     groups_key,
     index_keys,
     index_member,
-    news_channel,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
 from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal
@@ -123,7 +122,7 @@ class Broker(Keeping, Ticking, Limiting):
                 return ClusterLane(self.address, connect_timeout, topology)
             return Lane(self.address, connect_timeout, reach)
 
-        super().__init__(prefix, process, lane(), connect_timeout)
+        super().__init__(prefix, process, lane(), connect_timeout, Channels(prefix, self.address.database))
         self._adds = AddBatcher(lane(), process, connect_timeout, replicas, bool(self.address.seeds))
         self._work = [lane() for _ in range(WORK_LANES)]
         self._beats = lane()
@@ -145,7 +144,7 @@ class Broker(Keeping, Ticking, Limiting):
         while True:
             try:
                 async with asyncio.timeout(max(0.05, deadline - clock.monotonic())):
-                    return await examine(self._misc, self.prefix)
+                    return await examine(self._misc, self.prefix, self.channels)
             except (BrokerUnavailableError, TimeoutError) as error:
                 await self._misc.close()  # what answers next may be another server
                 left = deadline - clock.monotonic()
@@ -178,7 +177,7 @@ class Broker(Keeping, Ticking, Limiting):
             else:
                 on_news(group.decode(), int(due) / 1000)
 
-        await self.subscriber.listen(news_channel(self.prefix, name), on_message, on_confirmed)
+        await self.subscriber.listen(self.channels.news(name), on_message, on_confirmed)
 
     async def close(self) -> None:
         await self._adds.close()
@@ -204,7 +203,7 @@ class Broker(Keeping, Ticking, Limiting):
         place = self._places.get(name) if group_id is None else None
         if place is None:
             registry = "" if group_id is None else groups_key(self.prefix, name)
-            place = Place(self.queue_keys(name, group_id), name, news_channel(self.prefix, name), registry)
+            place = Place(self.queue_keys(name, group_id), name, self.channels.news(name), registry)
             if group_id is None:
                 self._places[name] = place
         return place
@@ -260,7 +259,7 @@ class Broker(Keeping, Ticking, Limiting):
 
     async def finished(self, keys: Keys, job_id: str, look_every: float) -> Finish:
         """Wait until a job finishes; heard from the subscriber, and looked at every `look_every` seconds."""
-        channel, key = done_channel(self.prefix), keys.job(job_id)
+        channel, key = self.channels.done, keys.job(job_id)
         future: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
         self._watched.setdefault(key, []).append(future)
         try:
@@ -391,7 +390,7 @@ class Broker(Keeping, Ticking, Limiting):
         listing, listed = self._listing(call)
         args: list[str | bytes | int] = [
             tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o", listing,
-            tag + ":j:", news_channel(self.prefix, call.name), done_channel(self.prefix), call.keys.group, process,
+            tag + ":j:", self.channels.news(call.name), self.channels.done, call.keys.group, process,
             call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell, size, listed,
             *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip

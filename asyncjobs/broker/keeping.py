@@ -18,7 +18,6 @@ from asyncjobs.broker.keys import (
     groups_key,
     index_keys,
     leases_key,
-    news_channel,
     processes_key,
     split_member,
     swept_key,
@@ -116,7 +115,7 @@ class Keeping(Asker):
         """
         back: list[str] = []
         doomed: list[TakenJob] = []
-        news = news_channel(self.prefix, name)
+        news = self.channels.news(name)
         while True:
             ids, more, rows = await self._ask(
                 scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)

@@ -194,11 +194,21 @@ def running_key(prefix: str) -> str:
     return f"{{{prefix}}}:running"
 
 
-def news_channel(prefix: str, name: str) -> str:
-    """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
-    return f"{prefix}:news:{name}"
+class Channels:
+    """The channels of an installation.
 
+    Redis keeps keys apart by database, but a message reaches every database of the server. So the names hold the
+    number of the database; those of database 0 do not, as in releases before.
+    """
 
-def done_channel(prefix: str) -> str:
-    """Told (job key, 'c' or 'f', result or error) when a watched job has finished."""
-    return f"{prefix}:done"
+    __slots__ = ("_root", "database", "done")
+
+    def __init__(self, prefix: str, database: int = 0) -> None:
+        self.database = database
+        self._root = f"{prefix}:{database}" if database else prefix
+        # Told (job key, 'c' or 'f', result or error) when a watched job has finished.
+        self.done = f"{self._root}:done"
+
+    def news(self, name: str) -> str:
+        """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
+        return f"{self._root}:news:{name}"

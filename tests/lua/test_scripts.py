@@ -10,14 +10,13 @@ from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.keys import (
+    Channels,
     Keys,
-    done_channel,
     due_key,
     epoch_key,
     groups_key,
     index_keys,
     leases_key,
-    news_channel,
     swept_key,
 )
 from tests.helpers import eventually
@@ -46,7 +45,7 @@ class Desk:
         jobs = [field for one in ids for field in (one, kind, when, data, "", named)]
         keys = self.keys
         number = next(numbers) if number is None else number
-        news = news_channel(self.prefix, "job")
+        news = Channels(self.prefix).news("job")
         head = (keys.stream, keys.delayed, keys.senders, keys.settings, registry or keys.stream, keys.jobs)
         return (await self.run(scripts.ADD, *head, news, keys.group, sender, number, most, "", resent, *jobs))[
             1
@@ -71,7 +70,7 @@ class Desk:
         head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
         head = (*head, listing or keys.stream, keys.jobs)
         windows = f"{bucket[0]}:{bucket[1]}" if bucket[0] else ""
-        channels = (news_channel(self.prefix, "job"), done_channel(self.prefix))
+        channels = (Channels(self.prefix).news("job"), Channels(self.prefix).done)
         flat = [field for one in settlements for field in one]
         reply = await self.run(
             scripts.WORK,
@@ -276,7 +275,7 @@ async def test_sweeping_gives_back_in_order_and_counts_a_stall(desk):
     await desk.add("a", "b", "c")
     await desk.work(me="dead", token="d1", free=2)
     keys = desk.keys
-    news = news_channel(desk.prefix, "job")
+    news = Channels(desk.prefix).news("job")
     sweep = (keys.stream, keys.jobs, news, "", "dead", "p2", "s1", 1)
     assert await desk.run(scripts.SWEEP, *sweep) == [[b"a", b"b"], 0, []]
     assert await desk.run(scripts.SWEEP, *sweep) == [[], 0, []]
@@ -293,7 +292,7 @@ async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
         await desk.work(me="dead", token=token)
         await desk.run(scripts.NOTE, keys.job("a"), token, "begin", "", 9, "x")
         back, _, doomed = await desk.run(
-            scripts.SWEEP, keys.stream, keys.jobs, news_channel(desk.prefix, "job"), "", "dead", "p2", "s" + token, 1
+            scripts.SWEEP, keys.stream, keys.jobs, Channels(desk.prefix).news("job"), "", "dead", "p2", "s" + token, 1
         )
     assert back == []
     assert [doomed[0], doomed[4]] == [b"a", b"2"]
