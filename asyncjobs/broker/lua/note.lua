@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- note: write the progress of a running job, a line of its log, or that its handler begins, if the caller still owns it.
 --
 -- KEYS[1] job        hash

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- spend: take a token again for a job that starts later than its token allows for.
 --
 -- KEYS[1] bucket     as in `work`
