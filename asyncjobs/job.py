@@ -47,7 +47,8 @@ def _new_boot() -> None:
     _boot = os.urandom(4).hex()
 
 
-os.register_at_fork(after_in_child=_new_boot)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_boot)
 
 
 class TryError(msgspec.Struct, frozen=True):
