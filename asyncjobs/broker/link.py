@@ -11,11 +11,11 @@ from typing import Any, Final
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    InvalidResponse,
     NoScriptError,
+    RedisError,
     ResponseError,
 )
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from asyncjobs.broker.address import REPLY_TIMEOUT, Address
 from asyncjobs.broker.reach import Reach
@@ -29,6 +29,9 @@ TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
     "NOREPLICAS", "UNBLOCKED",
 )  # fmt: skip
+# AttributeError is redis-py's, when another task closed the socket under a write; RuntimeError uvloop's; UnicodeError
+# that of a host name that is none.
+LOST: Final = (RedisError, TimeoutError, OSError, AttributeError, RuntimeError, UnicodeError)
 IMPATIENT_MS: Final = 100
 CALLS_A_PIPELINE: Final = 500
 BYTES_A_PIPELINE: Final = 2 * 1024 * 1024  # of what is sent together, and of what is asked for together
@@ -104,26 +107,42 @@ class Lane:
         except asyncio.CancelledError:
             await self.close()
             raise
-        except (AuthenticationError, AuthorizationError) as error:
-            await self.close()
-            self.reach.answered()
-            raise BrokerError(f"{self._address.text} refused the credentials: {error}") from error
-        except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError, RuntimeError) as error:
-            # AttributeError: redis-py's, when another task closed the socket under a write; RuntimeError: uvloop's.
-            await self.close()
-            self.reach.failed()
-            if is_new and _about_tls(error):
-                raise BrokerError(f"{self._address.text}: TLS failed, and will again: {error}") from error
-            reason = str(error) or "no answer in time"
-            raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}") from error
-        if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
-            await self.close()  # a demoted primary: the next connect finds the new one
-        self.reach.answered()
-        if isinstance(replies[0], ResponseError) and all(_says_not_now(reply) for reply in replies):
-            self._balking.failed()
+        except LOST as error:
+            cause = error
         else:
-            self._balking.answered()
-        return replies
+            if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
+                await self.close()  # a demoted primary: the next connect finds the new one
+            self.reach.answered()
+            if isinstance(replies[0], ResponseError) and all(_says_not_now(reply) for reply in replies):
+                self._balking.failed()
+            else:
+                self._balking.answered()
+            return replies
+        await self.close()
+        failure = self._failure(cause, is_new)
+        if isinstance(failure, BrokerUnavailableError):
+            self.reach.failed()
+        else:
+            self.reach.answered()
+        try:  # out here, so that nothing is chained but what may be seen
+            raise failure from self._address.chained(cause)
+        finally:
+            del cause, failure  # their tracebacks hold this frame
+
+    def _failure(self, error: BaseException, is_new: bool) -> BrokerError:
+        """Why there is no answer; on a new connection some of it will be the same the next time."""
+        text, reason = self._address.text, self._address.hidden(error) or "no answer in time"
+        if isinstance(error, (AuthenticationError, AuthorizationError)):
+            return BrokerError(f"{text} refused the credentials: {reason}")
+        if is_new and _about_tls(error):
+            return BrokerError(f"{text}: TLS failed, and will again: {reason}")
+        if is_new and (isinstance(error, InvalidResponse) or "Protocol error" in reason):
+            return BrokerError(f"{text}: what answers there is no Redis ({reason}); is it the port of another service?")
+        if is_new and isinstance(error, UnicodeError):
+            return BrokerError(f"{text}: its host cannot be looked up ({reason}); correct it")
+        if isinstance(error, ResponseError) and not is_transient(error):
+            return BrokerError(f"{text} refused the connection: {reason}; {_remedy(reason)}")
+        return BrokerUnavailableError(f"{text} is out of reach: {reason}")
 
     def known_down(self, *keys: str) -> bool:
         """Whether a call about `keys` would wait in vain, for all that is known; it is to try once and not to wait."""
@@ -268,6 +287,17 @@ def _says_not_now(reply: Any) -> bool:
 
 def _stopped() -> NotRunningError:
     return NotRunningError("the runtime that this belongs to has been stopped")
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a server that does not let us in."""
+    known = {
+        "DB index": "it has no database of that number, name a lower one",
+        "SELECT is not allowed": "it is a Cluster, use redis+cluster://",
+        "SENTINEL": "name the ports of Sentinels, or use redis:// for a server",
+        "no permissions": "the README has the rule for this user",
+    }
+    return next((remedy for word, remedy in known.items() if word in reason), "see the server's log")
 
 
 def _about_tls(error: BaseException | None) -> bool:

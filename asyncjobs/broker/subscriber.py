@@ -79,7 +79,7 @@ class Subscriber:
                 pause = 0.05
                 await self._watch(wire)
             except (*LOST, TimeoutError) as error:
-                logger.debug("the subscriber lost its connection: %s", error)
+                logger.debug("the subscriber lost its connection: %s", self._address.hidden(error))
                 if self._reach is not None:
                     self._reach.failed()
             finally:
