@@ -80,6 +80,13 @@ def server_binary() -> str:
     )
 
 
+def project_of(files: Path | None) -> Path:
+    """The folder that a relative `data_dir` lies in: the nearest one with a pyproject.toml above the files of jobs or
+    tasks, else the working directory. So every process of a project meets in one store, wherever it was started."""
+    above = () if files is None else files.resolve().parents
+    return next((one for one in above if (one / "pyproject.toml").is_file()), Path.cwd())
+
+
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
     """Whatever the operating system says of the folder, said as what to do.

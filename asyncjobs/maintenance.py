@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
-from asyncjobs.broker import Broker, Keys, Silent
+from asyncjobs.broker import Broker, Excess, Keys, Silent
 from asyncjobs.config import Retention, duration
 from asyncjobs.consumer import Consumer
 from asyncjobs.definition import JobSpec
@@ -21,6 +21,8 @@ logger = logging.getLogger("asyncjobs")
 LEAST_TRIM_INTERVAL: Final = 1.0
 FIRST_TRIM: Final = 60.0  # another release may have kept more
 MOST_SWEPT: Final = 1000  # dead processes that are remembered
+MOST_EXCESS: Final = 1000  # rules that wait for a store that does not answer
+FORGET_AGAIN: Final = 1.0
 MOST_TRIM_INTERVAL: Final = 3600.0
 
 
@@ -187,7 +189,7 @@ class Maintenance:
         for keys in await self._broker.ended(list(consumers)):
             await self._broker.trim(keys, consumers[keys].spec.retention)
         for registry in tuple(self._registries.values()):
-            await self._trim_groups(registry.spec)
+            await self._trim_groups(Excess(registry.spec.name, registry.spec.retention))
 
     def _trim_interval(self) -> float:
         """Nothing outlives the shortest age by more than a sixtieth of it; where ages are days, seldom."""
@@ -198,22 +200,30 @@ class Maintenance:
                     shortest = min(shortest, duration(rule.age) / 60)
         return max(LEAST_TRIM_INTERVAL, shortest)
 
-    async def _trim_groups(self, spec: JobSpec) -> None:
+    async def _trim_groups(self, excess: Excess) -> None:
         while True:
-            overflow = await self._broker.overflow(spec.name, spec.retention)
+            overflow = await self._broker.overflow(excess.name, excess.retention)
             if not await self._broker.forget(overflow):
                 return
 
+    async def _forget(self, excess: Excess) -> None:
+        if excess.name in self._registries:
+            await self._trim_groups(excess)
+        elif excess.name in self._consumers:
+            await self._broker.trim(self._consumers[excess.name].keys, excess.retention)
+
     async def run_forgetting(self) -> None:
-        """Delete the records of groups' jobs that a finish pushed over their name's retention."""
+        """Delete the records that a finish pushed over their name's retention, or over the rule of one add."""
         pump = self._shop.pump
         while True:
             while not pump.overflow:
                 pump.overflowed.clear()
                 await pump.overflowed.wait()
-            registry = self._registries.get(pump.overflow.pop())
+            excess = pump.overflow.pop()
             try:
-                if registry is not None:
-                    await self._trim_groups(registry.spec)
+                await self._forget(excess)
             except BrokerError as error:
-                logger.debug("forgetting: %s", error)  # still listed: the timer comes back to it
+                logger.debug("forgetting: %s", error)
+                if len(pump.overflow) < MOST_EXCESS:
+                    pump.overflow.add(excess)  # the timer knows the rule of the name alone
+                await asyncio.sleep(FORGET_AGAIN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -93,6 +93,19 @@ class WorkReply(NamedTuple):
     wait: float | None
     jobs: list[TakenJob]
     settings: tuple[str, str, str] | None = None
+
+
+class Excess(NamedTuple):
+    """Finished jobs of a name that a rule may let go; of a grouped one over all its groups."""
+
+    name: str
+    retention: tuple[int, int, int, int]
+
+
+def rule(op: Op, keep: str) -> tuple[int, int, int, int]:
+    """The rule that one add gave, ``count:age``, as a retention."""
+    count, _, age = keep.partition(":")
+    return (int(count), int(age), -1, -1) if op == "c" else (-1, -1, int(count), int(age))
 
 
 OnWork: TypeAlias = Callable[["WorkReply | BrokerError"], None]
@@ -252,6 +265,13 @@ class Broker(Keeping, Ticking, Limiting):
                 totals = [total + one for total, one in zip(totals, counts, strict=False)]
         return [*totals, *kept]
 
+    async def holds(self, name: str) -> AsyncIterator[dict[str, int]]:
+        """The groups of a job name that are held, each with the ms until when, in pieces of a bounded size."""
+        async for page in self.groups(name):
+            keys = [self.queue_keys(name, group_id).settings for group_id in page]
+            found = await asyncio.gather(*(self._ask(("HGET", one, "h")) for one in keys))
+            yield {group_id: int(until) for group_id, until in zip(page, found, strict=True) if until}
+
     async def watch(self, keys: Keys, job_id: str) -> Finish | None:
         """How a job has finished; None: not yet. Op 'x': there is no such job."""
         op, body = await self._ask(scripts.WATCH(keys.job(job_id)))
@@ -291,13 +311,13 @@ class Broker(Keeping, Ticking, Limiting):
     # Working ----------------------------------------------------------------------------------------------
     async def work(
         self, lane: int, process: str, calls: Sequence[WorkCall]
-    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
+    ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         """Settle and take on several queues in one pipeline.
 
         Returns:
             A reply for each call, or `BrokerBusyError`, or `BrokerUnavailableError` where one node of a Cluster gave
-            no answer, or another `BrokerError` where it was refused; and the grouped job names with more finished
-            jobs than they keep.
+            no answer, or another `BrokerError` where it was refused; and what is to be trimmed now that they have
+            finished.
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
@@ -318,20 +338,26 @@ class Broker(Keeping, Ticking, Limiting):
 
     async def _work_together(
         self, lane: int, process: str, calls: Sequence[WorkCall]
-    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
+    ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         names, indexing = self._index_commands(calls)
         size = BYTES_A_PIPELINE // max(1, sum(call.free > 0 for call in calls))
         commands = [*indexing, *(self._work_command(process, call, size) for call in calls)]
         places = {name: i for i, name in enumerate(names)}
         needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
         replies = await self._work[lane].run(commands, needs if names else ())
-        over: list[str] = []
+        over = [
+            Excess(call.name, rule(one.op, one.keep))
+            for call in calls
+            for one in call.settlements
+            if len(one.keep) > 1  # of this one job, and applied to its whole name
+        ]
+        kept = {call.name: Excess(call.name, call.retention) for call in calls} if names else {}
         refused: dict[str, ResponseError] = {}
         for name, reply in zip(names, replies, strict=False):
             if isinstance(reply, ResponseError):
                 refused[name] = reply
             elif not isinstance(reply, BrokerError) and (reply[0] or reply[1]):
-                over.append(name)
+                over.append(kept[name])
         answers = replies[len(names) :]
         for i, call in enumerate(calls):
             if call.name in refused and call.settlements and isinstance(answers[i], ResponseError):
@@ -366,10 +392,13 @@ class Broker(Keeping, Ticking, Limiting):
             args = by_name.get(call.name)
             if args is None:
                 completed, failed = index_keys(self.prefix, call.name)
-                args = [groups_key(self.prefix, call.name), completed, failed, *call.retention]
+                args = [groups_key(self.prefix, call.name), completed, failed, *NO_LIMIT]
                 by_name[call.name] = args
             group = call.keys.group
             for one in call.settlements:
+                if one.keep == "" and one.op in "cf":  # by the rule of the name, which is asked about
+                    at = 3 if one.op == "c" else 5
+                    args[at : at + 2] = call.retention[at - 3 : at - 1]
                 listed = _is_listed(one)
                 args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]

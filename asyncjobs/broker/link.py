@@ -127,7 +127,7 @@ class Lane:
         try:  # out here, so that nothing is chained but what may be seen
             raise failure from self._address.chained(cause)
         finally:
-            del cause, failure  # its traceback holds this frame
+            del cause, failure  # their tracebacks hold this frame
 
     def _failure(self, error: BaseException, is_new: bool) -> BrokerError:
         """Why there is no answer; on a new connection some of it will be the same the next time."""

@@ -110,10 +110,11 @@ end
 -- The first error of a job is kept, and its last ten.
 local function forget_error(key, attempts)
   local n = tonumber(attempts) - 10
-  while n > 1 and redis.call('HDEL', key, 'e' .. n) == 1 do n = n - 1 end
+  local least = math.max(1, n - 100)
+  while n > least and redis.call('HDEL', key, 'e' .. n) == 1 do n = n - 1 end
 end
 
-local overrides = {}
+local overrides, by_default = {}, {}
 for i = 19, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
@@ -180,7 +181,7 @@ for i = 19, #ARGV, 7 do
         end
       end
       if kept then
-        if keep ~= '' then overrides[#overrides + 1] = {op, keep} end
+        if keep == '' then by_default[op] = true else overrides[op .. keep] = true end
       elseif job[4] then
         redis.call('PEXPIRE', key, 60000)
       else
@@ -191,15 +192,16 @@ for i = 19, #ARGV, 7 do
   end
   statuses[#statuses + 1] = status
 end
+-- Jobs of groups are counted over all groups of their name, see `index`. Keeping none removes the job that finishes alone.
 for op, list in pairs(finished) do
-  if #list > 0 then
+  if by_default[op] then
     local at = op == 'c' and 15 or 17
     trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
   end
 end
-for _, rule in ipairs(overrides) do
-  local count, age = string.match(rule[2], '^(-?%d+):(-?%d+)$')
-  trim(zsets[rule[1]], tonumber(count), tonumber(age), 1000)
+for rule in pairs(group == '' and overrides or {}) do
+  local op, count, age = string.match(rule, '^(.)(-?%d+):(-?%d+)$')
+  trim(zsets[op], tonumber(count), tonumber(age), 100)  -- a beginning: the caller sees to the rest
 end
 local pending
 
@@ -301,17 +303,24 @@ if want > 0 and #windows > 2 then
     if margin == 0 then margin = math.max(2000, math.min(50000, duration / 100)) end
     local key = #looked == 0 and bucket or bucket .. #looked
     local oldest = redis.call('LINDEX', key, 0)
-    while oldest do
-      if parse(oldest) > now_us then break end
-      redis.call('LPOP', key)
+    if oldest and parse(oldest) <= now_us then
+      -- Ever later ones stand behind it: the first that is still out is found by halves, and what is before it goes at once.
+      local low, high = 1, redis.call('LLEN', key)
+      while low < high do
+        local middle = math.floor((low + high) / 2)
+        if parse(redis.call('LINDEX', key, middle)) <= now_us then low = middle + 1 else high = middle end
+      end
+      redis.call('LTRIM', key, low, -1)
       oldest = redis.call('LINDEX', key, 0)
     end
-    local used, ever, latest = 0, 0, now_us + duration + margin
+    local used, ever, latest, last = 0, 0, now_us + duration + margin, nil
+    local grain = duration / 1000
     local first_at = latest
     if oldest then
       local first_before, last_at, n, before
       first_at, n, first_before = parse(oldest)
       last_at, n, before = parse(redis.call('LINDEX', key, -1))
+      last = {last_at, n, before}
       ever = before + n
       used = ever - first_before
       latest = math.max(latest, last_at)
@@ -321,10 +330,12 @@ if want > 0 and #windows > 2 then
         used, ever, latest = max, max, now_us + duration + margin
         redis.call('RPUSH', key, string.format('%.0f %d %.0f', latest, max, 0))
         redis.call('PEXPIRE', key, math.ceil((latest - now_us) / 1000))
-        first_at = latest
+        first_at, last = latest, nil
       end
     end
-    looked[#looked + 1] = {key, latest, ever, first_at}
+    -- Tokens that return within a thousandth of the window are one entry: a list is never longer than about a thousand.
+    local joined = last and math.floor(last[1] / grain) == math.floor(latest / grain)
+    looked[#looked + 1] = {key, latest, joined and last[3] or ever, joined and last[2]}
     want = math.max(0, math.min(want, max - used))
     if max - used < math.min(free, waiting) then
       local token_wait = math.max(1, math.ceil((first_at - now_us) / 1000))
@@ -333,7 +344,11 @@ if want > 0 and #windows > 2 then
   end
   if want > 0 then
     for _, one in ipairs(looked) do
-      redis.call('RPUSH', one[1], string.format('%.0f %d %.0f', one[2], want, one[3]))
+      if one[4] then
+        redis.call('LSET', one[1], -1, string.format('%.0f %d %.0f', one[2], one[4] + want, one[3]))
+      else
+        redis.call('RPUSH', one[1], string.format('%.0f %d %.0f', one[2], want, one[3]))
+      end
       redis.call('PEXPIRE', one[1], math.ceil((one[2] - now_us) / 1000) + 1)
     end
   end
@@ -404,7 +419,7 @@ if want > 0 then
   end
   if #rows < want * 7 then
     for _, one in ipairs(looked) do
-      redis.call('LSET', one[1], -1, string.format('%.0f %d %.0f', one[2], #rows / 7, one[3]))
+      redis.call('LSET', one[1], -1, string.format('%.0f %d %.0f', one[2], (one[4] or 0) + #rows / 7, one[3]))
     end
   end
 end
