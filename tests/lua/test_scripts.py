@@ -543,6 +543,18 @@ async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
     assert 58_000 < wait <= 60_000
 
 
+async def test_a_claim_in_the_future_keeps_no_tick_out(redis, prefix):
+    """The store's clock was a day ahead when it was made, and was set back."""
+    desk, ticks = Desk(redis, prefix), f"{{{prefix}}}:ticks"
+    keys = (ticks, f"{{{prefix}}}:running", f"{{{prefix}}}:processes", due_key(prefix))
+    now = int((await redis.time())[0]) * 1000
+    await redis.hset(ticks, "poll", f"{now + 86_400_000} p9")
+    verdict, ahead = await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1")
+    assert verdict == b"fire"
+    assert 86_000_000 < ahead <= 86_400_000
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1") == [b"taken"]
+
+
 async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis, prefix):
     desk = Desk(redis, prefix)
     ticks, running, processes = f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes"

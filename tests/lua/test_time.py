@@ -168,7 +168,7 @@ STORIES: dict[str, Story] = {
     "sweep": (
         lambda place: place.pending("dead"),
         run(scripts.SWEEP, *keys("stream", "jobs"), lambda place: place.news, "", "dead", "p", "s", 5)),
-    "own": (lambda place: place.pending("p1"), run(scripts.OWN, *keys("stream", "jobs"), "p1", "-")),
+    "own": (lambda place: place.pending("p1"), run(scripts.OWN, *keys("stream", "jobs"), "p1", "-", 1 << 21)),
     "owners": (lambda place: place.pending("p1"), run(scripts.OWNERS, *keys("stream"))),
     "count": (
         both(lambda place: place.pending("p1"), Place.delayed),

@@ -12,17 +12,21 @@
 -- ARGV[5] lease      ms of silence after which a running process counts as dead that tells no lease of its own
 -- ARGV[6] busy       '1' while the calling process itself runs the task
 --
--- Returns {'fire'} · {'early', ms until due} · {'taken'} · {'overlap'} · {'queued'}
+-- A claim in the future was made by a clock of the store that was set back since: it must not keep later ticks out.
+--
+-- Returns {'fire'} · {'fire', ms that the last claim lay in the future} · {'early', ms until due} · {'taken'} ·
+-- {'overlap'} · {'queued'}
 -- Sent again after a lost reply by the same process it answers 'fire' again.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local task, scheduled, process = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if scheduled > now then return {'early', scheduled - now} end
-local last = redis.call('HGET', KEYS[1], task)
+local last, ahead = redis.call('HGET', KEYS[1], task), 0
 if last then
   local at, by = string.match(last, '^(%d+) (.*)$')
   if tonumber(at) == scheduled and by == process then return {'fire'} end
-  if tonumber(at) >= scheduled then return {'taken'} end
+  ahead = math.max(0, tonumber(at) - now)
+  if tonumber(at) >= scheduled and ahead == 0 then return {'taken'} end
 end
 redis.call('HSET', KEYS[1], task, string.format('%.0f ', scheduled) .. process)
 if ARGV[4] ~= 'allow' then
@@ -40,4 +44,5 @@ if ARGV[4] ~= 'allow' then
   end
   redis.call('HSET', KEYS[2], task, process)
 end
+if ahead > 0 then return {'fire', ahead} end
 return {'fire'}
