@@ -275,8 +275,10 @@ class Consumer:
                 self._expect(finished.decision.settlement.number)
         if reply.settings != self.set:
             self._settle_terms(reply.settings)
-        least = least_margin(self.terms, self.gates)
-        margin = min(turn.margin or 1.0, least) if self.gates else turn.margin or least
+        margin = turn.margin or least_margin(self.terms, self.gates)
+        if turn.grants:
+            margins = [grant.margin for grant in turn.grants if grant.gate.window]
+            margin = min(margins if not self.terms.window else [*margins, margin], default=0.0)
         self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
         if self.terms.concurrency != 1:
             self.ahead.pace()

@@ -33,12 +33,12 @@ IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted a
 
 
 class Grant:
-    """How many may start under one gate, and the words by which they are given back."""
+    """How many may start under one gate, by how much they may lag, and the words by which they are given back."""
 
-    __slots__ = ("count", "gate", "token")
+    __slots__ = ("count", "gate", "margin", "token")
 
-    def __init__(self, gate: Gate, token: str, count: int) -> None:
-        self.gate, self.token, self.count = gate, token, count
+    def __init__(self, gate: Gate, token: str, count: int, margin: float = 0.0) -> None:
+        self.gate, self.token, self.count, self.margin = gate, token, count, margin
 
 
 class Gate:
@@ -53,6 +53,8 @@ class Gate:
         _told: how many jobs the store was last told are running here.
         _unanswered: questions in a row without an answer. One queue asks again after a pause, and the others when that
             was answered.
+        margin: seconds that a start may lag behind its token: more while starts are late, since each of these takes
+            another token.
         _surprised: the store said once that nothing is left; what other processes did not need may be back in a moment.
     """
 
@@ -62,6 +64,7 @@ class Gate:
         self._broker, self._key, self._name, self._lease = broker, key, name, lease
         self._slots = slots or 0
         self._terms = terms(limiters, None)
+        self.margin = self._terms.least_margin
         self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
         self._parked: OrderedDict[Consumer, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
@@ -80,9 +83,14 @@ class Gate:
     def window(self) -> float:
         return self._terms.window
 
-    @property
-    def margin(self) -> float:
-        return self._terms.least_margin
+    def late(self, lag: float) -> None:
+        """A start has lagged by more than its token allows for."""
+        if lag < self.window:
+            self.margin = min(max(self.margin, 2 * lag), self.window)
+
+    def punctual(self) -> None:
+        """A start has not."""
+        self.margin = max(self._terms.least_margin, self.margin * 0.98)
 
     @property
     def stale(self) -> bool:
@@ -117,12 +125,12 @@ class Gate:
         async with self._asking:  # what another turn is being granted counts as running
             if self.full and want and not again:
                 return Grant(self, token, 0), BLIND
-            slots, stated = 0 if again else self._slots, self.running + self.pending
+            slots, stated, margin = 0 if again else self._slots, self.running + self.pending, self.margin
             try:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
                         self._key, self._name, stated, want, slots, self._lease,
-                        self._terms.windows, round(self.margin * 1e6), token,
+                        self._terms.windows, round(margin * 1e6), token,
                     )  # fmt: skip
             except TimeoutError:
                 self._no_answer(want)
@@ -132,7 +140,7 @@ class Gate:
                 raise
             self._unanswered = 0
             if again:
-                return Grant(self, token, granted), BLIND if wait is None else wait
+                return Grant(self, token, granted, margin), BLIND if wait is None else wait
             self.pending += granted
             self._told = stated + granted  # jobs may have ended meanwhile, of which the store does not know
             if granted:
@@ -141,7 +149,7 @@ class Gate:
                 self._close(wait)
             elif want:
                 self.open()
-            return Grant(self, token, granted), BLIND if wait is None else wait
+            return Grant(self, token, granted, margin), BLIND if wait is None else wait
 
     def _no_answer(self, want: int) -> None:
         """The store may have counted `want` jobs that do not start."""
@@ -153,7 +161,7 @@ class Gate:
         """Tell the store that `unused` of a grant, which are not pending any more, found no job; others may have it."""
         try:
             if self._terms.windows:
-                await self._broker.refund(self._key, grant.token, grant.count, unused, self._terms.windows)
+                await self._broker.refund(self._key, self._name, grant.token, grant.count, unused, self._terms.windows)
             grant.count -= unused
         except BrokerError as error:
             logger.debug("a grant of %s was not given back, it runs out by itself: %s", self._key, error)
@@ -179,14 +187,17 @@ class Gate:
         if self._slots:
             self.open(1)
 
-    async def pass_again(self, since: float) -> float:
-        """A token again for a start that comes late; since when it counts. Its slot, if there are any, it has."""
-        while self._terms.windows:
+    async def pass_again(self) -> tuple[float, float]:
+        """A token again for a start that comes late: since when it counts, and by how much the start may lag.
+
+        Its slot, if there are any, it has.
+        """
+        while True:
+            since = clock.monotonic()
             grant, wait = await self._ask(1, again=True)
             if grant.count:
-                return clock.monotonic()
+                return since, grant.margin
             await asyncio.sleep(max(self.margin, wait))
-        return since
 
     async def tell(self) -> None:
         """Say what runs here: that there is room again, or that this process still lives."""

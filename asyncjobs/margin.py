@@ -40,18 +40,22 @@ async def in_time(consumer: Consumer, broker: Broker, sent_at: float, margin: fl
     while (lag := clock.monotonic() - sent_at) > margin:
         if lag < shortest:
             consumer.margin = min(max(consumer.margin, 2 * lag), shortest)
-        margin = min(consumer.margin, least_margin(consumer.terms, gates)) if gates else consumer.margin
-        sent_at = await _tokens_again(consumer, broker, margin, first_is_out=lag < shortest)
+            for gate in gates:
+                gate.late(lag)
+        sent_at, margin = await _tokens_again(consumer, broker, first_is_out=lag < shortest)
     consumer.margin = max(least_margin(consumer.terms, gates), consumer.margin * 0.98)
+    for gate in gates:
+        gate.punctual()
 
 
-async def _tokens_again(consumer: Consumer, broker: Broker, margin: float, first_is_out: bool) -> float:
-    """Take a token of each limit once more; the instant from which the start's lag counts."""
-    since = clock.monotonic()
+async def _tokens_again(consumer: Consumer, broker: Broker, first_is_out: bool) -> tuple[float, float]:
+    """Take a token of each limit once more; the instant from which the start's lag counts, and how much it may be."""
+    margin, taken = consumer.margin, []
     if consumer.terms.windows:
+        since = clock.monotonic()
         while wait := await broker.spend(consumer.keys, consumer.terms.windows, round(margin * 1e6), first_is_out):
             await asyncio.sleep(wait)
             since, first_is_out = clock.monotonic(), False
-    for gate in consumer.gates:
-        since = await gate.pass_again(since)
-    return since
+        taken.append((since, margin))
+    taken += [await gate.pass_again() for gate in consumer.gates if gate.window]
+    return min((since for since, _ in taken), default=clock.monotonic()), min((most for _, most in taken), default=0.0)

@@ -57,9 +57,10 @@ class Limiting(Asker):
         )
         return granted, None if wait < 0 else wait / 1000
 
-    async def refund(self, gate: str, token: str, granted: int, unused: int, windows: str) -> None:
-        """Give tokens back that no job was found for."""
-        await self._ask(scripts.REFUND(gate, token, granted, unused, windows))
+    async def refund(self, gate: str, name: str, token: str, granted: int, unused: int, windows: str) -> None:
+        """Give tokens back that no job was found for; who was refused some hears of it."""
+        news = news_channel(self.prefix, name)
+        await self._ask(scripts.REFUND(gate, token, granted, unused, windows, news, f"{ROOM}|"))
 
     async def settings(self, keys: Keys) -> dict[str, str]:
         """What was set of a queue at run time; see `keys.py` for the fields."""

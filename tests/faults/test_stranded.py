@@ -300,6 +300,37 @@ async def test_a_stop_at_any_instant_leaves_nothing_behind(make_runtime, redis, 
                 assert [field for field in await redis.hkeys(key) if field.startswith(b"h ")] == []
 
 
+@pytest.mark.slow
+async def test_a_limit_that_does_not_answer_is_asked_seldom_and_holds_no_slot_for_long(make_runtime, monkeypatch):
+    """Four slots, eight queues under that limit with much to do, and one without a limit that goes on."""
+    ran: Counter[Any] = Counter()
+    runtime = make_runtime(concurrency=4, sweep_interval=AN_HOUR)
+    for n in range(8):
+        runtime.job(f"mail-{n}", limiter=Limiter(500, 0.1, name="mailbox"))(handler(ran))
+    runtime.job("plain", limiter=None)(handler(ran))
+    async with runtime:
+        broker, asked = runtime._parts.broker, 0
+        real = broker.admit
+
+        async def silence(*args: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(broker, "admit", silence)
+        await runtime.queue.add_bulk([(f"mail-{n}", f"{n}.{i}") for n in range(8) for i in range(20)])
+        began = time.monotonic()
+        while time.monotonic() - began < 6:
+            done = ran.total()
+            await runtime.queue.add("plain", done)
+            await eventually(lambda done=done: ran.total() > done, 1.5, "the others go on")
+            assert of_runtime(runtime) == []
+        assert 2 <= asked <= 4, "one try, then later"
+        monkeypatch.setattr(broker, "admit", real)
+        await eventually(lambda: sum(times for data, times in ran.items() if isinstance(data, str)) == 160)
+        await all_is_well(runtime)
+
+
 @pytest.mark.parametrize("where", ["services", "check", "beat", "settings"])
 async def test_a_stop_ends_a_start(server, make_runtime, monkeypatch, where):
     reached = asyncio.Event()

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- admit: let a process start some jobs under a limit that holds over many queues, and say what runs there.
 --
--- KEYS[1] gate       hash: 'h ' .. process → 'running ms of this word'; 'u' .. window → tokens out
+-- KEYS[1] gate       hash: 'h ' .. process → 'running ms of this word'; 'u' .. window → tokens out; 'w' a process was
+--                    refused a token since one was given back last
 --                    and beside it a zset a window, gate:1 …: 'token n' → µs of return
 -- ARGV[1] process
 -- ARGV[2] running    jobs under this gate in that process, without those asked for
@@ -54,6 +55,7 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
   end
   if left < want then
     want = math.max(0, left)
+    redis.call('HSET', gate, 'w', '1')
     if first then
       -- Not longer than a duration or two, whatever the clock did.
       wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now, 3600000000) / 1000))

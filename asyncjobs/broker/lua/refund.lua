@@ -6,6 +6,8 @@
 -- ARGV[2] granted
 -- ARGV[3] unused
 -- ARGV[4] windows    as in `admit`
+-- ARGV[5] news       channel told when a process was refused, so that it asks again
+-- ARGV[6] message    for it
 --
 -- Returns 1. Sent twice it finds nothing the second time.
 local place, granted, unused = 0, tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -19,4 +21,5 @@ for _ in string.gmatch(ARGV[4], '%d+:%d+') do
     redis.call('HINCRBY', KEYS[1], 'u' .. place, -unused)
   end
 end
+if place > 0 and redis.call('HDEL', KEYS[1], 'w') == 1 then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
 return 1
