@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import BrokerError, Limiter, RateLimited, Runtime
 from asyncjobs.broker import scripts
-from asyncjobs.broker.keys import Channels, epoch_key, groups_key, index_keys
+from asyncjobs.broker.keys import Channels, due_key, epoch_key, groups_key, index_keys, leases_key, swept_key
 from tests.helpers import Watcher, eventually
 from tests.lua.test_scripts import Desk, settle
 
@@ -28,6 +28,7 @@ class Case:
 
     def __init__(self, desk: Desk, rows: dict[str, Any], now: int) -> None:
         self.desk, self.rows, self.now, self.keys = desk, rows, now, desk.keys
+        self.processes = f"{{{desk.prefix}}}:processes"
         self.prefix, self.news = desk.prefix, Channels(desk.prefix).news("job")
 
     async def hold(self, reply: Callable[[Any], bool], script: scripts.Script, *args: Any) -> None:
@@ -41,7 +42,8 @@ class Case:
         assert list(done[2]) == ["waiting"]
 
     async def own(self) -> None:
-        await self.hold(lambda got: len(got[1]) == 16, scripts.OWN, self.keys.stream, self.keys.jobs, "p1", "-")
+        args = (self.keys.stream, self.keys.jobs, "p1", "-", 1 << 20)
+        await self.hold(lambda got: len(got[1]) == 16, scripts.OWN, *args)
 
     async def retain(self) -> None:
         await self.hold(lambda got: got == b"1", scripts.RETAIN, self.keys.stream, self.keys.jobs, "p2", "a",
@@ -73,8 +75,8 @@ class Case:
         assert await self.desk.counts() == [1, 2, 1, 1, 0]
 
     async def inspect(self) -> None:
-        args = (self.keys.stream, self.keys.delayed, self.keys.jobs, 10)
-        await self.hold(lambda got: len(got) == 4, scripts.INSPECT, *args)
+        args = (self.keys.stream, self.keys.delayed, self.keys.completed, self.keys.failed, self.keys.jobs, 10)
+        await self.hold(lambda got: len(got) == 6, scripts.INSPECT, *args)
 
     async def spend(self) -> None:
         args = (self.keys.bucket, self.keys.settings, "5:60000000", 0, "")
@@ -105,11 +107,13 @@ class Case:
         await self.hold(lambda got: got == 0, scripts.UNREGISTER, groups_key(self.prefix, "job"), "g", "5")
 
     async def beat(self) -> None:
-        args = (f"{{{self.prefix}}}:processes", epoch_key(self.prefix), "p1", "1", "e")
-        await self.hold(lambda got: got[0] == 1, scripts.BEAT, *args)
+        args = (self.processes, epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix))
+        swept = swept_key(self.prefix, "p1")
+        await self.hold(lambda got: got[0] == 1, scripts.BEAT, *args, swept, "p1", "1", "e", 30_000, "{}")
 
     async def bury(self) -> None:
-        await self.hold(lambda got: got == 0, scripts.BURY, f"{{{self.prefix}}}:processes", "p9", 0)
+        args = (self.processes, due_key(self.prefix), leases_key(self.prefix), "p9", 0)
+        await self.hold(lambda got: got == 0, scripts.BURY, *args)
 
     async def admit(self) -> None:
         args = (f"{{{self.prefix}}}:gate:x", "p1", 0, 3, 5, 30_000, "9:60000000", 0, "g1", self.news, "-2|")
@@ -125,12 +129,19 @@ class Case:
         assert await self.desk.redis.hgetall(self.keys.settings) == {b"p": b"1"}
 
     async def tick(self) -> None:
-        keys = (f"{{{self.prefix}}}:ticks", f"{{{self.prefix}}}:running", f"{{{self.prefix}}}:processes")
+        keys = (f"{{{self.prefix}}}:ticks", f"{{{self.prefix}}}:running", self.processes, due_key(self.prefix))
         args = (*keys, "poll", self.now, "p1", "skip", 30_000, "0")
         await self.hold(lambda got: got == [b"fire"], scripts.TICK, *args)
 
     async def tock(self) -> None:
         await self.hold(lambda got: got == b"", scripts.TOCK, f"{{{self.prefix}}}:running", "poll", "p1", "1")
+
+    async def claim(self) -> None:
+        args = (swept_key(self.prefix, "p9"), "job", "p1", 10_000, "")
+        await self.hold(lambda got: got == 1, scripts.CLAIM, *args)
+
+    async def silence(self) -> None:
+        await self.hold(lambda got: got == [-1], scripts.SILENCE, self.processes, "p9")
 
     async def permit(self) -> None:
         await self.hold(lambda got: got == [], scripts.PERMIT, "k", "c")

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.keys import Channels, groups_key, index_keys
+from asyncjobs.broker.keys import Channels, due_key, epoch_key, groups_key, index_keys, leases_key, swept_key
 from tests.lua.test_scripts import Desk, settle
 
 FEW, MANY = 1_000, 200_000
@@ -75,6 +75,10 @@ class Place:
     async def groups(self) -> None:
         line = "redis.call('ZADD', KEYS[1], n, 'g' .. f(n))"
         await fill(self.redis, self.many, line, groups_key(self.prefix, "job"))
+
+    async def processes(self) -> None:
+        for zset in (f"{{{self.prefix}}}:processes", due_key(self.prefix)):
+            await fill(self.redis, self.many, "redis.call('ZADD', KEYS[1], n, 'p' .. f(n))", zset)
 
     async def errors(self) -> None:
         await fill(self.redis, self.many, "redis.call('HSET', KEYS[1], 'e' .. f(n), '{}')", self.keys.job("a"))
@@ -174,6 +178,14 @@ STORIES: dict[str, Story] = {
         both(lambda place: place.pending("p1"), Place.delayed),
         run(scripts.COUNT, *keys("stream", "delayed", "completed", "failed"))),
     "add": (both(lambda place: place.pending("p1"), Place.delayed), lambda place: place.desk.add("new", most="900000")),
+    "beat": (
+        Place.processes,
+        run(scripts.BEAT, lambda place: f"{{{place.prefix}}}:processes", lambda place: epoch_key(place.prefix),
+            lambda place: due_key(place.prefix), lambda place: leases_key(place.prefix),
+            lambda place: swept_key(place.prefix, "me"), "me", "1", "e", 30_000, "{}")),
+    "inspect": (
+        both(lambda place: place.pending("p1"), Place.delayed),
+        run(scripts.INSPECT, *keys("stream", "delayed", "completed", "failed", "jobs"), 500)),
     "leave": (lambda place: place.pending("p1"), run(scripts.LEAVE, *keys("stream"), "p1")),
     "idle": (Place.groups, run(scripts.IDLE, lambda place: groups_key(place.prefix, "job"), "g5")),
     "register": (Place.groups, run(scripts.REGISTER, lambda place: groups_key(place.prefix, "job"), "new")),
