@@ -32,6 +32,7 @@ logger = logging.getLogger("asyncjobs")
 
 BATCH: Final = 256  # jobs taken in one turn at most
 TURNS: Final = WORK_LANES
+RELEASED: Final = 1.0  # seconds until jobs are taken again after one of them could not begin
 LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
 
 
@@ -401,7 +402,18 @@ class Consumer:
             self.outbox.append(Finished(job, decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
+        if isinstance(outcome, Released) and not job.leaving:
+            self._pause()
         return self._follow(job, outcome)
+
+    def _pause(self) -> None:
+        """The store refused what a try needs before its handler begins: settle, and take nothing for a moment.
+
+        The job that went back stands at the head of the queue, so this process would take it again at once.
+        """
+        self.refusals = self.refusals or Refusals()
+        self.refusals.pause(RELEASED)
+        self._shop.pump.offer(self)
 
     def _follow(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
         """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""

@@ -21,6 +21,22 @@ NICKNAMES: Final = {
 }
 
 
+class Ticks(CronSim):
+    """The ticks of an expression, one after the other; as cronsim has them, and more.
+
+    cronsim treats five fields as Debian's cron does where clocks change: what names its hour and minute fires once in
+    the hour that comes twice, and right after the one that is left out. Six fields get the same rule here.
+    """
+
+    def __init__(self, expression: str, at: datetime, reverse: bool = False) -> None:
+        super().__init__(expression, at, reverse)
+        fields = expression.split()
+        named = len(fields) == 6 and not fields[1].startswith("*") and not fields[2].startswith("*")
+        if named and self.fixup_tz is None and self.dt.tzinfo not in (None, UTC):
+            self.fixup_tz = self.dt.tzinfo
+            self.dt = self.dt.replace(tzinfo=None)
+
+
 def normalise(expression: Any) -> str:
     """`expression` with its nickname spelt out.
 
@@ -39,7 +55,7 @@ def next_tick(expression: str, after: datetime) -> datetime:
     try:
         if len(expression.split()) not in (5, 6):
             raise CronSimError("expected five fields, six with seconds first, or @hourly to @yearly")
-        return next(CronSim(expression, after))
+        return next(Ticks(expression, after))
     except (CronSimError, StopIteration) as error:
         raise ConfigError(f"cron_time={shown(expression)}: {error or 'it never comes'}") from None
 
@@ -47,6 +63,6 @@ def next_tick(expression: str, after: datetime) -> datetime:
 def last_tick(expression: str, before: datetime) -> datetime | None:
     """The last tick before `before`, or None where there is none."""
     try:
-        return next(CronSim(expression, before, reverse=True))
+        return next(Ticks(expression, before, reverse=True))
     except (CronSimError, StopIteration):
         return None

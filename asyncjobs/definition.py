@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
@@ -39,6 +39,7 @@ JOB_ARGUMENTS: Final = ("data", "job", "queue", "io", "services")
 TASK_ARGUMENTS: Final = ("services", "queue", "io")
 DEFINE_ARGUMENTS: Final = ("services", "queue", "io")
 OF_THE_LOOP: Final = ("job", "queue", "io")  # a sync function is given them as a thread sees them
+NO_BOUNDS: Final = (-1, -1)
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Overlap = Literal["skip", "queue", "allow"]
@@ -228,21 +229,40 @@ class JobSpec:
         every = limiters(worker.limiter, "limiter")
         self.limiters = tuple(one for one in every if one.name is None)
         self.named_limiters = tuple(one for one in every if one.name is not None)
+        names = [one.name for one in self.named_limiters]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"limiter={shown(worker.limiter)}: a name has one limit; give each of them its own")
         self.total_limiters = limiters(worker.total_limiter, "total_limiter")
         self.total_concurrency = worker.total_concurrency
         if not self.grouped and (self.total_limiters or self.total_concurrency):
             raise ConfigError("total_limiter and total_concurrency hold over all groups of a job; this one has none")
         self.terms = terms(self.limiters, self.concurrency)
-        self.retention = (
-            *limits(options.remove_on_complete),
-            *limits(options.remove_on_fail),
-        )
-        self.forgets = 0 in self.retention  # no record of a finished job is kept
+        rules = limits(options.remove_on_complete), limits(options.remove_on_fail)
+        self.forgets = any(0 in rule for rule in rules)  # no record of a finished job is kept
+        # To keep none is to remove the job that finishes, and never another one: then nothing is trimmed.
+        (count, age), (failed_count, failed_age) = (NO_BOUNDS if 0 in rule else rule for rule in rules)
+        self.retention = (count, age, failed_count, failed_age)
         self.lease = duration(worker.lease)
         self.group_idle = duration(worker.group_idle)
 
     def __repr__(self) -> str:
         return f"<JobSpec {self.name}>"
+
+
+def check_limiters(spec: JobSpec, others: Iterable[JobSpec]) -> None:
+    """See that a named limiter means one limit.
+
+    Raises:
+        ConfigError: another job has the name of a limiter of `spec`, and another limit.
+    """
+    for mine in spec.named_limiters:
+        for other in others:
+            for theirs in other.named_limiters:
+                if mine.name == theirs.name and mine != theirs:
+                    raise ConfigError(
+                        f"limiter {mine.name!r} is {mine} in job {spec.name!r} ({spec.source}) and {theirs} in job "
+                        f"{other.name!r} ({other.source}); a name has one limit, so give both the same, or two names"
+                    )
 
 
 def limits(rule: Any) -> tuple[int, int]:

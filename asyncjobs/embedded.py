@@ -8,24 +8,44 @@ then it shuts the server down. So there is no reference count to go wrong, and n
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
+import errno
+import logging
 import os
 import shutil
 import socket
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from asyncjobs import clock
 from asyncjobs.errors import BrokerUnavailableError, ConfigError
+
+logger = logging.getLogger("asyncjobs")
 
 LONGEST_SOCKET_PATH: Final = 100  # 108 bytes on Linux, 104 on macOS
 READY_TIMEOUT: Final = 30.0  # a large append-only file takes a while to load
 LOOK_AGAIN: Final = 0.25  # seconds between two looks for a keeper, by when one that was started holds its lock
 KEEPER: Final = Path(__file__).with_name("keeper.py")
+OURS: Final = (
+    ".gitignore", "appendonlydir", "*.lock", "keeper.failed", "socket", "valkey.sock", "valkey.log*", "temp-*",
+    "*.damaged-*", "dump.rdb", "lost+found",
+)  # fmt: skip
+ADVICE: Final = {
+    errno.EACCES: "give this user the right to it, or name another folder",
+    errno.EPERM: "give this user the right to it, or name another folder",
+    errno.EROFS: "its file system is read-only; name a folder on another one",
+    errno.ENOSPC: "free some space on its file system",
+    errno.EDQUOT: "free some space, the quota of this user is used up",
+    errno.ENOTDIR: "it, or what it lies in, is a file; name a folder",
+    errno.EEXIST: "it, or what it lies in, is a file; name a folder",
+    errno.ENAMETOOLONG: "name a folder with a shorter path",
+    errno.ELOOP: "its links lead in a circle; name the folder itself",
+}
 
 
 def server_binary() -> str:
@@ -60,18 +80,118 @@ def server_binary() -> str:
     )
 
 
+def project_of(files: Path | None) -> Path:
+    """The folder that a relative `data_dir` lies in: the nearest one with a pyproject.toml above the files of jobs or
+    tasks, else the working directory. So every process of a project meets in one store, wherever it was started."""
+    above = () if files is None else files.resolve().parents
+    return next((one for one in above if (one / "pyproject.toml").is_file()), Path.cwd())
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Whatever the operating system says of the folder, said as what to do.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        advice = ADVICE.get(error.errno or 0, "name another folder, or set ASYNCJOBS_REDIS_URL to a Redis of yours")
+        raise ConfigError(f"data_dir={str(folder)!r} cannot be used: {reason}; {advice}") from error
+
+
+def _locks() -> Any:
+    """The module that locks files; only here, since no other part of asyncjobs needs it.
+
+    Raises:
+        ConfigError: this system has none.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise ConfigError(
+            "the embedded store needs Linux, macOS or another Unix; here set ASYNCJOBS_REDIS_URL to a Redis of yours"
+        ) from None
+    return fcntl
+
+
 def socket_path(folder: Path) -> Path:
-    """Where the server listens: in the folder, or where its path is too long for that, in a private short one."""
+    """Where the server listens: in the folder, or where its path is too long for that, in a private short one.
+
+    The short one is written down in the folder by the first process, so that all who share it find it, however they
+    spell its path and whatever their environment says.
+
+    Raises:
+        ConfigError: the short folder is not private to this user.
+    """
+    known = _known_socket(folder)
+    if known is not None:
+        return known
+    with _usable(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        short = Path(tempfile.mkdtemp(prefix="asyncjobs-", dir=_short_base()))
+        fresh = folder / "socket.lock"
+        fresh.write_bytes(os.fsencode(short))
+        os.replace(fresh, folder / "socket")
+    return short / "valkey.sock"
+
+
+def _known_socket(folder: Path) -> Path | None:
+    """The same, or None where it is not decided yet."""
     path = folder / "valkey.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    short = base / f"asyncjobs-{os.getuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
-    short.mkdir(mode=0o700, exist_ok=True)
-    info = short.lstat()
+    note = folder / "socket"
+    try:
+        short = Path(os.fsdecode(note.read_bytes()))
+        short.mkdir(mode=0o700, exist_ok=True)  # it may have been cleared away as a temporary folder
+        info = short.lstat()
+    except OSError:
+        return None
     if info.st_uid != os.getuid() or not stat.S_ISDIR(info.st_mode) or info.st_mode & 0o077:
-        raise ConfigError(f"{short} is not a private folder of this user; remove it")
+        raise ConfigError(f"{short} is not a private folder of this user; remove it, and {note}")
     return short / "valkey.sock"
+
+
+def _short_base() -> str:
+    """A folder for sockets whose path is short, and that is not cleared while something of it is in use."""
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
+        if base and os.path.isabs(base) and len(os.fsencode(base)) <= LONGEST_SOCKET_PATH - 40 and os.path.isdir(base):
+            return base
+    raise ConfigError("no folder for temporary files has a path that is short enough for a socket; set TMPDIR to one")
+
+
+def _make_private(folder: Path) -> None:
+    """Nobody but this user may read what jobs carry.
+
+    Raises:
+        ConfigError: the folder is another user's, or is open and holds something else as well.
+    """
+    info = folder.stat()
+    foreign = info.st_uid != os.getuid()
+    if not info.st_mode & 0o077 and (not foreign or os.getuid() == 0):
+        return
+    mode = stat.S_IMODE(info.st_mode)
+    if foreign:
+        raise ConfigError(
+            f"data_dir={str(folder)!r} belongs to another user (uid {info.st_uid}); "
+            "name a folder below it, which is then made for this user alone"
+        )
+    others = [name for name in os.listdir(folder) if not any(fnmatch(name, one) for one in OURS)]
+    if others:
+        raise ConfigError(
+            f"data_dir={str(folder)!r} is open to other users (mode {mode:o}) and holds other files "
+            f"({sorted(others)[0]!r}); chmod 700 it, or name a folder of its own"
+        )
+    folder.chmod(0o700)
+    for path in (*folder.iterdir(), *folder.glob("appendonlydir/*")):
+        if not path.is_symlink() and path.is_file():
+            path.chmod(0o600)
+        elif path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    logger.warning("%s was open to other users (mode %o); from now on it is private", folder, mode)
 
 
 class EmbeddedStore:
@@ -81,10 +201,17 @@ class EmbeddedStore:
     """
 
     def __init__(self, folder: str | Path = ".asyncjobs") -> None:
-        self.folder = Path(os.path.abspath(folder))
-        if any(ord(one) < 32 for one in str(self.folder)):
+        if any(ord(one) < 32 for one in str(folder)):
             raise ConfigError(f"data_dir={str(folder)!r}: a path with control characters cannot be configured")
+        try:
+            self.folder = Path(os.path.realpath(folder))  # the same one however it is spelled
+            str(self.folder).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"data_dir={str(folder)!a}: a path that is no UTF-8 cannot be configured") from None
+        if any(ord(one) < 32 for one in str(self.folder)):
+            raise ConfigError(f"data_dir={str(folder)!r}: it is a link to a path with control characters")
         self._users: int | None = None
+        self._ensuring = False
 
     @property
     def url(self) -> str:
@@ -99,18 +226,18 @@ class EmbeddedStore:
             ConfigError: no server binary, or a folder that cannot be used.
             BrokerUnavailableError: the server did not come up; the message has the end of its log.
         """
-        binary = server_binary()
-        try:
+        locks, binary = _locks(), server_binary()
+        with _usable(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(self.folder)
             ignore = self.folder / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
             self._users = os.open(self.folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ConfigError(f"data_dir={str(self.folder)!r} cannot be used: {error}") from error
         try:
             # The keeper holds it exclusively while it shuts the server down, which is a matter of moments.
-            await _lock(self._users, fcntl.LOCK_SH, READY_TIMEOUT)
+            with _usable(self.folder):
+                await _lock(self._users, locks.LOCK_SH, READY_TIMEOUT)
             await self.ensure(binary)
         except BaseException:
             self.stop()
@@ -119,18 +246,26 @@ class EmbeddedStore:
 
     async def ensure(self, binary: str | None = None) -> None:
         """See that the server runs; who comes first starts its keeper, the others wait for that one."""
-        if self._answers():
+        if self._ensuring or self._answers():
             return
-        starting = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._ensuring = True
+        if binary is None:
+            logger.warning("the embedded store in %s does not answer; it is started again", self.folder)
         try:
-            await _lock(starting, fcntl.LOCK_EX, READY_TIMEOUT)
-            await self._ready(binary or server_binary())
+            with _usable(self.folder):
+                starting = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
+                try:
+                    await _lock(starting, _locks().LOCK_EX, READY_TIMEOUT)
+                    await self._ready(binary or server_binary())
+                finally:
+                    os.close(starting)
         finally:
-            os.close(starting)
+            self._ensuring = False
 
     def _has_keeper(self) -> bool:
         """Whether a keeper lives: then the server is being started, or started again."""
         lock = os.open(self.folder / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl = _locks()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -140,7 +275,6 @@ class EmbeddedStore:
         return False
 
     async def _launch(self, binary: str) -> None:
-        (self.folder / "keeper.failed").unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", str(KEEPER), binary, str(self.folder), str(socket_path(self.folder)),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
@@ -153,6 +287,7 @@ class EmbeddedStore:
         in no certain order, so looking once is not enough."""
         deadline = clock.monotonic() + READY_TIMEOUT
         look_at = 0.0
+        told = self._told()  # a keeper that goes on trying may have said that before
         while (now := clock.monotonic()) < deadline:
             if self._answers():
                 return
@@ -160,17 +295,30 @@ class EmbeddedStore:
                 if not self._has_keeper():
                     await self._launch(binary)
                 look_at = clock.monotonic() + LOOK_AGAIN
-            elif (self.folder / "keeper.failed").exists():
+            elif self._told() not in ("", told):
                 break
             await asyncio.sleep(0.005)
-        raise BrokerUnavailableError(f"the embedded store in {self.folder} did not start: {self._end_of_log()}")
+        why = self._told().partition(" ")[2].partition(" ")[2] or f"it was not ready after {READY_TIMEOUT:g} s"
+        raise BrokerUnavailableError(
+            f"the embedded store in {self.folder} did not start: {why}; valkey.log ends: {self._end_of_log()}"
+        )
+
+    def _told(self) -> str:
+        """What the keeper says of a server that does not live, behind two words that make it unique; '' for nothing."""
+        try:
+            return (self.folder / "keeper.failed").read_text(errors="replace").strip()
+        except OSError:
+            return ""
 
     def _answers(self) -> bool:
         """Whether a server listens and is ready; it answers within microseconds or is not."""
+        where = _known_socket(self.folder)
         try:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(0.5)
-                probe.connect(str(socket_path(self.folder)))
+                if where is None:
+                    return False
+                probe.connect(str(where))
                 probe.sendall(b"PING\r\n")
                 return probe.recv(16).startswith(b"+PONG")
         except OSError:
@@ -191,6 +339,7 @@ class EmbeddedStore:
 
 
 async def _lock(fd: int, kind: int, timeout: float) -> None:
+    fcntl = _locks()
     deadline = clock.monotonic() + timeout
     while True:
         try:

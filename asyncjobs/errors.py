@@ -167,7 +167,10 @@ class Discard(Exception):
 
 
 class RetryLater(Exception):
-    """Raise it in a handler to run the job again after ``delay`` seconds, at the cost of no attempt."""
+    """Raise it in a handler to run the job again after ``delay`` seconds, at the cost of no attempt.
+
+    Jobs behind it run meanwhile; with ``ordered=True`` they wait, since order is what that promises.
+    """
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay

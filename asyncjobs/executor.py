@@ -173,11 +173,12 @@ class ThreadTry:
         job = self._job
         if job.leaving == "timeout":
             return timed_out(job)
+        who = named(job.name, job.id, job.group_id)
         if job.leaving == "lost":
-            return NotRunningError(f"{job.name} {job.id} was taken over by another process; this try no longer counts")
+            return NotRunningError(f"{who} was taken over by another process; this try no longer counts")
         if job.leaving == "stop":
-            return NotRunningError(f"the runtime stops, and the grace of {job.name} {job.id} is over")
-        return NotRunningError(f"{job.name} {job.id} has ended, and its thread with it") if job.ended else None
+            return NotRunningError(f"the runtime stops, and the grace of {who} is over")
+        return NotRunningError(f"{who} has ended, and its thread with it") if job.ended else None
 
     def returned(self, awaitable: bool) -> None:
         """Its thread was not cancelled: what it did counts, even if it has ended after the grace."""

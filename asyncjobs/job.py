@@ -16,7 +16,7 @@ import msgspec
 
 from asyncjobs import clock, payload
 from asyncjobs.broker import Keys, TakenJob
-from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, duration
+from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, Seconds, duration, seconds
 from asyncjobs.definition import JobSpec, limits
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
@@ -47,7 +47,8 @@ def _new_boot() -> None:
     _boot = os.urandom(4).hex()
 
 
-os.register_at_fork(after_in_child=_new_boot)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_boot)
 
 
 class TryError(msgspec.Struct, frozen=True):
@@ -130,7 +131,7 @@ class Job:
         """The queue as it is shown: the name, and the group behind a dash."""
         return self.name if self.group_id is None else f"{self.name}-{self.group_id}"
 
-    async def wait(self, timeout: float | None = None) -> Any:
+    async def wait(self, timeout: Seconds | None = None) -> Any:
         """Wait until the job has finished, in whatever process, and return its result.
 
         Raises:
@@ -150,12 +151,13 @@ class Job:
                 "can never end; "
                 "chain it, or raise the concurrency"
             )
+        limit = None if timeout is None else seconds(timeout, "timeout")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(limit):
                 finish = await self._broker.finished(self._keys, self.id, LOOK_EVERY)
         except TimeoutError:
             who = named(self.name, self.id, self.group_id)
-            raise JobTimeoutError(f"job {who} had not finished after {timeout:g} s") from None
+            raise JobTimeoutError(f"job {who} had not finished after {limit:g} s") from None
         if finish.op == "c":
             return payload.decode(finish.body) if finish.body else None
         if finish.op == "f":

@@ -8,7 +8,10 @@ asyncjobs. It daemonises, starts the server, restarts it if it dies, and waits f
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +19,13 @@ import threading
 import time
 
 PR_SET_PDEATHSIG = 1
-SHORT_LIFE = 1.0  # seconds; a server that dies sooner, thrice, is not started again
+SHORT_LIFE = 1.0  # seconds; a server that ends sooner is started again after a pause
+TRIES = 3  # short lives in a row after which whoever waits for the server is told why there is none
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+LOOK_AT_SOCKET = 2.0  # seconds
+LONGEST_LOG = 1 << 22  # bytes; the log before it is kept, and none before that
+MOST_LOG = 1 << 16  # bytes of the log that are looked at
 
 
 def quoted(path: str) -> str:
@@ -24,8 +33,8 @@ def quoted(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def configuration(folder: str, sock: str) -> str:
-    return "\n".join(
+def configuration(folder: str, sock: str) -> bytes:
+    text = "\n".join(
         (
             "port 0",
             f"unixsocket {quoted(sock)}",
@@ -41,6 +50,7 @@ def configuration(folder: str, sock: str) -> str:
             "",
         )
     )
+    return os.fsencode(text)
 
 
 def with_parent() -> None:
@@ -50,11 +60,22 @@ def with_parent() -> None:
 
 
 class Keeper:
+    """Runs the server as long as the folder has users, however often it ends.
+
+    State:
+        process: the server, or None before the first.
+        leaving: set when the last user has left: from then on no server is started.
+        short_lives: how many servers in a row have ended within `SHORT_LIFE`.
+    """
+
     def __init__(self, binary: str, folder: str, sock: str) -> None:
         self.binary, self.folder, self.sock = binary, folder, sock
+        self.log = os.path.join(folder, "valkey.log")
         self.failed = os.path.join(folder, "keeper.failed")
         self.process: subprocess.Popen[bytes] | None = None
-        self.leaving = False
+        self.leaving = threading.Event()
+        self.starting = threading.Lock()
+        self.short_lives = 0
 
     def run(self) -> None:
         alone = os.open(os.path.join(self.folder, "keeper.lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -62,35 +83,72 @@ class Keeper:
             fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held for as long as this process lives
         except BlockingIOError:
             return
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(self.failed)
         users = os.open(os.path.join(self.folder, "users.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         threading.Thread(target=self.keep_running, daemon=True).start()
         fcntl.flock(users, fcntl.LOCK_EX)
-        self.leaving = True
+        self.leaving.set()
         self.end_server()
 
     def keep_running(self) -> None:
-        short_lives = 0
-        while not self.leaving and short_lives < 3:
-            began = time.monotonic()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.sock)
+        """Start the server, and start it again whenever it ends: at once, or later if it does not live long.
+
+        A full disk, or whatever else keeps it from running, may be over in a while, and its users wait for it.
+        """
+        pause = 0.0
+        while not self.leaving.wait(pause):
+            began, size = time.monotonic(), self.log_size()
+            try:
+                code: object = self.serve()
+            except Exception as error:  # no process, no memory, no binary any more
+                code = error
+            if time.monotonic() - began >= SHORT_LIFE:
+                pause, self.short_lives = 0.0, 0
+            else:
+                pause, self.short_lives = min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE), self.short_lives + 1
+            if self.leaving.is_set():
+                return
+            try:
+                done = repaired(self.binary, self.folder, self.written_since(size))
+            except Exception as error:  # nothing may end this thread
+                done = f"the append-only file cannot be repaired: {error}"
+            self.say(done or f"the server has ended ({code}); it is started again in {pause:g} s")
+            if self.short_lives >= TRIES:
+                self.tell(done or f"the server ended {self.short_lives} times in a row ({code})")
+
+    def serve(self) -> int | None:
+        """One life of the server; how it ended."""
+        os.makedirs(os.path.dirname(self.sock), mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.sock)
+        if self.log_size() > LONGEST_LOG:
+            os.replace(self.log, self.log + ".1")
+        with self.starting:
+            if self.leaving.is_set():
+                return None
             self.process = subprocess.Popen(
                 [self.binary, "-"], stdin=subprocess.PIPE, preexec_fn=with_parent, cwd=self.folder
             )
-            assert self.process.stdin is not None
-            self.process.stdin.write(configuration(self.folder, self.sock).encode())
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(configuration(self.folder, self.sock))
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-            self.process.wait()
-            short_lives = short_lives + 1 if time.monotonic() - began < SHORT_LIFE else 0
-        if not self.leaving:
-            with open(self.failed, "w") as mark:
-                mark.write("the server ended three times in a row; see valkey.log\n")
-            os._exit(1)
+        listens = False
+        while True:
+            try:
+                return self.process.wait(LOOK_AT_SOCKET)
+            except subprocess.TimeoutExpired:
+                there = os.path.lexists(self.sock)
+            if listens and not there:  # cleared away, so that nobody can reach it any more
+                self.say(f"{self.sock} is gone; the server is started again")
+                self.process.terminate()
+            listens = there
 
     def end_server(self) -> None:
-        process = self.process
+        with self.starting:
+            process = self.process
         if process is None:
             return
         process.terminate()
@@ -100,10 +158,123 @@ class Keeper:
             process.kill()
             process.wait()
 
+    def log_size(self) -> int:
+        try:
+            return os.path.getsize(self.log)
+        except OSError:
+            return 0
+
+    def written_since(self, size: int) -> bytes:
+        """What the server's log says since it was `size` bytes long."""
+        try:
+            with open(self.log, "rb") as log:
+                log.seek(max(size, self.log_size() - MOST_LOG))
+                return log.read()
+        except OSError:
+            return b""
+
+    def say(self, text: str) -> None:
+        """A line in the server's log."""
+        with contextlib.suppress(OSError), open(self.log, "a", errors="replace") as log:
+            log.write(f"{os.getpid()}:K {time.strftime('%d %b %Y %H:%M:%S')} # {text}\n")
+
+    def tell(self, text: str) -> None:
+        """Say why there is no server to whoever waits for it."""
+        with contextlib.suppress(OSError), open(self.failed, "w", errors="replace") as mark:
+            mark.write(f"{os.getpid()} {self.short_lives} {text}\n")
+
+
+# A damaged append-only file ----------------------------------------------------------------------------------
+DAMAGED = re.compile(rb"(Bad file format|Unrecoverable error) reading the append only file")
+RECORD = re.compile(rb"\*\d{1,7}\r\n\$\d{1,10}\r\n")
+LENGTH = re.compile(rb"([*$])(\d{1,10})\r\n")
+
+
+def repaired(binary: str, folder: str, log: bytes) -> str:
+    """Repair what a power cut may leave: zeros, or garbage, behind the last record of the append-only file.
+
+    The server's own repair cuts that off; every record before it is kept, and so is a copy of the file as it was. Where
+    records follow behind the damage nothing is touched: cutting would lose what was acknowledged.
+
+    Returns:
+        What was done, or why nothing was and what to do; '' where the server had no word of damage.
+    """
+    if not DAMAGED.search(log):
+        return ""
+    aof = os.path.join(folder, "appendonlydir")
+    name = last_file(os.path.join(aof, "appendonly.aof.manifest"))
+    path = os.path.join(aof, name)
+    report = checked(binary, path) if name else ""
+    found = re.search(r"size=(\d+), ok_up_to=(\d+)", report)
+    if found is None or name.encode() not in log or "is valid" in report:
+        return f"the append-only file is damaged: {advice(aof)}"
+    size, sound = int(found[1]), int(found[2])
+    if records_behind(path, sound):
+        return f"{path} is damaged at byte {sound}, and records follow behind the damage: {advice(aof)}"
+    copy = os.path.join(folder, f"{name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        shutil.copyfile(path, copy)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(copy)
+        return f"{path} is damaged at byte {sound}, and there is no room for a copy of it ({error}): {advice(aof)}"
+    if "Successfully truncated" not in checked(binary, path, "--fix"):
+        return f"{path} is damaged at byte {sound}, and its repair failed: {advice(aof)}"
+    return f"{path} was damaged: {size - sound} bytes behind its last record were cut off; as it was it is {copy}"
+
+
+def advice(aof: str) -> str:
+    return f"copy {aof}, then repair it with valkey-check-aof --fix, or restore it from a backup"
+
+
+def last_file(manifest: str) -> str:
+    """The file that was written last, as the manifest has it; '' for none."""
+    try:
+        with open(manifest, encoding="utf-8", errors="replace") as file:
+            names = re.findall(r"^file (\S+) seq \d+ type i", file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return names[-1] if names and os.sep not in names[-1] else ""
+
+
+def checked(binary: str, path: str, *options: str) -> str:
+    """What the server says of the file: called by another name, its binary is the tool that checks and repairs it."""
+    done = subprocess.run(
+        ["redis-check-aof", *options, path], executable=binary, input=b"y\n", capture_output=True, check=False,
+        preexec_fn=with_parent,
+    )  # fmt: skip
+    return done.stdout.decode(errors="replace")
+
+
+def records_behind(path: str, sound: int) -> bool:
+    """Whether records follow behind the damage. A transaction that is torn by it begins before it, at `sound`."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = sound
+        while (end := record_end(content, at)) > 0:
+            at = end
+        return RECORD.search(content, at + 1) is not None
+
+
+def record_end(content: mmap.mmap, at: int) -> int:
+    """Where the record at `at` ends; 0: there is none, or it is not whole."""
+    head = LENGTH.match(content, at)
+    if head is None or head[1] != b"*":
+        return 0
+    at = head.end()
+    for _ in range(int(head[2])):
+        part = LENGTH.match(content, at)
+        if part is None or part[1] != b"$":
+            return 0
+        at = part.end() + int(part[2]) + 2
+        if content[at - 2 : at] != b"\r\n":
+            return 0
+    return at
+
 
 def main() -> None:
     if os.fork():  # the starter waits for this one only
         os._exit(0)
+    os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the server would inherit
     Keeper(*sys.argv[1:4]).run()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker
+from asyncjobs.broker import Broker, Silent
 from asyncjobs.errors import BrokerError
 
 logger = logging.getLogger("asyncjobs")
@@ -64,36 +64,40 @@ class Liveness:
 
     State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;
     `_hold_until`, before which nobody is given up; `_heard`, who was silent for longer than a lease at the last beat,
-    and for how long; `_given_up`, those already swept; `_lapsed`, we were silent ourselves; `_epoch`, what the data
-    were marked with; `data_lost_at`, when that was last found changed and nobody has acknowledged it.
+    and for how long; `_given_up`, those of whom the log has told; `_lapsed`, we were silent ourselves; `_epoch`, what
+    the data were marked with; `data_lost_at`, when that was last found changed and nobody has acknowledged it.
     """
 
     def __init__(
         self,
         broker: Broker,
-        shortest_lease: Callable[[], float],
-        longest_lease: Callable[[], float],
-        on_silent: Callable[[str, float], Awaitable[None]],
+        leases: Callable[[], Mapping[str, float]],
+        on_silent: Callable[[str, Silent], Awaitable[bool]],
         on_declared_dead: Callable[[str], Awaitable[None]],
     ) -> None:
         self._broker = broker
-        self._shortest_lease = shortest_lease
-        self._longest_lease = longest_lease
+        self._leases = leases
         self._on_silent = on_silent
         self._on_declared_dead = on_declared_dead
         self.process = new_process_name()
         self._last = clock.monotonic()
         self._hold_until = 0.0
-        self._given_up: dict[str, float] = {}
+        self._given_up: set[str] = set()
         self._epoch = b""
-        self._heard: dict[str, float] = {}
+        self._heard: dict[str, Silent] = {}
         self._news = asyncio.Event()
         self._lapsed = self.joined = False
         self.data_lost_at: datetime | None = None
 
+    def _shortest_lease(self) -> float:
+        return min(self._leases().values())
+
+    def _longest_lease(self) -> float:
+        return max(self._leases().values())
+
     async def join(self) -> None:
         """Show the first sign of life, before anything is taken."""
-        self._epoch = (await self._broker.beat(self.process, joining=True)).epoch
+        self._epoch = (await self._broker.beat(self.process, self._leases(), joining=True)).epoch
         self._last = clock.monotonic()
         self.joined = True
 
@@ -117,7 +121,7 @@ class Liveness:
     async def _beat(self) -> float:
         """One beat and what it brings; returns seconds until the next."""
         lease = self._shortest_lease()
-        alive, epoch, others = await self._broker.beat(self.process, joining=False)
+        alive, epoch, others = await self._broker.beat(self.process, self._leases(), joining=False)
         gap, self._last = self.since_last_beat(), clock.monotonic()
         lost_data = epoch != self._epoch
         if lost_data:
@@ -132,15 +136,16 @@ class Liveness:
             logger.warning("this process was silent for %.1f s and was declared dead; it goes on under a new name", gap)
         if not alive:
             self.process = new_process_name()
-            await self._broker.beat(self.process, joining=True)
+            await self._broker.beat(self.process, self._leases(), joining=True)
         if not alive or gap > lease:
             self._lapsed = True
         held = self._last < self._hold_until
-        silent = {other: silence for other, silence in others.items() if silence >= lease and not held}
-        self._heard = {**silent, **{other: float("inf") for other in others if died_here(other)}}
+        silent = {other: one for other, one in others.items() if one.seconds >= (one.shortest or lease) and not held}
+        gone = {other: one._replace(seconds=float("inf")) for other, one in others.items() if died_here(other)}
+        self._heard = {**silent, **gone}
         self._news.set()
-        waking = [max(0.02, lease - silence + 0.005) for silence in others.values() if silence < lease]
-        return min([lease / BEATS_A_LEASE, *waking])
+        left = [(one.shortest or lease) - one.seconds for one in others.values()]
+        return min([lease / BEATS_A_LEASE, *(max(0.02, seconds + 0.005) for seconds in left if seconds > 0)])
 
     async def run_consequences(self) -> None:
         """Act upon what the beats brought, until cancelled: revalidate our tries after a lapse, give the silent up."""
@@ -152,18 +157,17 @@ class Liveness:
                     await self._on_declared_dead(self.process)
                     self._lapsed = False
                 silent = self._heard
-                for other in [name for name in self._given_up if name not in silent]:
-                    del self._given_up[other]
-                for other, silence in silent.items():
-                    await self._give_up(other, silence)
+                self._given_up &= silent.keys()
+                for other, one in silent.items():
+                    await self._give_up(other, one)
             except BrokerError as error:
                 logger.debug("the next beat brings it again: %s", error)
 
-    async def _give_up(self, other: str, silence: float) -> None:
-        """Sweep after `other`, once for each lease that its silence has outgrown, and bury it in the end."""
-        if self._given_up.get(other, 0.0) < min(silence, self._longest_lease()):
+    async def _give_up(self, other: str, silent: Silent) -> None:
+        """Sweep after `other`, each job name once its lease is over, and bury it in the end."""
+        if other not in self._given_up:
+            self._given_up.add(other)
             logger.warning("process %s shows no sign of life; giving back what it ran", other)
-            await self._on_silent(other, silence)
-            self._given_up[other] = silence
-        if await self._broker.bury(other, BURIED_AFTER * self._longest_lease()):
-            self._given_up.pop(other, None)
+        longest = max(silent.leases.values(), default=self._longest_lease())
+        if await self._on_silent(other, silent) and silent.seconds >= BURIED_AFTER * longest:
+            await self._broker.bury(other, BURIED_AFTER * longest)

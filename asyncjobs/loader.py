@@ -22,6 +22,7 @@ from asyncjobs.definition import (
     JobSpec,
     TaskDefinition,
     TaskSpec,
+    check_limiters,
 )
 from asyncjobs.errors import AsyncjobsError, Complaint, ConfigError, LoadError
 from asyncjobs.importer import Importer, Names, home_of, is_of_user, user_line
@@ -124,7 +125,9 @@ async def load(
                     names = Names.of(source.path)
                     if kind == "jobs":
                         declared = await _declared(module, names, "handle", given, options, home)
-                        loaded.jobs.append(_job(source, declared, known, max_result))
+                        spec = _job(source, declared, known, max_result)
+                        check_limiters(spec, (*known, *loaded.jobs))
+                        loaded.jobs.append(spec)
                     else:
                         declared = await _declared(module, names, "task", given, options, home)
                         loaded.tasks.append(_task(source, declared, timezone, known_tasks))

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
-from asyncjobs.broker import Broker, Keys
+from asyncjobs.broker import Broker, Excess, Keys, Silent
 from asyncjobs.config import Retention, duration
 from asyncjobs.consumer import Consumer
 from asyncjobs.definition import JobSpec
@@ -20,6 +20,9 @@ logger = logging.getLogger("asyncjobs")
 
 LEAST_TRIM_INTERVAL: Final = 1.0
 FIRST_TRIM: Final = 60.0  # another release may have kept more
+MOST_SWEPT: Final = 1000  # dead processes that are remembered
+MOST_EXCESS: Final = 1000  # rules that wait for a store that does not answer
+FORGET_AGAIN: Final = 1.0
 MOST_TRIM_INTERVAL: Final = 3600.0
 
 
@@ -39,6 +42,7 @@ class Maintenance:
         self._registries = registries
         self._process = process
         self._sweep_interval = sweep_interval
+        self._swept: dict[str, set[str]] = {}  # dead process → job names that need no look any more
 
     @property
     def _broker(self) -> Broker:
@@ -84,18 +88,41 @@ class Maintenance:
                     logger.debug("at a gate: %s", error)
 
     # The dead ---------------------------------------------------------------------------------------------
-    async def sweep(self, dead: str, silence: float) -> None:
-        """Give back what `dead`, silent for `silence` seconds, holds of every job whose lease that exceeds."""
-        for spec in self._specs():
-            if silence < spec.lease:
+    async def sweep(self, dead: str, silent: Silent) -> bool:
+        """Give back what a silent process holds of every job whose lease is over, by its own word.
+
+        One survivor does it for a job name; the others hear that it is done.
+
+        Returns:
+            Whether nothing of it is left here.
+        """
+        done = self._swept.setdefault(dead, set())
+        specs = {spec.name: spec for spec in self._specs()}
+        for name, spec in specs.items():
+            lease = silent.leases.get(name, silent.leases.get("", spec.lease))
+            if name in done or silent.seconds < lease:
                 continue
-            async for queues in self._queues(spec):
-                owners = await self._broker.owners([keys for keys, _ in queues])
-                held = [queue for queue, names in zip(queues, owners, strict=True) if dead in names]
-                # It may have come back while we looked elsewhere.
-                if held and not died_here(dead) and (await self._broker.silent_for([dead]))[dead] < spec.lease:
-                    return
-                await asyncio.gather(*(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held))
+            claimed = await self._broker.claim(dead, name, self._process())
+            if claimed == "sweep":
+                if not await self._sweep_name(spec, dead, lease):
+                    self._swept.pop(dead, None)
+                    return False
+                await self._broker.claim(dead, name, self._process(), done=True)
+            if claimed != "wait":
+                done.add(name)
+        while len(self._swept) > MOST_SWEPT:
+            self._swept.pop(next(iter(self._swept)))
+        return specs.keys() <= done
+
+    async def _sweep_name(self, spec: JobSpec, dead: str, lease: float) -> bool:
+        """Give back what `dead` holds of one job; False: it has come back while we looked elsewhere."""
+        async for queues in self._queues(spec):
+            owners = await self._broker.owners([keys for keys, _ in queues])
+            held = [queue for queue, names in zip(queues, owners, strict=True) if dead in names]
+            if held and not died_here(dead) and (await self._broker.silent_for([dead]))[dead] < lease:
+                return False
+            await asyncio.gather(*(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held))
+        return True
 
     async def sweep_strangers(self) -> None:
         """Give back what processes hold that nobody hears of any more: at start, after everybody was dead.
@@ -162,7 +189,7 @@ class Maintenance:
         for keys in await self._broker.ended(list(consumers)):
             await self._broker.trim(keys, consumers[keys].spec.retention)
         for registry in tuple(self._registries.values()):
-            await self._trim_groups(registry.spec)
+            await self._trim_groups(Excess(registry.spec.name, registry.spec.retention))
 
     def _trim_interval(self) -> float:
         """Nothing outlives the shortest age by more than a sixtieth of it; where ages are days, seldom."""
@@ -173,22 +200,30 @@ class Maintenance:
                     shortest = min(shortest, duration(rule.age) / 60)
         return max(LEAST_TRIM_INTERVAL, shortest)
 
-    async def _trim_groups(self, spec: JobSpec) -> None:
+    async def _trim_groups(self, excess: Excess) -> None:
         while True:
-            overflow = await self._broker.overflow(spec.name, spec.retention)
+            overflow = await self._broker.overflow(excess.name, excess.retention)
             if not await self._broker.forget(overflow):
                 return
 
+    async def _forget(self, excess: Excess) -> None:
+        if excess.name in self._registries:
+            await self._trim_groups(excess)
+        elif excess.name in self._consumers:
+            await self._broker.trim(self._consumers[excess.name].keys, excess.retention)
+
     async def run_forgetting(self) -> None:
-        """Delete the records of groups' jobs that a finish pushed over their name's retention."""
+        """Delete the records that a finish pushed over their name's retention, or over the rule of one add."""
         pump = self._shop.pump
         while True:
             while not pump.overflow:
                 pump.overflowed.clear()
                 await pump.overflowed.wait()
-            registry = self._registries.get(pump.overflow.pop())
+            excess = pump.overflow.pop()
             try:
-                if registry is not None:
-                    await self._trim_groups(registry.spec)
+                await self._forget(excess)
             except BrokerError as error:
-                logger.debug("forgetting: %s", error)  # still listed: the timer comes back to it
+                logger.debug("forgetting: %s", error)
+                if len(pump.overflow) < MOST_EXCESS:
+                    pump.overflow.add(excess)  # the timer knows the rule of the name alone
+                await asyncio.sleep(FORGET_AGAIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final
@@ -32,6 +33,7 @@ LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and 
 AFTER_GRACE: Final = 2.5  # seconds that a drain takes at most beyond its grace
 AGAIN: Final = 1.0  # seconds until it is tried again to consume a job
 SHOWN_GROUPS: Final = 5
+DEFAULT_LEASE: Final = 30.0
 LINGERING: Final[set[asyncio.Task[None]]] = set()  # of stopped runtimes, held strongly
 
 
@@ -177,6 +179,13 @@ class Parts:
         registry = self.registry(spec)
         for group_id in found.groups:
             registry.wake(group_id)
+
+    def leases(self) -> dict[str, float]:
+        """By which the others judge this process: job name → seconds, '' for what runs besides jobs."""
+        found = {spec.name: spec.lease for spec in self.specs()}
+        usual = Counter(found.values()).most_common(1)
+        rest = usual[0][0] if usual else DEFAULT_LEASE
+        return {"": rest, **{name: lease for name, lease in found.items() if lease != rest}}
 
     def specs(self) -> list[JobSpec]:
         consumed = [consumer.spec for consumer in self.consumers.values()]

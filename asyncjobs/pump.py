@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncjobs import clock
 from asyncjobs.ahead import PATIENCE
 from asyncjobs.alarms import Alarms, Doubts
-from asyncjobs.broker import Broker, OnWork, Place, WorkCall, WorkReply
+from asyncjobs.broker import Broker, Excess, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.complaints import Complaints
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.gate import Gate, Grant, share
@@ -74,7 +74,7 @@ class Pump:
         self._fetched: dict[Consumer, None] = {}
         self._patience: asyncio.TimerHandle | None = None
         self.alarms = Alarms()
-        self.overflow: set[str] = set()
+        self.overflow: set[Excess] = set()
         self.overflowed = asyncio.Event()
         self.outage_since: float | None = None
         self.complaints = Complaints(logger)

@@ -42,6 +42,10 @@ class Refusals:
         """Seconds until what waits apart is tried again, and jobs are taken again."""
         return max(0.0, self.again_at - clock.monotonic())
 
+    def pause(self, seconds: float) -> None:
+        """Take nothing for `seconds`."""
+        self.again_at = max(self.again_at, clock.monotonic() + seconds)
+
     def over(self, outbox: list[Finished]) -> bool:
         """Whether turns may be as they were before."""
         return not self.apart and not self.rest and (self.most >= SETTLED_A_TURN or not outbox)

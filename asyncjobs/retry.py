@@ -43,6 +43,8 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
             return Decision(Settlement("b", job_id, job.entry, job.token), "")
         if isinstance(outcome, Later):
             delay = math.ceil(outcome.delay * 1000)
+            if job.spec.ordered:  # nothing may overtake it: it stays at the head, and the queue waits with it
+                return Decision(Settlement("b", job_id, job.entry, job.token, b"", delay), "job.retrying")
             return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
         if isinstance(outcome, Held):
             hold = math.ceil(outcome.delay * 1000)
@@ -76,7 +78,8 @@ def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decisio
         return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body), "job.completed")
     delay = math.ceil(FALLBACK.wait(1) * 1000)
     words = told(error)
-    settlement = Settlement("r", job_id, job.entry, job.token, store(words), delay, "1")
+    op: Op = "h" if job.spec.ordered else "r"
+    settlement = Settlement(op, job_id, job.entry, job.token, store(words), delay, "1")
     return Decision(settlement, "job.retrying", error, words)
 
 

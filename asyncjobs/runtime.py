@@ -31,8 +31,8 @@ from asyncjobs.config import (
 )
 from asyncjobs.crew import Crew
 from asyncjobs.cron import normalise
-from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, zone
-from asyncjobs.embedded import EmbeddedStore
+from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters, zone
+from asyncjobs.embedded import EmbeddedStore, project_of
 from asyncjobs.errors import ConfigError, JobTimeoutError, NotRunningError
 from asyncjobs.events import EventBus, Subscriber
 from asyncjobs.integrations.sentry import Sentry
@@ -52,7 +52,7 @@ logger = logging.getLogger("asyncjobs")
 Function = TypeVar("Function", bound=Callable[..., Any])
 State = Literal["stopped", "starting", "running", "stopping"]
 
-DEFAULT_LEASE: Final = 30.0
+
 AFTER_DRAIN: Final = 3.0  # seconds beyond the grace until what subscribers and live updates still do is given up
 TASK_THREADS: Final = 100  # most sync tasks at once
 JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
@@ -219,6 +219,7 @@ class Runtime:
         spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", self.config.max_result)
         if name in self.queue.names:
             raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
+        check_limiters(spec, self.loaded.jobs)
         self._own_jobs[name] = spec
         self.queue.register(spec)
         if self._parts is not None and self.config.consume and spec.worker_options.autorun:
@@ -322,9 +323,8 @@ class Runtime:
                 connect_timeout=timeout,
                 replicas=1 if self.config.durability == "replicated" else 0,
             ),
-            lambda: min((spec.lease for spec in parts.specs()), default=DEFAULT_LEASE),
-            lambda: max((spec.lease for spec in parts.specs()), default=DEFAULT_LEASE),
-            lambda dead, silence: parts.maintenance.sweep(dead, silence),
+            parts.leases,
+            lambda dead, silent: parts.maintenance.sweep(dead, silent),
             parts.keep_owned,
         )
         parts.broker = broker
@@ -363,7 +363,7 @@ class Runtime:
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
             parts.show_life()
-            lease = min((spec.lease for spec in specs), default=DEFAULT_LEASE)
+            lease = min(parts.leases().values())
             crew.start("watchdog", Watchdog(lease).run)
         if self.config.consume:
             for lane in range(WORK_LANES):
@@ -440,19 +440,10 @@ class Runtime:
             # Tests never meet the developer's jobs, nor each other's.
             where = tempfile.mkdtemp(prefix="asyncjobs-test-")
             stack.push_async_callback(_remove, Path(where))
-        store = EmbeddedStore(self._project() / (where or ".asyncjobs"))
+        home = project_of(self._jobs_folder or self._tasks_folder)
+        store = EmbeddedStore(home / (where or ".asyncjobs"))
         stack.callback(store.stop)
         return await store.start(), store
-
-    def _project(self) -> Path:
-        """The folder of a relative `data_dir`: the nearest one with a pyproject.toml above the jobs, or else the
-        working directory.
-
-        So every process of a project meets in one store, wherever it was started.
-        """
-        files = self._jobs_folder or self._tasks_folder
-        above = () if files is None else files.resolve().parents
-        return next((one for one in above if (one / "pyproject.toml").is_file()), Path.cwd())
 
     def _active_tasks(self) -> tuple[TaskSpec, ...]:
         if not self.config.schedule:

@@ -13,12 +13,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiocron
-from cronsim import CronSim
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.config import duration
-from asyncjobs.cron import last_tick
+from asyncjobs.cron import Ticks, last_tick
 from asyncjobs.definition import TaskSpec
 from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
 from asyncjobs.events import EventBus
@@ -28,8 +27,10 @@ from asyncjobs.threads import InThread, Threads
 logger = logging.getLogger("asyncjobs.cron")
 
 LONGEST_NAP: Final = 30.0
+MOST_PAST: Final = 1000  # ticks that are passed over one by one
 LATE: Final = 30.0  # seconds behind its instant after which a tick counts as missed
 STEP_BACK: Final = 1.0
+STEPS: Final = 7200.0  # seconds; a clock that goes back by more was wrong before
 LEASE: Final = 30.0  # seconds of silence after which a process that runs a task counts as dead
 
 
@@ -50,33 +51,49 @@ class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
         super().__init__(spec.definition.cron_time, tz=spec.zone, start=False, loop=asyncio.get_running_loop())
         self._fire, self._missed, self._wall = fire, missed, wall
         self._seen = self._last = 0.0
+        self.handle: asyncio.TimerHandle | None = None
         self.scheduled = datetime.fromtimestamp(0, UTC)
 
     def initialize(self) -> None:
         """Begin at this instant."""
         self._seen = self._wall()
         self._last = max(self._last, self._seen)
-        self.cronsim = CronSim(self.spec, datetime.fromtimestamp(self._seen, self.tz))
+        self.cronsim = Ticks(self.spec, datetime.fromtimestamp(self._seen, self.tz))
 
     def get_next(self) -> float:
         """Set `scheduled` to the first tick that lies ahead; returns the loop time of the next wake."""
         now = self._wall()
-        for tick in self.cronsim:  # pragma: no branch - a checked expression always comes again
+        past = 0
+        while True:
+            tick = next(self.cronsim)
             # cronsim drops `fold`, and the clock may have stepped: what is past, or was fired, is skipped.
             if tick.timestamp() > max(now, self._last):
                 self.scheduled = tick.astimezone(UTC)
-                break
-        return self._wake_at(now)
+                return self._wake_at(now)
+            past += 1
+            if past == MOST_PAST:  # a long step: the ticks that it left out are not walked one by one
+                self.cronsim = Ticks(self.spec, datetime.fromtimestamp(max(now, self._last), self.tz))
 
     def _wake_at(self, now: float) -> float:
         return float(self.loop.time() + min(max(0.0, self.scheduled.timestamp() - now), LONGEST_NAP))
+
+    def replan(self) -> None:
+        """What was fired of late did not run, since the clock was ahead: begin anew at this instant."""
+        now = self._wall()
+        self._last = now
+        self.cronsim = Ticks(self.spec, datetime.fromtimestamp(now, self.tz))
+        if self.handle is not None:
+            self.handle.cancel()
+        self.handle = self.loop.call_at(self.get_next(), self.call_next)
 
     def call_next(self) -> None:
         """Woken: fire what is due, and arm the next wake."""
         now = self._wall()
         if now < self._seen - STEP_BACK:
             logger.info("the clock went back by %.1f s; %s is planned anew", self._seen - now, self.spec)
-            self.cronsim = CronSim(self.spec, datetime.fromtimestamp(now, self.tz))
+            self.cronsim = Ticks(self.spec, datetime.fromtimestamp(now, self.tz))
+            if self._last - now > STEPS:
+                self._last = now
             self.handle = self.loop.call_at(self.get_next(), self.call_next)
             self._seen = now
             return
@@ -230,11 +247,19 @@ class Scheduler:
                 self._skip(spec, scheduled, f"the store did not answer: {error}")
                 return
             if verdict == "early":
-                await asyncio.sleep(wait)  # this machine's clock is ahead of the store's
+                await asyncio.sleep(min(wait, LONGEST_NAP))  # this machine's clock is ahead of the store's
+                if scheduled.timestamp() > self._wall() + STEP_BACK:
+                    for one, tick in zip(self.specs, self._ticks, strict=False):
+                        if one is spec:
+                            tick.replan()  # it is no more, and the tick comes again when it is due
+                    return
             elif verdict == "overlap":
                 self._skip(spec, scheduled, "the last run has not ended")
                 return
             elif verdict == "fire":
+                if wait:
+                    text = "a tick of %s was claimed %.0f s ahead: the store's clock was set back since; going on"
+                    logger.warning(text, spec, wait)
                 await self._run_and_release(spec, scheduled)
                 return
             else:

@@ -43,13 +43,29 @@ def told(error: BaseException) -> Told:
     full = _text(error)
     text = _head(full, MOST_TEXT)
     try:
-        stack = "".join(traceback.format_exception(*exc_info(error)))
-        if text != full and (long := full.partition(": ")[2]):
-            stack = stack.replace(long, text.partition(": ")[2])
+        whole = traceback.TracebackException(*exc_info(error))
+        cut = _cut(whole)
+        stack = "".join(whole.format())
     except BaseException:
         return Told(text, text, False)
     tail = _tail(stack)
-    return Told(text, tail, text == full and tail == stack)
+    return Told(text, tail, not cut and text == full and tail == stack)
+
+
+def _cut(error: traceback.TracebackException) -> bool:
+    """Cut the texts of a chain before they are formatted: they may be megabytes of lines. Whether any was that long."""
+    left: list[traceback.TracebackException | None] = [error]
+    cut = False
+    while left:
+        one = left.pop()
+        if one is None:
+            continue
+        text = getattr(one, "_str", "")
+        if isinstance(text, str) and len(text) > MOST_TEXT:
+            one._str = _head(text, MOST_TEXT - 64)  # type: ignore[attr-defined]
+            cut = True
+        left += (one.__cause__, one.__context__, *(one.exceptions or ()))
+    return cut
 
 
 def said(error: BaseException) -> str:

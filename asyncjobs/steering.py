@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -69,8 +70,22 @@ class Steering:
         await self._steer(fields)
 
     async def clear(self) -> None:
-        """As the code has it again; a pause is over as well."""
-        await self._steer(dict.fromkeys((*FIELDS.values(), "p"), ""))
+        """As the code has it again; a pause is over as well, and so is a hold."""
+        await self._steer(dict.fromkeys((*FIELDS.values(), "p", "h"), ""))
+        if self._whole_name:
+            await self.release()
+
+    async def release(self) -> None:
+        """End the hold of a handler that was rate limited, or of a job that is `ordered` and waits for its next try.
+
+        The queue goes on at once, in every process; without a hold nothing happens. For a grouped name: in all groups.
+        """
+        if not self._whole_name:
+            await self._steer({"h": ""})
+            return
+        async for held in self._broker.holds(self.name):
+            queues = [self._broker.queue_keys(self.name, group_id) for group_id in held]
+            await asyncio.gather(*(self._broker.steer(self.name, keys, {"h": ""}, False) for keys in queues))
 
     async def pause(self) -> None:
         """Start nothing any more, in any process; what runs goes on, adds are taken, and all of it waits."""
@@ -85,14 +100,19 @@ class Steering:
 
         Returns:
             name, group_id, paused, limiter and concurrency (as set here, else None), weight, max_waiting, held_until
-            (None unless a handler was rate limited), and the counts: waiting, active, delayed, completed, failed.
+            (None unless a handler was rate limited or an ordered job waits for its next try; of all groups together
+            the latest), and the counts: waiting, active, delayed, completed, failed.
         """
         found = await self._broker.settings(self._keys)
-        if self._spec.grouped and self.group_id is None:
+        if self._whole_name:
             counts = await self._broker.total_counts(self.name)
         else:
             counts = await self._broker.counts(self._keys)
-        held = clock.from_ms(found["h"]) if "h" in found else None
+        until = [int(found["h"])] if "h" in found else []
+        if self._whole_name:
+            async for holds in self._broker.holds(self.name):
+                until += holds.values()
+        held = clock.from_ms(max(until)) if until else None
 
         def number(field: str) -> int | None:
             return int(found[field]) if field in found else None
@@ -109,9 +129,13 @@ class Steering:
             **dict(zip(STATES, counts, strict=True)),
         }
 
+    @property
+    def _whole_name(self) -> bool:
+        """Whether it is about all groups of a name."""
+        return self._spec.grouped and self.group_id is None
+
     async def _steer(self, fields: dict[str, str]) -> None:
-        whole_name = self._spec.grouped and self.group_id is None
-        await self._broker.steer(self.name, self._keys, fields, whole_name)
+        await self._broker.steer(self.name, self._keys, fields, self._whole_name)
 
 
 class Bounds:

@@ -24,6 +24,7 @@ LOOK_EVERY: Final = 1.0  # seconds between two looks of a waiting thread whether
 GONE: Final = "the runtime's event loop has ended, so a thread can do nothing with its queue, jobs or io any more"
 CANCELLED: Final = "what a thread has been waiting for was cancelled: the runtime stops, or its event loop ends"
 STOPPED: Final = "the runtime has been stopped, so a thread can do nothing with its queue, jobs or io any more"
+CONTAINERS: Final = (list, tuple, dict, set)
 BRIDGED: Final = frozenset(("asyncjobs", "socketio", "contextlib", "builtins"))  # a user's own objects are left alone
 
 _running_loop = asyncio._get_running_loop  # None where there is none
@@ -91,7 +92,8 @@ class InThread:
 
     def discard_awaitable(self) -> None:
         """Nobody can await any more what it returned, if that is to be awaited. Raises if it is."""
-        self.value = bare(self.value)
+        if type(self.value) is FromThread:
+            self.value = _target(self.value)
         if inspect.isawaitable(self.value):
             if inspect.iscoroutine(self.value):
                 self.value.close()
@@ -129,7 +131,7 @@ class Threads:
             raise
         if work.error is not None:
             return None, work.error  # not raised: a coroutine cannot let a StopIteration through
-        value = bare(work.value)
+        value = _target(work.value) if type(work.value) is FromThread else work.value
         awaitable = inspect.isawaitable(value)
         try:
             owner.returned(awaitable)
@@ -304,14 +306,7 @@ class Crossing:
 
     def seen(self, value: Any, owner: Owner | None) -> Any:
         """`value` as a thread sees it, at any depth: what has coroutine methods blocks there."""
-        kind = type(value)
-        if kind is list or kind is tuple or kind is set:
-            return kind(self.seen(one, owner) for one in value)
-        if kind is dict:
-            return {key: self.seen(one, owner) for key, one in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_make"):
-            return value._make(self.seen(one, owner) for one in value)
-        return FromThread(value, self, owner) if _is_of_the_loop(kind) else value  # type: ignore[arg-type]
+        return _replaced(value, _is_of_the_loop, lambda one: FromThread(one, self, owner))
 
 
 def _only_awaitable(value: Any) -> bool:
@@ -446,11 +441,56 @@ def here(target: Any) -> Any:
 
 def bare(value: Any) -> Any:
     """The objects themselves, where `value` holds some as a thread sees them."""
+    return _replaced(value, _is_from_thread, _target)
+
+
+def _is_from_thread(kind: type) -> bool:
+    return kind is FromThread
+
+
+def _target(seen: Any) -> Any:
+    return object.__getattribute__(seen, "_target")
+
+
+def _replaced(value: Any, wanted: Callable[[type], bool], change: Callable[[Any], Any]) -> Any:
+    """`value` with what is of a `wanted` type changed, at any depth; if there is nothing of it, `value` itself."""
     kind = type(value)
-    if kind is FromThread:
-        return object.__getattribute__(value, "_target")
-    if kind is list or kind is tuple or kind is set:
-        return kind(bare(one) for one in value)
-    if kind is dict:
-        return {key: bare(one) for key, one in value.items()}
-    return value
+    if wanted(kind):
+        return change(value)
+    if not issubclass(kind, CONTAINERS) or not _holds(value, wanted):
+        return value
+    made: dict[int, Any] = {}
+
+    def replace(one: Any) -> Any:
+        kind = type(one)
+        if wanted(kind):
+            return change(one)
+        if id(one) in made or not issubclass(kind, CONTAINERS):
+            return made.get(id(one), one)
+        made[id(one)] = one  # what holds itself is left as it is within itself
+        if kind is dict:
+            made[id(one)] = {key: replace(held) for key, held in one.items()}
+        elif kind in CONTAINERS:
+            made[id(one)] = kind(map(replace, one))
+        elif hasattr(one, "_make"):
+            made[id(one)] = one._make(map(replace, one))
+        return made[id(one)]
+
+    return replace(value)
+
+
+def _holds(value: Any, wanted: Callable[[type], bool]) -> bool:
+    """Whether there is anything of a wanted type in it, which may hold itself, and be deeper than calls can be."""
+    left, known = [value], set()
+    while left:
+        one = left.pop()
+        if id(one) in known:
+            continue
+        known.add(id(one))
+        for held in one.values() if isinstance(one, dict) else one:
+            kind = type(held)
+            if wanted(kind):
+                return True
+            if issubclass(kind, CONTAINERS):
+                left.append(held)
+    return False

@@ -7,12 +7,14 @@ from asyncjobs.broker.broker import (
     WORK_LANES,
     Broker,
     BrokerBusyError,
+    Excess,
     OnWork,
     Op,
     Settlement,
     WorkCall,
     WorkReply,
 )
+from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
@@ -24,11 +26,13 @@ __all__ = [
     "AddCall",
     "Broker",
     "BrokerBusyError",
+    "Excess",
     "Keys",
     "OnWork",
     "Op",
     "Place",
     "Settlement",
+    "Silent",
     "Store",
     "TakenJob",
     "WorkCall",

@@ -7,23 +7,31 @@ retries are off; what is safe to send again is decided above, call by call.
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
+from asyncjobs.broker.url import EXPECTED, SECRET, parsed, place
 from asyncjobs.errors import ConfigError
 
+logger = logging.getLogger("asyncjobs")
+
 REPLY_TIMEOUT: Final = 5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
+SHORTEST_SECRET: Final = 4  # characters; what is shorter is found in any text
 _DERIVED: Final = ("maint", "event_", "orig_", "oss_")  # what redis-py adds to a client's options for itself
-SCHEMES: Final = (
-    "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
-)  # fmt: skip
 
 
 class Address:
@@ -46,6 +54,7 @@ class Address:
             "protocol": 2,
         }
         self._sentinel: Sentinel | None = None
+        self._secrets: list[str] = []
         self.seeds: list[tuple[str, int]] = []  # nodes of a Cluster to ask for its slots; empty for no Cluster
         if isinstance(target, str):
             self._pool, self.text = self._from_url(target)
@@ -55,62 +64,40 @@ class Address:
             self._pool, self.text = self._from_cluster_client(target)
         else:
             raise ConfigError(
-                f"redis={target!r}: expected a URL ({', '.join(one + '://' for one in SCHEMES)}), "
+                f"redis={type(target).__name__}(…): expected a URL ({EXPECTED}), "
                 "a redis.asyncio client, or None for the embedded store"
             )
 
     def _from_url(self, url: str) -> tuple[ConnectionPool, str]:
-        shown = without_password(url)
-        scheme = url.partition("://")[0]
-        if scheme not in SCHEMES:
-            raise ConfigError(f"redis={shown!r}: unknown scheme, expected {', '.join(one + '://' for one in SCHEMES)}")
-        try:
-            if scheme.endswith("+sentinel"):
-                return self._sentinel_pool(url), shown
-            if scheme.endswith("+cluster"):
-                return self._cluster_pool(url), shown
-            options = dict(self._options)
-            if scheme == "unix":
-                options.pop("socket_keepalive")
-            elif (path := urlsplit(url).path.strip("/")) and not path.isdigit():
-                raise ValueError(f"the database is a number, not {path!r}")  # redis-py would take database 0
-            return ConnectionPool.from_url(url, **options), shown
-        except (ValueError, TypeError, RedisError) as error:
-            raise ConfigError(f"redis={shown!r}: {error}") from error
-
-    def _sentinel_pool(self, url: str) -> ConnectionPool:
-        """``redis+sentinel://user:password@host:port,host:port/service/db``"""
-        parts = urlsplit(url)
-        path = parts.path.strip("/").split("/")
-        if not path[0]:
-            raise ValueError("a Sentinel URL names the service: redis+sentinel://host:port,host:port/mymaster/0")
-        secure = parts.scheme.startswith("rediss")
-        options = {**self._options, **_credentials(parts), "db": int(path[1]) if len(path) > 1 and path[1] else 0}
-        query = parse_qs(parts.query)
-        guard = {key.removeprefix("sentinel_"): value[0] for key, value in query.items() if key.startswith("sentinel_")}
-        self._sentinel = sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            _hosts(parts, 26379), sentinel_kwargs={**self._options, "socket_timeout": 2.0, **guard}, **options
-        )
-        return SentinelConnectionPool(path[0], sentinel, ssl=secure, **options)  # type: ignore[no-untyped-call]
-
-    def _cluster_pool(self, url: str) -> ConnectionPool:
-        """``redis+cluster://user:password@host:port,host:port``: some nodes of it; they know the others."""
-        parts = urlsplit(url)
-        if parts.path.strip("/"):
-            raise ValueError("a Cluster has no numbered databases")
-        self.seeds = _hosts(parts, 6379)
-        options = {**self._options, **_credentials(parts)}
-        kind = SSLConnection if parts.scheme.startswith("rediss") else Connection
-        (host, port) = self.seeds[0]
-        return ConnectionPool(connection_class=kind, host=host, port=port, **options)
+        made = parsed(url)
+        self._hide(made.options, made.guard)
+        if made.ignored:
+            logger.warning("redis=%r: %s is decided by asyncjobs itself", made.shown, ", ".join(made.ignored))
+        options = {**self._options, **made.options}
+        if made.kind == "sentinel":
+            guard = {**self._options, "socket_timeout": 2.0, **made.guard}
+            self._sentinel = sentinel = Sentinel(made.hosts, sentinel_kwargs=guard, **options)  # type: ignore[no-untyped-call]
+            pool: ConnectionPool = SentinelConnectionPool(made.service, sentinel, ssl=made.secure, **options)  # type: ignore[no-untyped-call]
+            return pool, made.shown
+        if made.kind == "unix":
+            options.pop("socket_keepalive")
+            return ConnectionPool(connection_class=UnixDomainSocketConnection, path=made.path, **options), made.shown
+        if made.kind == "cluster":
+            self.seeds = list(made.hosts)
+        kind = SSLConnection if made.secure else Connection
+        (host, port) = made.hosts[0]
+        return ConnectionPool(connection_class=kind, host=host, port=port, **options), made.shown
 
     def _from_client(self, client: Redis) -> tuple[ConnectionPool, str]:
         """Our own connections to the same server: the client's options may retry, decode or time out."""
         theirs = client.connection_pool
+        self._hide(theirs.connection_kwargs)
         if isinstance(theirs, SentinelConnectionPool):
+            self._hide(theirs.sentinel_manager.sentinel_kwargs)
             pool: ConnectionPool = SentinelConnectionPool(
                 theirs.service_name,
                 theirs.sentinel_manager,
+                ssl=issubclass(theirs.connection_class, SSLConnection),
                 **{**theirs.connection_kwargs, **self._options, "retry_on_timeout": False},
             )  # type: ignore[no-untyped-call]
             return pool, f"redis+sentinel://{theirs.service_name}"
@@ -119,18 +106,50 @@ class Address:
         if "path" in kwargs:
             options.pop("socket_keepalive")
         pool = ConnectionPool(connection_class=theirs.connection_class, **{**kwargs, **options})
-        where = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+        where = kwargs.get("path") or place(kwargs.get("host", "localhost"), kwargs.get("port", 6379))
         return pool, f"{'unix' if 'path' in kwargs else 'redis'}://{where}/{kwargs.get('db', 0)}"
 
     def _from_cluster_client(self, client: RedisCluster) -> tuple[ConnectionPool, str]:
+        self._hide(client.connection_kwargs)
         nodes = [*client.nodes_manager.startup_nodes.values(), *client.nodes_manager.nodes_cache.values()]
         self.seeds = list(dict.fromkeys((node.host, int(node.port)) for node in nodes))
         theirs = {key: value for key, value in client.connection_kwargs.items() if _identifies(key)}
         kwargs = {**theirs, **self._options}
         host, port = self.seeds[0]
         kind = client.connection_kwargs.get("connection_class", Connection)
-        where = ",".join(f"{host}:{port}" for host, port in self.seeds)
+        where = ",".join(place(host, port) for host, port in self.seeds)
         return ConnectionPool(connection_class=kind, host=host, port=port, **kwargs), f"redis+cluster://{where}"
+
+    def _hide(self, *options: Mapping[str, Any]) -> None:
+        """Remember what of `options` nobody may see."""
+        for given in options:
+            for name in SECRET:
+                secret = given.get(name)
+                secret = secret.decode(errors="replace") if isinstance(secret, bytes) else secret
+                if isinstance(secret, str) and len(secret) >= SHORTEST_SECRET:
+                    self._secrets += {secret, quote(secret, safe=""), repr(secret)[1:-1], ascii(secret)[1:-1]}
+        self._secrets.sort(key=len, reverse=True)
+
+    def hidden(self, text: object) -> str:
+        """`text`, of redis-py or of a server, without any secret of this address."""
+        said = str(text).partition(", with args beginning with")[0]  # a server that does not know AUTH repeats it
+        for secret in self._secrets:
+            said = said.replace(secret, "***")
+        return said
+
+    def chained(self, error: BaseException) -> BaseException | None:
+        """`error` as the cause of ours, or None where it, or what it was caused by, holds a secret."""
+        chain: list[BaseException] = [error]
+        for one in chain:
+            if self.hidden(one) != str(one) or self.hidden(repr(one)) != repr(one):
+                return None
+            chain += [more for more in (one.__cause__, one.__context__) if more is not None and more not in chain]
+        return error
+
+    @property
+    def database(self) -> int:
+        """The number of the database; a Cluster has one alone."""
+        return 0 if self.seeds else int(self._pool.connection_kwargs.get("db") or 0)
 
     async def close(self) -> None:
         """Leave the Sentinels that were asked."""
@@ -143,7 +162,7 @@ class Address:
         node = copy.copy(self)
         kwargs = {**self._pool.connection_kwargs, "host": host, "port": port}
         node._pool = ConnectionPool(connection_class=self._pool.connection_class, **kwargs)
-        node.seeds, node.text = [], f"redis://{host}:{port}"
+        node.seeds, node.text = [], f"redis://{place(host, port)}"
         return node
 
     def new_connection(self) -> AbstractConnection:
@@ -158,31 +177,3 @@ class Address:
 def _identifies(option: str) -> bool:
     """Whether an option says who we are and how we are to know the server; the rest is the client's own business."""
     return option in ("username", "password", "credential_provider", "client_name") or option.startswith("ssl_")
-
-
-def without_password(url: str) -> str:
-    """`url` as it may be printed and logged."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("://")[0] + "://…"
-    userinfo, at, hosts = parts.netloc.rpartition("@")
-    user = userinfo.partition(":")[0] + (":***" if ":" in userinfo else "")
-    query = "" if "password" in parts.query else parts.query
-    return urlunsplit((parts.scheme, user + at + hosts, parts.path, query, ""))
-
-
-def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
-    """``host:port,host`` behind the credentials of a URL."""
-    hosts = []
-    for one in parts.netloc.rpartition("@")[2].split(","):
-        host, colon, port = one.rpartition(":")
-        hosts.append((host, int(port)) if colon else (one, default_port))
-    return hosts
-
-
-def _credentials(parts: SplitResult) -> dict[str, str]:
-    userinfo = parts.netloc.rpartition("@")[0]
-    user, _, password = userinfo.partition(":")
-    given = {"username": unquote(user), "password": unquote(password)}
-    return {key: value for key, value in given.items() if value}

@@ -9,8 +9,9 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
-from asyncjobs.broker.keys import Keys
-from asyncjobs.broker.link import Lane, is_transient, refusal
+from asyncjobs.broker.keys import Channels, Keys
+from asyncjobs.broker.link import Lane, is_transient, key_of, refusal
+from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerUnavailableError
 
@@ -18,8 +19,9 @@ from asyncjobs.errors import BrokerUnavailableError
 class Asker:
     """Has a lane for whatever is not hot, and the names under which this process speaks."""
 
-    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float) -> None:
+    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float, channels: Channels) -> None:
         self.prefix = prefix
+        self.channels = channels
         self._process = process
         self._misc = lane
         self._timeout = timeout
@@ -29,18 +31,23 @@ class Asker:
         return Keys(self.prefix, name, group_id)
 
     async def _ask(self, command: Command, lane: Lane | None = None) -> Any:
-        """Send one idempotent command until it is answered, for as long as a caller should wait."""
-        deadline, pause = clock.monotonic() + self._timeout, 0.02
+        """Send one idempotent command until it is answered, for as long as a caller should wait.
+
+        A store that is known to be down is tried once.
+        """
+        lane = lane or self._misc
+        once = lane.known_down(key_of(command))
+        deadline, pause = clock.monotonic() + (PATIENCE if once else self._timeout), 0.02
         while True:
             try:
-                return await (lane or self._misc).call(command)
+                return await lane.call(command, max(0.0, deadline - clock.monotonic()))
             except BrokerUnavailableError:
-                if clock.monotonic() + pause >= deadline:
+                if once or clock.monotonic() + pause >= deadline:
                     raise
             except ResponseError as error:
                 if not is_transient(error):
                     raise refusal(error) from error
-                if clock.monotonic() + pause >= deadline:
+                if once or clock.monotonic() + pause >= deadline:
                     raise BrokerUnavailableError(f"the store is busy: {error}") from error
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -21,16 +21,16 @@ from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply, Place, Ride
 from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
+    Channels,
     Keys,
-    done_channel,
     groups_key,
     index_keys,
     index_member,
-    news_channel,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
-from asyncjobs.broker.link import Lane, is_transient, refusal
+from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal
 from asyncjobs.broker.preflight import Store, examine
+from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.taken import TakenJob, taken
 from asyncjobs.broker.ticking import Ticking
@@ -95,6 +95,19 @@ class WorkReply(NamedTuple):
     settings: tuple[str, str, str] | None = None
 
 
+class Excess(NamedTuple):
+    """Finished jobs of a name that a rule may let go; of a grouped one over all its groups."""
+
+    name: str
+    retention: tuple[int, int, int, int]
+
+
+def rule(op: Op, keep: str) -> tuple[int, int, int, int]:
+    """The rule that one add gave, ``count:age``, as a retention."""
+    count, _, age = keep.partition(":")
+    return (int(count), int(age), -1, -1) if op == "c" else (-1, -1, int(count), int(age))
+
+
 OnWork: TypeAlias = Callable[["WorkReply | BrokerError"], None]
 
 
@@ -115,18 +128,19 @@ class Broker(Keeping, Ticking, Limiting):
     def __init__(self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0) -> None:
         self.address = Address(target, connect_timeout)
         topology = Topology(self.address, connect_timeout)
+        reach = Reach(connect_timeout)
 
         def lane() -> Lane:
             if self.address.seeds:
                 return ClusterLane(self.address, connect_timeout, topology)
-            return Lane(self.address, connect_timeout)
+            return Lane(self.address, connect_timeout, reach)
 
-        super().__init__(prefix, process, lane(), connect_timeout)
-        self._adds = AddBatcher(lane(), process, connect_timeout, replicas)
+        super().__init__(prefix, process, lane(), connect_timeout, Channels(prefix, self.address.database))
+        self._adds = AddBatcher(lane(), process, connect_timeout, replicas, bool(self.address.seeds))
         self._work = [lane() for _ in range(WORK_LANES)]
         self._beats = lane()
         self._scattered = bool(self.address.seeds)
-        self.subscriber = Subscriber(self.address)
+        self.subscriber = Subscriber(self.address, None if self._scattered else reach)
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
         self._places: dict[str, Place] = {}
 
@@ -143,7 +157,7 @@ class Broker(Keeping, Ticking, Limiting):
         while True:
             try:
                 async with asyncio.timeout(max(0.05, deadline - clock.monotonic())):
-                    return await examine(self._misc, self.prefix)
+                    return await examine(self._misc, self.prefix, self.channels)
             except (BrokerUnavailableError, TimeoutError) as error:
                 await self._misc.close()  # what answers next may be another server
                 left = deadline - clock.monotonic()
@@ -176,7 +190,7 @@ class Broker(Keeping, Ticking, Limiting):
             else:
                 on_news(group.decode(), int(due) / 1000)
 
-        await self.subscriber.listen(news_channel(self.prefix, name), on_message, on_confirmed)
+        await self.subscriber.listen(self.channels.news(name), on_message, on_confirmed)
 
     async def close(self) -> None:
         await self._adds.close()
@@ -202,7 +216,7 @@ class Broker(Keeping, Ticking, Limiting):
         place = self._places.get(name) if group_id is None else None
         if place is None:
             registry = "" if group_id is None else groups_key(self.prefix, name)
-            place = Place(self.queue_keys(name, group_id), name, news_channel(self.prefix, name), registry)
+            place = Place(self.queue_keys(name, group_id), name, self.channels.news(name), registry)
             if group_id is None:
                 self._places[name] = place
         return place
@@ -211,7 +225,7 @@ class Broker(Keeping, Ticking, Limiting):
         """When a job is due (ms; None unless delayed), and the fields of its record (none: no such job)."""
         due, *rest = await self._ask(scripts.READ(keys.job(job_id), keys.delayed, job_id))
         pairs = zip(rest[::2], rest[1::2], strict=True)
-        return (float(due) if due else None), {key.decode(): value for key, value in pairs}
+        return (float(due) if due else None), {key.decode(errors="replace"): value for key, value in pairs}
 
     async def counts(self, keys: Keys) -> list[int]:
         """How many jobs of a queue are waiting, active, delayed, completed, failed."""
@@ -251,6 +265,13 @@ class Broker(Keeping, Ticking, Limiting):
                 totals = [total + one for total, one in zip(totals, counts, strict=False)]
         return [*totals, *kept]
 
+    async def holds(self, name: str) -> AsyncIterator[dict[str, int]]:
+        """The groups of a job name that are held, each with the ms until when, in pieces of a bounded size."""
+        async for page in self.groups(name):
+            keys = [self.queue_keys(name, group_id).settings for group_id in page]
+            found = await asyncio.gather(*(self._ask(("HGET", one, "h")) for one in keys))
+            yield {group_id: int(until) for group_id, until in zip(page, found, strict=True) if until}
+
     async def watch(self, keys: Keys, job_id: str) -> Finish | None:
         """How a job has finished; None: not yet. Op 'x': there is no such job."""
         op, body = await self._ask(scripts.WATCH(keys.job(job_id)))
@@ -258,7 +279,7 @@ class Broker(Keeping, Ticking, Limiting):
 
     async def finished(self, keys: Keys, job_id: str, look_every: float) -> Finish:
         """Wait until a job finishes; heard from the subscriber, and looked at every `look_every` seconds."""
-        channel, key = done_channel(self.prefix), keys.job(job_id)
+        channel, key = self.channels.done, keys.job(job_id)
         future: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
         self._watched.setdefault(key, []).append(future)
         try:
@@ -290,13 +311,13 @@ class Broker(Keeping, Ticking, Limiting):
     # Working ----------------------------------------------------------------------------------------------
     async def work(
         self, lane: int, process: str, calls: Sequence[WorkCall]
-    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
+    ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         """Settle and take on several queues in one pipeline.
 
         Returns:
             A reply for each call, or `BrokerBusyError`, or `BrokerUnavailableError` where one node of a Cluster gave
-            no answer, or another `BrokerError` where it was refused; and the grouped job names with more finished
-            jobs than they keep.
+            no answer, or another `BrokerError` where it was refused; and what is to be trimmed now that they have
+            finished.
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
@@ -317,19 +338,31 @@ class Broker(Keeping, Ticking, Limiting):
 
     async def _work_together(
         self, lane: int, process: str, calls: Sequence[WorkCall]
-    ) -> tuple[list[WorkReply | BrokerError], list[str]]:
+    ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         names, indexing = self._index_commands(calls)
-        commands = [*indexing, *(self._work_command(process, call) for call in calls)]
+        size = BYTES_A_PIPELINE // max(1, sum(call.free > 0 for call in calls))
+        commands = [*indexing, *(self._work_command(process, call, size) for call in calls)]
         places = {name: i for i, name in enumerate(names)}
         needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
         replies = await self._work[lane].run(commands, needs if names else ())
-        over: list[str] = []
+        over = [
+            Excess(call.name, rule(one.op, one.keep))
+            for call in calls
+            for one in call.settlements
+            if len(one.keep) > 1  # of this one job, and applied to its whole name
+        ]
+        kept = {call.name: Excess(call.name, call.retention) for call in calls} if names else {}
+        refused: dict[str, ResponseError] = {}
         for name, reply in zip(names, replies, strict=False):
-            if isinstance(reply, (ResponseError, BrokerError)):
-                continue  # its work command meets the same trouble
-            if reply[0] or reply[1]:
-                over.append(name)
-        return [_work_reply(call, reply) for call, reply in zip(calls, replies[len(names) :], strict=True)], over
+            if isinstance(reply, ResponseError):
+                refused[name] = reply
+            elif not isinstance(reply, BrokerError) and (reply[0] or reply[1]):
+                over.append(kept[name])
+        answers = replies[len(names) :]
+        for i, call in enumerate(calls):
+            if call.name in refused and call.settlements and isinstance(answers[i], ResponseError):
+                answers[i] = refused[call.name]  # why it was not settled
+        return [_work_reply(call, reply) for call, reply in zip(calls, answers, strict=True)], over
 
     def offer_rides(self, make: Callable[[list[Place]], list[tuple[str, WorkCall, OnWork]]]) -> None:
         """Let turns travel behind adds: `make` says which, and by which process, for the places that are added to.
@@ -341,9 +374,11 @@ class Broker(Keeping, Ticking, Limiting):
             tell(_work_reply(call, reply))
 
         def rides(places: list[Place]) -> list[Ride]:
+            made = make(places)
+            size = BYTES_A_PIPELINE // max(1, len(made))
             return [
-                Ride(call.keys.tag, self._work_command(process, call, tell="1"), functools.partial(told, call, told_by))
-                for process, call, told_by in make(places)
+                Ride(call.keys.tag, self._work_command(process, call, size, "1"), functools.partial(told, call, tell))
+                for process, call, tell in made
             ]
 
         self._adds.rides = rides
@@ -357,20 +392,35 @@ class Broker(Keeping, Ticking, Limiting):
             args = by_name.get(call.name)
             if args is None:
                 completed, failed = index_keys(self.prefix, call.name)
-                args = [groups_key(self.prefix, call.name), completed, failed, *call.retention]
+                args = [groups_key(self.prefix, call.name), completed, failed, *NO_LIMIT]
                 by_name[call.name] = args
             group = call.keys.group
             for one in call.settlements:
-                listed = one.op in "cf" and one.keep != "0" and isinstance(one.job_id, str)
+                if one.keep == "" and one.op in "cf":  # by the rule of the name, which is asked about
+                    at = 3 if one.op == "c" else 5
+                    args[at : at + 2] = call.retention[at - 3 : at - 1]
+                listed = _is_listed(one)
                 args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
-    def _work_command(self, process: str, call: WorkCall, tell: str = "") -> Command:
+    def _listing(self, call: WorkCall) -> tuple[str, str]:
+        """Where one of the jobs that a call settles is listed by then, and as what; nowhere on a Cluster, which does
+        not send the call at all where listing was refused."""
+        if call.grouped and call.settlements and not self._scattered:
+            for one in call.settlements:
+                if _is_listed(one):
+                    completed, failed = index_keys(self.prefix, call.name)
+                    return completed if one.op == "c" else failed, index_member(call.keys.group, str(one.job_id))
+        return call.keys.tag + ":s", ""
+
+    def _work_command(self, process: str, call: WorkCall, size: int, tell: str = "") -> Command:
+        """`size`: bytes of payloads after which it takes no further job."""
         tag = call.keys.tag
+        listing, listed = self._listing(call)
         args: list[str | bytes | int] = [
-            tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o",
-            tag + ":j:", news_channel(self.prefix, call.name), done_channel(self.prefix), call.keys.group, process,
-            call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell,
+            tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o", listing,
+            tag + ":j:", self.channels.news(call.name), self.channels.done, call.keys.group, process,
+            call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell, size, listed,
             *(NO_LIMIT if call.grouped else call.retention),
         ]  # fmt: skip
         for settlement in call.settlements:
@@ -387,7 +437,8 @@ class Broker(Keeping, Ticking, Limiting):
         after: bytes | str = "-"
         while True:
             try:
-                after, rows = await self._misc.call(scripts.OWN(keys.stream, keys.jobs, process, after))
+                owned = scripts.OWN(keys.stream, keys.jobs, process, after, BYTES_A_PIPELINE)
+                after, rows = await self._misc.call(owned)
             except ResponseError as error:
                 raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
             jobs += taken(rows, 8)
@@ -407,6 +458,11 @@ class Broker(Keeping, Ticking, Limiting):
         """Write the progress or a log line of a running job; False: it is not ours any more."""
         line = f"{self._process}.{next(self._lines)}"
         return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
+
+
+def _is_listed(settlement: Settlement) -> bool:
+    """Whether a job of a group, so settled, is listed under its name."""
+    return settlement.op in "cf" and settlement.keep != "0" and isinstance(settlement.job_id, str)
 
 
 def _work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:

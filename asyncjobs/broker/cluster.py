@@ -11,7 +11,8 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.link import Lane
+from asyncjobs.broker.link import Lane, key_of
+from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
@@ -21,6 +22,7 @@ _Send: TypeAlias = Callable[[Lane, Sequence[Command]], Awaitable[tuple[list[Any]
 LAG: Final = 1.0  # seconds that a node may take, or take longer than another one in the same trip
 SHORTEST_REST: Final = 0.05
 LONGEST_REST: Final = 5.0
+LONGEST_REFUSED_REST: Final = 0.5  # of a node that says no at once, so that asking it costs nothing
 STAGGER: Final = 0.1  # seconds after which another node is asked who holds which slot
 MOVED = ("MovedError", "AskError", "ClusterDownError", "TryAgainError", "ReadOnlyError")
 
@@ -28,19 +30,39 @@ MOVED = ("MovedError", "AskError", "ClusterDownError", "TryAgainError", "ReadOnl
 class Topology:
     """Which node holds which slot, as the Cluster says; shared by all lanes of a process.
 
-    State: `_nodes`, slot → primary, empty until asked for; `_known`, every primary ever heard of, beside the seeds.
+    State: `_nodes`, slot → primary, empty until asked for, and `_before`, as it was then; `_known`, every primary ever
+    heard of, beside the seeds; `reach`, whether any node says who holds what; `_reaches`, whether each answers.
     """
 
     def __init__(self, address: Address, connect_timeout: float) -> None:
         self._address = address
         self._connect_timeout = connect_timeout
         self._nodes: list[Node] = []
+        self._before: list[Node] = []
         self._known: list[Node] = list(address.seeds)
         self._asking = asyncio.Lock()
+        self.reach = Reach(connect_timeout)
+        self._reaches: dict[Node, Reach] = {}
 
     def forget(self) -> None:
         """The slots have moved: ask again before the next command."""
-        self._nodes = []
+        self._before, self._nodes = self._nodes or self._before, []
+
+    def reach_of(self, node: Node) -> Reach:
+        """Whether a node answers, for all connections to it."""
+        if node not in self._reaches:
+            self._reaches[node] = Reach(self._connect_timeout)
+        return self._reaches[node]
+
+    @property
+    def failing(self) -> bool:
+        """Whether anything is known to have failed."""
+        return self.reach.failing or any(one.failing for one in self._reaches.values())
+
+    def node_known(self, key: str) -> Node | None:
+        """The primary that held `key` when somebody last asked."""
+        nodes = self._nodes or self._before
+        return nodes[key_slot(key.encode())] if nodes else None
 
     async def node_of(self, key: bytes) -> Node:
         """The primary that holds `key`.
@@ -51,7 +73,12 @@ class Topology:
         if not self._nodes:
             async with self._asking:
                 if not self._nodes:
-                    self._nodes = await self._ask()
+                    try:
+                        self._nodes = await self._ask()
+                    except BrokerUnavailableError:
+                        self.reach.failed()
+                        raise
+                    self.reach.answered()
         return self._nodes[key_slot(key)]
 
     async def primaries(self) -> list[Node]:
@@ -90,7 +117,7 @@ class Topology:
                 await asyncio.wait(asking)
 
     async def _ask_one(self, node: Node) -> list[Node]:
-        lane = Lane(self._address.at(*node), self._connect_timeout)
+        lane = Lane(self._address.at(*node), self._connect_timeout, self.reach_of(node))
         try:
             (ranges,) = await lane.run([("CLUSTER", "SLOTS")])
         finally:
@@ -117,8 +144,8 @@ class _Breaker:
         self.pause = 0.0
         self.until = 0.0
 
-    def failed(self, rest: float) -> None:
-        self.pause = min(max(2 * self.pause, rest), LONGEST_REST)
+    def failed(self, rest: float, longest: float) -> None:
+        self.pause = min(max(2 * self.pause, rest), longest)
         self.until = clock.monotonic() + self.pause
 
     def answered(self) -> None:
@@ -129,7 +156,7 @@ class ClusterLane(Lane):
     """A `Lane` over all nodes: one connection each, made when first needed."""
 
     def __init__(self, address: Address, connect_timeout: float, topology: Topology) -> None:
-        super().__init__(address, connect_timeout)
+        super().__init__(address, connect_timeout, topology.reach)
         self._topology = topology
         self._lanes: dict[Node, Lane] = {}
         self._breakers: dict[Node, _Breaker] = {}
@@ -140,7 +167,7 @@ class ClusterLane(Lane):
         A node that does not answer costs its own commands alone: their replies are the error. It is raised only
         if no node knows who holds the slots.
         """
-        replies, _ = await self._run(commands, needs, lambda lane, mine: _with_nothing(lane.run(mine)), LAG)
+        replies, _ = await self._run(commands, needs, _run_alone, LAG)
         return replies
 
     async def run_and_wait(
@@ -167,7 +194,7 @@ class ClusterLane(Lane):
                 if need >= 0 and isinstance(replies[need], (BrokerError, ResponseError)):
                     replies[i] = replies[need]
                 else:
-                    by_node.setdefault(await self._topology.node_of(_key(commands[i])), []).append(i)
+                    by_node.setdefault(await self._topology.node_of(key_of(commands[i]).encode()), []).append(i)
             by_command = {node: [commands[i] for i in mine] for node, mine in by_node.items()}
             answers = await self._all_nodes(by_command, send, lag)
             for mine, (theirs, there) in zip(by_node.values(), answers, strict=True):
@@ -187,8 +214,13 @@ class ClusterLane(Lane):
         try:
             if len(sending) > 1:
                 await asyncio.wait(sending, timeout=lag, return_when=asyncio.FIRST_COMPLETED)
-            if sending:
-                _, late = await asyncio.wait(sending, timeout=lag)
+            late = set(sending)
+            while late:
+                _, late = await asyncio.wait(late, timeout=lag)
+                if all(
+                    self._lane(node).still() >= lag for node, one in zip(by_node, sending, strict=True) if one in late
+                ):
+                    break  # those whose bytes are on their way have as long as these take
         finally:
             left = [one for one in sending if not one.done()]
             for one in left:
@@ -198,7 +230,8 @@ class ClusterLane(Lane):
         answers = []
         for (node, mine), one in zip(by_node.items(), sending, strict=True):
             if one in late and one.cancelled():
-                self._breakers[node].failed(LAG)
+                self._breakers[node].failed(LAG, LONGEST_REST)
+                self._topology.reach_of(node).failed()
                 answers.append(_no_answer(f"{node[0]}:{node[1]} does not answer in time", len(mine)))
             else:
                 answers.append(one.result())
@@ -211,34 +244,38 @@ class ClusterLane(Lane):
         try:
             answered = await send(self._lane(node), mine)
         except BrokerUnavailableError as error:
-            breaker.failed(SHORTEST_REST)
+            breaker.failed(SHORTEST_REST, LONGEST_REFUSED_REST)
             return _no_answer(str(error), len(mine))
         breaker.answered()
         return answered
 
     def _lane(self, node: Node) -> Lane:
         if node not in self._lanes:
-            self._lanes[node] = Lane(self._address.at(*node), self._connect_timeout)
+            self._lanes[node] = Lane(self._address.at(*node), self._connect_timeout, self._topology.reach_of(node))
         return self._lanes[node]
+
+    def known_down(self, *keys: str) -> bool:
+        if self._topology.reach.known_down:
+            return True
+        if not self._topology.failing and not any(lane.known_down() for lane in self._lanes.values()):
+            return False
+        nodes = {self._topology.node_known(key) for key in keys}
+        return any(node is not None and self._lane(node).known_down() for node in nodes)
+
+    def still(self) -> float:
+        return min((lane.still() for lane in self._lanes.values()), default=float("inf"))
 
     async def close(self) -> None:
         """Drop all connections, and what is known of the nodes."""
         self._topology.forget()
         for lane in self._lanes.values():
-            await lane.close()
+            await (lane.shut() if self._shut else lane.close())
 
 
 def _no_answer(text: str, commands: int) -> tuple[list[Any], list[bool]]:
     return [BrokerUnavailableError(text)] * commands, [False] * commands
 
 
-async def _with_nothing(replies: Awaitable[list[Any]]) -> tuple[list[Any], list[bool]]:
-    found = await replies
+async def _run_alone(lane: Lane, commands: Sequence[Command]) -> tuple[list[Any], list[bool]]:
+    found = await lane.run(commands)
     return found, [False] * len(found)
-
-
-def _key(command: Command) -> bytes:
-    """The key that decides the slot of a command; what has none goes where the empty key lies."""
-    place = 3 if command[0] == "EVALSHA" else 1
-    key = command[place] if len(command) > place else ""
-    return key if isinstance(key, bytes) else str(key).encode()

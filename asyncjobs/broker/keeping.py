@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
 
+import msgspec
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.asker import Asker
-from asyncjobs.broker.keys import Keys, epoch_key, groups_key, index_keys, news_channel, processes_key, split_member
+from asyncjobs.broker.keys import (
+    Keys,
+    due_key,
+    epoch_key,
+    groups_key,
+    index_keys,
+    leases_key,
+    processes_key,
+    split_member,
+    swept_key,
+)
 from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.taken import TakenJob, shown_id, taken
-from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
+ASKED_AT_ONCE: Final = 500  # processes
+SWEEPER_PATIENCE_MS: Final = 10_000
 INSPECTED: Final = 1000  # jobs of each kind in a queue
 LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
@@ -55,8 +67,22 @@ class OtherShape(NamedTuple):
     groups: list[str]
 
 
-class Silence(NamedTuple):
-    """What a beat brought: whether we still count as alive, and seconds since each other process's last beat.
+class Silent(NamedTuple):
+    """Another process: seconds since its last beat, and its leases by job name ('' for all other names).
+
+    An earlier release tells no leases: they are empty.
+    """
+
+    seconds: float
+    leases: dict[str, float]
+
+    @property
+    def shortest(self) -> float | None:
+        return min(self.leases.values(), default=None)
+
+
+class Beat(NamedTuple):
+    """What a beat brought: whether we still count as alive, and the other processes that were silent for longest.
 
     Attributes:
         epoch: what the data are marked with; another one than before means that they were lost in between.
@@ -64,7 +90,7 @@ class Silence(NamedTuple):
 
     alive: bool
     epoch: bytes
-    others: dict[str, float]
+    others: dict[str, Silent]
 
 
 class Keeping(Asker):
@@ -76,7 +102,7 @@ class Keeping(Asker):
     async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
         """For each queue, the processes that hold jobs of it."""
         replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream)) for keys in queues))
-        return [[name.decode() for name in names] for names in replies]
+        return [[name.decode(errors="replace") for name in names] for names in replies]
 
     async def sweep(
         self, name: str, keys: Keys, dead: str, process: str, token: bytes, most: int
@@ -89,7 +115,7 @@ class Keeping(Asker):
         """
         back: list[str] = []
         doomed: list[TakenJob] = []
-        news = news_channel(self.prefix, name)
+        news = self.channels.news(name)
         while True:
             ids, more, rows = await self._ask(
                 scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
@@ -129,33 +155,52 @@ class Keeping(Asker):
             left = await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in some))
             gone = gone and all(left)
         if gone:
-            await self._ask(("ZREM", processes_key(self.prefix), process))
+            await self.bury(process, 0.0)
 
-    async def beat(self, process: str, joining: bool) -> Silence:
-        """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""
-        command = self._beat_command(process, joining)
+    async def beat(self, process: str, leases: Mapping[str, float], joining: bool) -> Beat:
+        """Show a sign of life; see `Beat`. Joining waits for a store that is busy, a beat does not.
+
+        Args:
+            leases: by job name, '' for all other names; by these alone the others judge this process.
+        """
+        draw = f"{self._process}.{next(self._lines)}"
+        ms = {name: round(lease * 1000) for name, lease in leases.items()}
+        command = scripts.BEAT(
+            processes_key(self.prefix), epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix),
+            swept_key(self.prefix, process), process, "1" if joining else "0", draw, min(ms.values()),
+            msgspec.json.encode(ms),
+        )  # fmt: skip
         reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
         if isinstance(reply, BrokerError):
             raise reply
         if isinstance(reply, ResponseError):
             raise BrokerUnavailableError(str(reply)) if is_transient(reply) else refusal(reply)
         alive, epoch, *rest = reply
-        others = {rest[i].decode(): rest[i + 1] / 1000 for i in range(0, len(rest), 2)}
-        return Silence(bool(alive), epoch, others)
-
-    def _beat_command(self, process: str, joining: bool) -> Command:
-        draw = f"{self._process}.{next(self._lines)}"
-        return scripts.BEAT(processes_key(self.prefix), epoch_key(self.prefix), process, "1" if joining else "0", draw)
+        others: dict[str, Silent] = {}
+        for i in range(0, len(rest), 3):
+            others[rest[i].decode(errors="replace")] = Silent(rest[i + 1] / 1000, _leases(rest[i + 2]))
+        return Beat(bool(alive), epoch, others)
 
     async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
         """Seconds since each process's last beat; infinite for one that never beat or is buried."""
-        others = (await self._ask(self._beat_command("-", False)))[2:]
-        known = {others[i].decode(): others[i + 1] / 1000 for i in range(0, len(others), 2)}
-        return {process: known.get(process, float("inf")) for process in processes}
+        key = processes_key(self.prefix)
+        found: dict[str, float] = {}
+        for start in range(0, len(processes), ASKED_AT_ONCE):
+            some = processes[start : start + ASKED_AT_ONCE]
+            silences = await self._ask(scripts.SILENCE(key, *some))
+            found.update((one, float("inf") if ms < 0 else ms / 1000) for one, ms in zip(some, silences, strict=True))
+        return found
+
+    async def claim(self, dead: str, name: str, process: str, done: bool = False) -> Literal["sweep", "wait", "done"]:
+        """Whether `process` is to give back what `dead` holds of a job name; `done`: it has."""
+        key = swept_key(self.prefix, dead)
+        answer = await self._ask(scripts.CLAIM(key, name, process, SWEEPER_PATIENCE_MS, "1" if done else ""))
+        return "sweep" if answer == 1 else "done" if answer == 2 else "wait"
 
     async def bury(self, process: str, lease: float) -> bool:
         """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
-        return bool(await self._ask(scripts.BURY(processes_key(self.prefix), process, int(lease * 1000))))
+        keys = processes_key(self.prefix), due_key(self.prefix), leases_key(self.prefix)
+        return bool(await self._ask(scripts.BURY(*keys, process, int(lease * 1000))))
 
     async def trim(self, keys: Keys, retention: tuple[int, int, int, int]) -> None:
         """Apply retention to a queue that may be idle."""
@@ -264,6 +309,14 @@ class Keeping(Asker):
             )
             jobs += sum(sum(one[:3]) for one in counts)
         return OtherShape(jobs, found)
+
+
+def _leases(text: bytes) -> dict[str, float]:
+    """What a process says of its leases; empty where it says nothing that can be read."""
+    try:
+        return {name: ms / 1000 for name, ms in msgspec.json.decode(text, type=dict[str, float]).items() if ms > 0}
+    except msgspec.MsgspecError:
+        return {}
 
 
 def _text(member: bytes) -> str | bytes:

@@ -2,6 +2,9 @@
 
     {prefix}                       of the whole installation
       :processes  zset    process → ms of its last beat
+      :due        zset    process → ms when its shortest lease ends
+      :leases     hash    process → its leases in ms, JSON: job name → lease, '' → that of all other names
+      :swept:<p>  hash    job name → who gives back what the dead process p held of it, see lua/claim.lua; an hour
       :ticks      hash    task → last tick claimed and by whom
       :running    hash    task → process that runs it, and the tick queued behind it
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
@@ -19,7 +22,7 @@
       :b :b1 …    list    token bucket, one a window; expires when its last token is back
       :o          hash    what was set at run time: w windows · c concurrency · g weight · m most waiting · p paused ·
                           h held until ms
-      :n          hash    process → its last add; expires a minute after it
+      :n          hash    process → its last add, and until when that may be sent again; expires with the last of them
       :c :f       zset    completed, failed: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
                           x state · r fence token · z not begun yet, of one that stalled · v result · p progress ·
@@ -167,6 +170,18 @@ def processes_key(prefix: str) -> str:
     return f"{{{prefix}}}:processes"
 
 
+def due_key(prefix: str) -> str:
+    return f"{{{prefix}}}:due"
+
+
+def leases_key(prefix: str) -> str:
+    return f"{{{prefix}}}:leases"
+
+
+def swept_key(prefix: str, process: str) -> str:
+    return f"{{{prefix}}}:swept:{process}"
+
+
 def epoch_key(prefix: str) -> str:
     return f"{{{prefix}}}:epoch"
 
@@ -179,11 +194,21 @@ def running_key(prefix: str) -> str:
     return f"{{{prefix}}}:running"
 
 
-def news_channel(prefix: str, name: str) -> str:
-    """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
-    return f"{prefix}:news:{name}"
+class Channels:
+    """The channels of an installation.
 
+    Redis keeps keys apart by database, but a message reaches every database of the server. So the names hold the
+    number of the database; those of database 0 do not, as in releases before.
+    """
 
-def done_channel(prefix: str) -> str:
-    """Told (job key, 'c' or 'f', result or error) when a watched job has finished."""
-    return f"{prefix}:done"
+    __slots__ = ("_root", "database", "done")
+
+    def __init__(self, prefix: str, database: int = 0) -> None:
+        self.database = database
+        self._root = f"{prefix}:{database}" if database else prefix
+        # Told (job key, 'c' or 'f', result or error) when a watched job has finished.
+        self.done = f"{self._root}:done"
+
+    def news(self, name: str) -> str:
+        """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
+        return f"{self._root}:news:{name}"

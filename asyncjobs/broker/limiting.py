@@ -7,7 +7,7 @@ from typing import Final
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.asker import Asker
-from asyncjobs.broker.keys import Keys, named_gate, news_channel, total_gate
+from asyncjobs.broker.keys import Keys, named_gate, total_gate
 
 CHANGED: Final = -1  # in the place of the ms until due: something was set for all groups of a name
 ROOM: Final = -2  # a gate that was full has room
@@ -49,7 +49,7 @@ class Limiting(Asker):
         token: str,
     ) -> tuple[int, float | None]:
         """Ask a gate; how many may start, and the seconds until more may. See ``lua/admit.lua``."""
-        news = news_channel(self.prefix, name)
+        news = self.channels.news(name)
         granted, wait = await self._ask(
             scripts.ADMIT(
                 gate, self._process, running, want, slots, int(lease * 1000), windows, margin, token, news, f"{ROOM}|"
@@ -74,4 +74,4 @@ class Limiting(Asker):
         """
         flat = [word for pair in fields.items() for word in pair]
         message = f"{CHANGED}|" if whole_name else f"0|{keys.group}"
-        await self._ask(scripts.STEER(keys.settings, news_channel(self.prefix, name), message, *flat))
+        await self._ask(scripts.STEER(keys.settings, self.channels.news(name), message, *flat))

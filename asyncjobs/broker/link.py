@@ -11,13 +11,14 @@ from typing import Any, Final
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    InvalidResponse,
     NoScriptError,
+    RedisError,
     ResponseError,
 )
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from asyncjobs.broker.address import REPLY_TIMEOUT, Address
+from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.scripts import BY_SHA
 from asyncjobs.broker.wire import Command, Wire
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
@@ -28,7 +29,12 @@ TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
     "NOREPLICAS", "UNBLOCKED",
 )  # fmt: skip
+# AttributeError is redis-py's, when another task closed the socket under a write; RuntimeError uvloop's; UnicodeError
+# that of a host name that is none.
+LOST: Final = (RedisError, TimeoutError, OSError, AttributeError, RuntimeError, UnicodeError)
 IMPATIENT_MS: Final = 100
+CALLS_A_PIPELINE: Final = 500
+BYTES_A_PIPELINE: Final = 2 * 1024 * 1024  # of what is sent together, and of what is asked for together
 _TRANSIENT_TYPES: Final = (
     "ReadOnlyError", "BusyLoadingError", "MasterDownError", "ClusterDownError", "TryAgainError", "MovedError",
     "AskError",
@@ -55,12 +61,15 @@ class Lane:
     """One connection with one pipeline in flight; it connects when first used and again after every loss.
 
     State: `_wire`, the connection, and what was submitted but not sent yet (`_waiting`), which the drain of the loop
-    turn sends in one pipeline.
+    turn sends in one pipeline; `reach`, whether the server answers; `_balking`, whether it does more than to say "not
+    now" to everything that is sent here.
     """
 
-    def __init__(self, address: Address, connect_timeout: float) -> None:
+    def __init__(self, address: Address, connect_timeout: float, reach: Reach | None = None) -> None:
         self._address = address
         self._connect_timeout = connect_timeout
+        self.reach = reach or Reach(connect_timeout)
+        self._balking = Reach(connect_timeout)
         self._wire: Wire | None = None
         self._shut = False
         self._replicas_reached = True
@@ -71,14 +80,17 @@ class Lane:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
 
         Args:
-            needs: for each command the index of an earlier one that must have been applied before it, or -1; of
-                itself true on one connection.
+            needs: for each command the index of an earlier one that must have been applied before it, or -1. One
+                connection keeps the order, but sends both whatever becomes of the first: where that may be refused,
+                the script of the second looks for itself.
         Raises:
             BrokerUnavailableError: no answer, so each command is wholly applied or not at all.
             BrokerError: the server wants other credentials.
             NotRunningError: shut.
         """
         self._check_shut()
+        if not commands:
+            return []
         wire = self._wire
         is_new = wire is None or wire.lost
         try:
@@ -95,19 +107,51 @@ class Lane:
         except asyncio.CancelledError:
             await self.close()
             raise
-        except (AuthenticationError, AuthorizationError) as error:
-            await self.close()
-            raise BrokerError(f"{self._address.text} refused the credentials: {error}") from error
-        except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError, AttributeError, RuntimeError) as error:
-            # AttributeError: redis-py's, when another task closed the socket under a write; RuntimeError: uvloop's.
-            await self.close()
-            if is_new and _about_tls(error):
-                raise BrokerError(f"{self._address.text}: TLS failed, and will again: {error}") from error
-            reason = str(error) or "no answer in time"
-            raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}") from error
-        if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
-            await self.close()  # a demoted primary: the next connect finds the new one
-        return replies
+        except LOST as error:
+            cause = error
+        else:
+            if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
+                await self.close()  # a demoted primary: the next connect finds the new one
+            self.reach.answered()
+            if isinstance(replies[0], ResponseError) and all(_says_not_now(reply) for reply in replies):
+                self._balking.failed()
+            else:
+                self._balking.answered()
+            return replies
+        await self.close()
+        failure = self._failure(cause, is_new)
+        if isinstance(failure, BrokerUnavailableError):
+            self.reach.failed()
+        else:
+            self.reach.answered()
+        try:  # out here, so that nothing is chained but what may be seen
+            raise failure from self._address.chained(cause)
+        finally:
+            del cause, failure  # their tracebacks hold this frame
+
+    def _failure(self, error: BaseException, is_new: bool) -> BrokerError:
+        """Why there is no answer; on a new connection some of it will be the same the next time."""
+        text, reason = self._address.text, self._address.hidden(error) or "no answer in time"
+        if isinstance(error, (AuthenticationError, AuthorizationError)):
+            return BrokerError(f"{text} refused the credentials: {reason}")
+        if is_new and _about_tls(error):
+            return BrokerError(f"{text}: TLS failed, and will again: {reason}")
+        if is_new and (isinstance(error, InvalidResponse) or "Protocol error" in reason):
+            return BrokerError(f"{text}: what answers there is no Redis ({reason}); is it the port of another service?")
+        if is_new and isinstance(error, UnicodeError):
+            return BrokerError(f"{text}: its host cannot be looked up ({reason}); correct it")
+        if isinstance(error, ResponseError) and not is_transient(error):
+            return BrokerError(f"{text} refused the connection: {reason}; {_remedy(reason)}")
+        return BrokerUnavailableError(f"{text} is out of reach: {reason}")
+
+    def known_down(self, *keys: str) -> bool:
+        """Whether a call about `keys` would wait in vain, for all that is known; it is to try once and not to wait."""
+        return self.reach.known_down or self._balking.known_down
+
+    def still(self) -> float:
+        """Seconds since a byte of the pipeline in flight was seen to arrive or to leave; infinite without one."""
+        wire = self._wire
+        return wire.still() if wire is not None and wire.busy else float("inf")
 
     async def run_and_wait(
         self, commands: Sequence[Command], needs: Sequence[int], replicas: int, wait_ms: int
@@ -127,9 +171,11 @@ class Lane:
         if self._shut:
             raise _stopped()
 
-    async def call(self, command: Command) -> Any:
+    async def call(self, command: Command, patience: float | None = None) -> Any:
         """Send `command` together with whatever else is called in this turn of the loop.
 
+        Args:
+            patience: seconds after which the call is given up, if by then nothing moves on the connection.
         Raises:
             BrokerUnavailableError: no answer.
             ResponseError: the error reply.
@@ -139,16 +185,31 @@ class Lane:
         self._waiting.append((command, future))
         if self._drain is None:
             self._drain = loop.create_task(self._send_waiting())
-        reply = await future
+        timers: list[asyncio.TimerHandle] = []
+        if patience is not None:
+            timers.append(loop.call_later(patience, self._lose_patience, future, patience, timers))
+        try:
+            reply = await future
+        finally:
+            for timer in timers:
+                timer.cancel()
         if isinstance(reply, ResponseError):
             raise reply
         return reply
 
+    def _lose_patience(self, future: asyncio.Future[Any], patience: float, timers: list[asyncio.TimerHandle]) -> None:
+        if future.done():
+            return
+        left = patience - self.still()
+        if left > 0:
+            timers[:] = [future.get_loop().call_later(left, self._lose_patience, future, patience, timers)]
+        else:
+            future.set_exception(BrokerUnavailableError(f"{self._address.text} is out of reach: no answer in time"))
+
     async def _send_waiting(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:500], self._waiting[500:]
-                batch = [(command, future) for command, future in batch if not future.done()]
+                batch = self._next_batch()
                 try:
                     replies = await self.run([command for command, _ in batch])
                 except (BrokerError, NotRunningError) as error:
@@ -168,6 +229,21 @@ class Lane:
             for _, future in self._waiting:
                 if not future.done():
                     future.set_exception(_stopped())
+            self._waiting = []
+
+    def _next_batch(self) -> list[tuple[Command, asyncio.Future[Any]]]:
+        """What is sent together of what waits, without the calls that nobody waits for any more."""
+        batch: list[tuple[Command, asyncio.Future[Any]]] = []
+        size = taken = 0
+        for command, future in self._waiting:
+            if size >= BYTES_A_PIPELINE or len(batch) >= CALLS_A_PIPELINE:
+                break
+            taken += 1
+            if not future.done():
+                batch.append((command, future))
+                size += sum(len(word) for word in command if type(word) is bytes)
+        self._waiting = self._waiting[taken:]
+        return batch
 
     async def _connect(self) -> Wire:
         await self.close()
@@ -177,6 +253,9 @@ class Lane:
         except BaseException:
             await wire.close()
             raise
+        if self._shut:  # while it was made
+            await wire.close()
+            raise _stopped()
         self._wire = wire
         return wire
 
@@ -195,8 +274,30 @@ class Lane:
         await self.close()
 
 
+def key_of(command: Command) -> str:
+    """The key that decides the slot of a command; what has none goes where the empty key lies."""
+    place = 3 if command[0] == "EVALSHA" else 1
+    key = command[place] if len(command) > place else ""
+    return key.decode() if isinstance(key, bytes) else str(key)
+
+
+def _says_not_now(reply: Any) -> bool:
+    return isinstance(reply, ResponseError) and is_transient(reply)
+
+
 def _stopped() -> NotRunningError:
     return NotRunningError("the runtime that this belongs to has been stopped")
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a server that does not let us in."""
+    known = {
+        "DB index": "it has no database of that number, name a lower one",
+        "SELECT is not allowed": "it is a Cluster, use redis+cluster://",
+        "SENTINEL": "name the ports of Sentinels, or use redis:// for a server",
+        "no permissions": "the README has the rule for this user",
+    }
+    return next((remedy for word, remedy in known.items() if word in reason), "see the server's log")
 
 
 def _about_tls(error: BaseException | None) -> bool:

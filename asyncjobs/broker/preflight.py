@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from asyncjobs.broker.keys import done_channel, ticks_key
+from asyncjobs.broker.keys import Channels, ticks_key
 from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.scripts import PERMIT
 from asyncjobs.broker.wire import Command
@@ -42,7 +42,7 @@ class Store(NamedTuple):
         return f"{self.server}, {self.keeps}, {self.policy or 'eviction policy unknown'}, {replicas}"
 
 
-async def examine(lane: Lane, prefix: str) -> Store:
+async def examine(lane: Lane, prefix: str, channels: Channels) -> Store:
     """Ask every primary what it is and what it lets us do.
 
     Raises:
@@ -65,7 +65,7 @@ async def examine(lane: Lane, prefix: str) -> Store:
             raise BrokerError(f"the store does not let us ask what it is: {info}; grant +info")
         words = [] if isinstance(config, ResponseError) else [word.decode() for word in config]
         found.append(_store(_parsed(info), dict(zip(words[::2], words[1::2], strict=True))))
-    for (denied,) in await lane.everywhere([PERMIT(ticks_key(prefix), done_channel(prefix))]):
+    for (denied,) in await lane.everywhere([PERMIT(ticks_key(prefix), channels.done)]):
         if isinstance(denied, ResponseError):
             raise BrokerUnavailableError(str(denied)) if is_transient(denied) else refusal(denied)
         if denied:

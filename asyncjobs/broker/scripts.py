@@ -34,8 +34,8 @@ class Script:
         return ("EVALSHA", self.sha, self.keys, *keys_and_args)
 
 
-ADD: Final = Script("add", 4)
-WORK: Final = Script("work", 6)
+ADD: Final = Script("add", 5)
+WORK: Final = Script("work", 7)
 OWN: Final = Script("own", 1)
 RETAIN: Final = Script("retain", 1)
 OWNERS: Final = Script("owners", 1)
@@ -54,12 +54,14 @@ TRIM: Final = Script("trim", 2)
 IDLE: Final = Script("idle", 1)
 REAP: Final = Script("reap", 5)
 UNREGISTER: Final = Script("unregister", 1)
-BEAT: Final = Script("beat", 2)
-BURY: Final = Script("bury", 1)
+BEAT: Final = Script("beat", 5)
+BURY: Final = Script("bury", 3)
+CLAIM: Final = Script("claim", 1)
+SILENCE: Final = Script("silence", 1)
 ADMIT: Final = Script("admit", 1)
 REFUND: Final = Script("refund", 1)
 STEER: Final = Script("steer", 1)
-TICK: Final = Script("tick", 3)
+TICK: Final = Script("tick", 4)
 TOCK: Final = Script("tock", 1)
 PERMIT: Final = Script("permit", 0)
 
@@ -67,6 +69,6 @@ BY_SHA: Final = {
     script.sha: script
     for script in (
         ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, INSPECT, SPEND, REGISTER, INDEX, FORGET,
-        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, ADMIT, REFUND, STEER, TICK, TOCK, PERMIT,
+        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, TOCK, PERMIT,
     )
 }  # fmt: skip

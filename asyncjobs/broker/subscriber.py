@@ -11,7 +11,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from asyncjobs.broker.address import Address
+from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.wire import Wire
+from asyncjobs.complaints import Complaints
+from asyncjobs.stack import said
 
 logger = logging.getLogger("asyncjobs")
 
@@ -27,8 +30,10 @@ class Subscriber:
     connection; `_changed`, set when that grows; `_heard`, whether anything came since somebody looked.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, reach: Reach | None = None) -> None:
         self._address = address
+        self._reach = reach
+        self._complaints = Complaints(logger)
         self.on_lost: Callable[[], None] = lambda: None
         self._handlers: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._confirmed: set[str] = set()
@@ -74,7 +79,9 @@ class Subscriber:
                 pause = 0.05
                 await self._watch(wire)
             except (*LOST, TimeoutError) as error:
-                logger.debug("the subscriber lost its connection: %s", error)
+                logger.debug("the subscriber lost its connection: %s", self._address.hidden(error))
+                if self._reach is not None:
+                    self._reach.failed()
             finally:
                 self._wire = None
                 self._confirmed.clear()
@@ -102,9 +109,11 @@ class Subscriber:
 
     def _on_reply(self, reply: Any) -> None:
         self._heard = True
-        if not isinstance(reply, list) or len(reply) < 3:
+        if self._reach is not None:
+            self._reach.answered()
+        if not isinstance(reply, list) or len(reply) < 3 or not isinstance(reply[1], bytes):
             return
-        kind, channel, body = reply[0], reply[1].decode(), reply[2]
+        kind, channel, body = reply[0], reply[1].decode(errors="replace"), reply[2]
         if kind == b"subscribe":
             self._confirmed.add(channel)
             self._changed.set()
@@ -119,5 +128,7 @@ class Subscriber:
                 handler(body)
             elif kind == b"subscribe":
                 on_confirmed()
-        except Exception:
-            logger.exception("a message on %s could not be handled", channel)
+        except Exception as error:  # anybody who may publish can make it come a thousand times a second
+            text = "a message on %s could not be handled and is left out: %s, in %.80r"
+            self._complaints.error(channel, text, channel, said(error), body)
+            logger.debug("a message on %s", channel, exc_info=True)

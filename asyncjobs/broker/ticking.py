@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.asker import Asker
-from asyncjobs.broker.keys import processes_key, running_key, ticks_key
+from asyncjobs.broker.keys import due_key, processes_key, running_key, ticks_key
 
 
 class Ticking(Asker):
@@ -19,7 +19,7 @@ class Ticking(Asker):
         """
         reply = await self._ask(
             scripts.TICK(
-                ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix),
+                ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix), due_key(self.prefix),
                 task, scheduled_ms, process, overlap, int(lease * 1000), "1" if busy else "0",
             )
         )  # fmt: skip

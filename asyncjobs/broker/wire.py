@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self, TypeAlias
 
@@ -18,9 +20,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # no Unix: what the kernel has not sent yet is not known there
+    fcntl = termios = None  # type: ignore[assignment]
+
 logger = logging.getLogger("asyncjobs")
 
 PIECE: Final = 1 << 16
+LOOKS: Final = 5  # at a pipeline in flight, in the time that it may stand still
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 
@@ -28,7 +37,9 @@ class Wire(asyncio.Protocol):
     """One connection with one pipeline in flight, or, with `on_reply`, one that listens.
 
     State: `_replies`, what of the pipeline in flight has been answered; `_left`, how many replies are missing;
-    `_future`, who waits for them; `gone`, done once the connection is lost.
+    `_future`, who waits for them, and `_timer`, that looks whether they still come; `gone`, done once the connection is
+    lost; `_moved`, when the last byte was seen to arrive or to leave; `_unsent`, bytes that had not left at the last
+    look, -1 before the first one.
     """
 
     def __init__(self, connection: AbstractConnection, on_reply: Callable[[Any], None] | None = None) -> None:
@@ -44,6 +55,8 @@ class Wire(asyncio.Protocol):
             raise RedisConnectionError("the connection was lost while it was made")
         self._transport: Any = writer.transport
         self._transport.set_protocol(self)
+        self._now = self.gone.get_loop().time
+        self._moved, self._unsent = self._now(), 0
 
     @classmethod
     async def open(cls, connection: AbstractConnection, on_reply: Callable[[Any], None] | None = None) -> Self:
@@ -86,31 +99,67 @@ class Wire(asyncio.Protocol):
     async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Send `commands` and return their replies in order, an error reply as its exception.
 
+        A pipeline takes as long as its bytes take; it fails once none has arrived or left for `timeout` seconds.
+
         Raises:
             redis.exceptions.ConnectionError: the connection was lost, before or after they were applied.
-            redis.exceptions.TimeoutError: not all were answered within `timeout` seconds.
+            redis.exceptions.TimeoutError: the connection stood still before all were answered.
         """
+        if not commands:
+            return []
         if self._future is not None:
             raise RuntimeError("a pipeline is in flight on this connection")
         loop = asyncio.get_running_loop()
         self.send(*commands)
         future = self._future = loop.create_future()
         self._replies, self._left = [], len(commands)
-        timer = loop.call_later(timeout, self._time_out)
+        self._moved, self._unsent = self._now(), -1
+        self._timer = loop.call_later(timeout / LOOKS, self._look, timeout)
         try:
             replies: list[Any] = await future
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._future = None
         if isinstance(replies[0], RedisConnectionError):  # a server that is loading its data says so to all
             raise replies[0]
         return replies
 
-    def _time_out(self) -> None:
-        if self._future is not None and not self._future.done():
+    @property
+    def busy(self) -> bool:
+        """Whether a pipeline is in flight."""
+        return self._future is not None
+
+    def still(self) -> float:
+        """Seconds since a byte of the pipeline in flight was last seen to arrive or to leave."""
+        unsent = self._count_unsent()
+        if unsent < self._unsent:  # which is -1 before the first look
+            self._moved = self._now()
+        self._unsent = unsent
+        return self._now() - self._moved
+
+    def _count_unsent(self) -> int:
+        """Bytes that we hold, and those that the kernel holds until the other side has them."""
+        held: int = self._transport.get_write_buffer_size()
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        if sock is None or fcntl is None:
+            return held
+        try:
+            return held + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (OSError, ValueError):  # it is closed, or of a kind that does not say
+            return held
+
+    def _look(self, timeout: float) -> None:
+        """Whether the pipeline in flight still moves."""
+        if self._future is None or self._future.done():
+            return
+        left = timeout - self.still()
+        if left <= 0:
             self._future.set_exception(RedisTimeoutError("no answer in time"))
+        else:
+            self._timer = self._future.get_loop().call_later(min(left, timeout / LOOKS), self._look, timeout)
 
     def data_received(self, data: bytes) -> None:
+        self._moved = self._now()
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:

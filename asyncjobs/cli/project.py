@@ -44,7 +44,8 @@ def settings() -> dict[str, str]:
     known = table.get("tool", {}).get("asyncjobs", {})
     for key, value in known.items():
         if key not in SETTINGS or not isinstance(value, str):
-            raise ConfigError(f"[tool.asyncjobs] {key} = {value!r} in pyproject.toml: expected {', '.join(SETTINGS)}")
+            # Its value is not shown: it may be an address with a password.
+            raise ConfigError(f"[tool.asyncjobs] {key} in pyproject.toml: expected {', '.join(SETTINGS)}, each a text")
     return dict(known)
 
 

@@ -9,7 +9,16 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.keys import Keys, done_channel, epoch_key, groups_key, index_keys, news_channel
+from asyncjobs.broker.keys import (
+    Channels,
+    Keys,
+    due_key,
+    epoch_key,
+    groups_key,
+    index_keys,
+    leases_key,
+    swept_key,
+)
 from tests.helpers import eventually
 
 numbers = itertools.count(1)
@@ -25,13 +34,22 @@ class Desk:
     async def run(self, script: scripts.Script, *args: object) -> object:
         return await self.redis.eval(script.text, script.keys, *args)  # type: ignore[misc]
 
-    async def add(self, *ids: str, kind="in", when=0, sender="me.0", number=None, named="1", data="{}", most=""):
+    async def send(self, command: tuple) -> object:
+        """A command as the broker makes it."""
+        return await self.run(scripts.BY_SHA[command[1]], *command[3:])
+
+    async def add(
+        self, *ids: str, kind="in", when=0, sender="me.0", number=None, named="1", data="{}", most="",
+        registry="", resent=60_000,
+    ):  # fmt: skip
         jobs = [field for one in ids for field in (one, kind, when, data, "", named)]
         keys = self.keys
         number = next(numbers) if number is None else number
-        news = news_channel(self.prefix, "job")
-        head = (keys.stream, keys.delayed, keys.senders, keys.settings, keys.jobs, news, keys.group, sender, number)
-        return (await self.run(scripts.ADD, *head, most, "", *jobs))[1].decode()
+        news = Channels(self.prefix).news("job")
+        head = (keys.stream, keys.delayed, keys.senders, keys.settings, registry or keys.stream, keys.jobs)
+        return (await self.run(scripts.ADD, *head, news, keys.group, sender, number, most, "", resent, *jobs))[
+            1
+        ].decode()
 
     async def work(
         self,
@@ -44,11 +62,15 @@ class Desk:
         keep=(-1, -1, -1, -1),
         ahead=0,
         tell="",
+        size=1 << 21,
+        listing="",
+        listed="",
     ):
         keys = self.keys
-        head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings, keys.jobs)
+        head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
+        head = (*head, listing or keys.stream, keys.jobs)
         windows = f"{bucket[0]}:{bucket[1]}" if bucket[0] else ""
-        channels = (news_channel(self.prefix, "job"), done_channel(self.prefix))
+        channels = (Channels(self.prefix).news("job"), Channels(self.prefix).done)
         flat = [field for one in settlements for field in one]
         reply = await self.run(
             scripts.WORK,
@@ -63,6 +85,8 @@ class Desk:
             bucket[2],
             ahead,
             tell,
+            size,
+            listed,
             *keep,
             *flat,
         )
@@ -251,7 +275,7 @@ async def test_sweeping_gives_back_in_order_and_counts_a_stall(desk):
     await desk.add("a", "b", "c")
     await desk.work(me="dead", token="d1", free=2)
     keys = desk.keys
-    news = news_channel(desk.prefix, "job")
+    news = Channels(desk.prefix).news("job")
     sweep = (keys.stream, keys.jobs, news, "", "dead", "p2", "s1", 1)
     assert await desk.run(scripts.SWEEP, *sweep) == [[b"a", b"b"], 0, []]
     assert await desk.run(scripts.SWEEP, *sweep) == [[], 0, []]
@@ -268,7 +292,7 @@ async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
         await desk.work(me="dead", token=token)
         await desk.run(scripts.NOTE, keys.job("a"), token, "begin", "", 9, "x")
         back, _, doomed = await desk.run(
-            scripts.SWEEP, keys.stream, keys.jobs, news_channel(desk.prefix, "job"), "", "dead", "p2", "s" + token, 1
+            scripts.SWEEP, keys.stream, keys.jobs, Channels(desk.prefix).news("job"), "", "dead", "p2", "s" + token, 1
         )
     assert back == []
     assert [doomed[0], doomed[4]] == [b"a", b"2"]
@@ -279,9 +303,9 @@ async def test_a_job_that_stalls_too_often_is_handed_to_the_sweeper(desk):
 async def test_own_lists_what_a_lost_reply_would_have_brought(desk):
     await desk.add("a", "b")
     await desk.work(me="p1", token="t9", free=1)
-    following, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-")
+    following, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", "-", 1 << 21)
     assert (following, rows[0], rows[7]) == (b"", b"a", b"t9")
-    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-") == [b"", []]
+    assert await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p2", "-", 1 << 21) == [b"", []]
 
 
 async def test_own_goes_on_behind_records_that_are_gone(desk):
@@ -293,7 +317,7 @@ async def test_own_goes_on_behind_records_that_are_gone(desk):
     await desk.redis.set(desk.keys.job("002"), "somebody else's")
     found, after = [], "-"
     while after:
-        after, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", after)
+        after, rows = await desk.run(scripts.OWN, desk.keys.stream, desk.keys.jobs, "p1", after, 1 << 21)
         found += [one.decode() for one in rows[::8]]
     assert found == ["000", *ids[3:]]
 
@@ -375,26 +399,76 @@ async def test_forget_leaves_a_job_that_lives_again(desk):
     assert await desk.run(scripts.FORGET, desk.keys.completed, 10**15, *forget) == b"0"
 
 
+def beat(prefix: str, process: str, joining: bool, draw: str = "e", lease: int = 1000, leases: str = "{}") -> tuple:
+    return scripts.BEAT(
+        f"{{{prefix}}}:processes", epoch_key(prefix), due_key(prefix), leases_key(prefix), swept_key(prefix, process),
+        process, "1" if joining else "0", draw, lease, leases,
+    )  # fmt: skip
+
+
 async def test_a_beat_tells_of_the_others_and_of_our_own_death(redis, prefix):
     desk, processes = Desk(redis, prefix), f"{{{prefix}}}:processes"
-    keys = (processes, epoch_key(prefix))
-    assert await desk.run(scripts.BEAT, *keys, "one", "0", "first") == [0, b"first"]
-    assert await desk.run(scripts.BEAT, *keys, "one", "1", "second") == [1, b"first"]
-    alive, _, other, age = await desk.run(scripts.BEAT, *keys, "two", "1", "third")
-    assert (alive, other) == (1, b"one")
+    gone = (processes, due_key(prefix), leases_key(prefix))
+    assert await desk.send(beat(prefix, "one", False, "first")) == [0, b"first"]
+    assert await desk.send(beat(prefix, "one", True, "second", leases='{"":1000}')) == [1, b"first"]
+    alive, _, other, age, leases = await desk.send(beat(prefix, "two", True))
+    assert (alive, other, leases) == (1, b"one", b'{"":1000}')
     assert 0 <= age < 5000
-    assert await desk.run(scripts.BURY, processes, "one", 60_000) == 0
-    assert await desk.run(scripts.BURY, processes, "one", 0) == 1
-    assert (await desk.run(scripts.BEAT, *keys, "one", "0", "x"))[:3] == [0, b"first", b"two"]
-    assert await redis.zrange(processes, 0, -1) == [b"two"]
+    assert await desk.run(scripts.BURY, *gone, "one", 60_000) == 0
+    assert await desk.run(scripts.BURY, *gone, "one", 0) == 1
+    assert (await desk.send(beat(prefix, "one", False)))[:3] == [0, b"first", b"two"]
+    for key in gone[:2]:
+        assert await redis.zrange(key, 0, -1) == [b"two"]
+    assert await redis.hkeys(gone[2]) == [b"two"]
 
 
 async def test_an_epoch_changes_only_when_the_data_are_gone(redis, prefix):
-    desk, keys = Desk(redis, prefix), (f"{{{prefix}}}:processes", epoch_key(prefix))
+    desk = Desk(redis, prefix)
     for draw in ("a", "b"):
-        assert (await desk.run(scripts.BEAT, *keys, "one", "1", draw))[1] == b"a"
-    await redis.delete(*keys)
-    assert (await desk.run(scripts.BEAT, *keys, "one", "0", "c"))[:2] == [0, b"c"]
+        assert (await desk.send(beat(prefix, "one", True, draw)))[1] == b"a"
+    await redis.delete(f"{{{prefix}}}:processes", epoch_key(prefix))
+    assert (await desk.send(beat(prefix, "one", False, "c")))[:2] == [0, b"c"]
+
+
+async def test_a_beat_in_the_future_counts_as_now(redis, prefix):
+    """The clock was set back by an hour; the process died before it could beat again."""
+    desk, processes = Desk(redis, prefix), f"{{{prefix}}}:processes"
+    await desk.send(beat(prefix, "dead", True, lease=700))
+    ahead = int((await redis.time())[0]) * 1000 + 3_600_000
+    await redis.zadd(processes, {"dead": ahead})
+    await redis.zadd(due_key(prefix), {"dead": ahead + 700})
+    _, _, other, age, _ = await desk.send(beat(prefix, "one", True))
+    assert (other, age) == (b"dead", 0)
+    now = int((await redis.time())[0]) * 1000
+    assert await redis.zscore(processes, "dead") <= now + 1000
+    assert await redis.zscore(due_key(prefix), "dead") <= now + 1700
+
+
+async def test_a_beat_hears_of_those_whose_lease_ends_first_among_thousands(redis, prefix):
+    """An earlier release is found among them as well: it tells no lease and stands on one list alone."""
+    desk, processes = Desk(redis, prefix), f"{{{prefix}}}:processes"
+    now = int((await redis.time())[0]) * 1000
+    living = {f"p{n}": now - n for n in range(5000)}
+    await redis.zadd(processes, {**living, "short": now - 2000, "earlier": now - 60_000})
+    await redis.zadd(due_key(prefix), {**{name: at + 30_000 for name, at in living.items()}, "short": now - 1000})
+    reply = await desk.send(beat(prefix, "one", True))
+    heard = dict(zip(reply[2::3], reply[3::3], strict=True))
+    assert {b"short", b"earlier"} <= heard.keys()
+    assert len(heard) <= 400
+
+
+async def test_one_survivor_sweeps_and_another_goes_on_where_it_died(redis, prefix):
+    desk, key = Desk(redis, prefix), swept_key(prefix, "dead")
+    assert await desk.run(scripts.CLAIM, key, "mail", "a", 10_000, "") == 1
+    assert await desk.run(scripts.CLAIM, key, "mail", "a", 10_000, "") == 1, "sent again"
+    assert await desk.run(scripts.CLAIM, key, "mail", "b", 10_000, "") == 0
+    assert await desk.run(scripts.CLAIM, key, "other", "b", 10_000, "") == 1
+    assert await desk.run(scripts.CLAIM, key, "mail", "b", 0, "") == 1, "a has died too"
+    assert await desk.run(scripts.CLAIM, key, "mail", "b", 10_000, "1") == 1
+    assert await desk.run(scripts.CLAIM, key, "mail", "a", 0, "") == 2
+    assert 0 < await redis.pttl(key) <= 3_600_000
+    await desk.send(beat(prefix, "dead", True))
+    assert not await redis.exists(key), "it lives, and may die again"
 
 
 async def test_a_job_that_stalled_is_charged_again_only_once_its_handler_has_begun(redis, prefix):
@@ -434,12 +508,12 @@ async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix,
     desk = Desk(redis, prefix)
     keys = desk.keys
     await desk.add(*"abcdefgh")
-    declared = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
+    declared = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings, keys.stream)
     head = (*declared, keys.jobs, "n", "d", "")
-    limits = (0, "3:1000000", 10_000, 0, -1, -1, -1, -1)
+    limits = (0, "3:1000000", 10_000, 0, "", 1 << 21, "", -1, -1, -1, -1)
 
     async def take(shift: int, token: str) -> tuple[int, int]:
-        reply = await redis.eval(at(shift, scripts.WORK), 6, *head, "p1", token, 10, *limits)
+        reply = await redis.eval(at(shift, scripts.WORK), 7, *head, "p1", token, 10, *limits)
         return len(reply[2]) // 7, reply[1]
 
     assert (await take(0, "t1"))[0] == 3
@@ -458,7 +532,7 @@ async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix,
 
 async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
     desk = Desk(redis, prefix)
-    keys = (f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes")
+    keys = (f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes", due_key(prefix))
     now = int((await redis.time())[0]) * 1000
     assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1") == [b"fire"]
     assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1") == [b"fire"], "sent again"
@@ -469,31 +543,36 @@ async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
     assert 58_000 < wait <= 60_000
 
 
+async def test_a_claim_in_the_future_keeps_no_tick_out(redis, prefix):
+    """The store's clock was a day ahead when it was made, and was set back."""
+    desk, ticks = Desk(redis, prefix), f"{{{prefix}}}:ticks"
+    keys = (ticks, f"{{{prefix}}}:running", f"{{{prefix}}}:processes", due_key(prefix))
+    now = int((await redis.time())[0]) * 1000
+    await redis.hset(ticks, "poll", f"{now + 86_400_000} p9")
+    verdict, ahead = await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1")
+    assert verdict == b"fire"
+    assert 86_000_000 < ahead <= 86_400_000
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1") == [b"taken"]
+
+
 async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis, prefix):
     desk = Desk(redis, prefix)
     ticks, running, processes = f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes"
     now = int((await redis.time())[0]) * 1000
-    await desk.run(scripts.BEAT, processes, epoch_key(prefix), "p1", "1", "e")
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 3000, "p1", "queue", 30_000, "1") == [
-        b"fire"
-    ]
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000, "1") == [
-        b"overlap"
-    ]
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 2000, "p2", "skip", 30_000, "1") == [
-        b"taken"
-    ]
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now - 1000, "p2", "queue", 30_000, "1") == [
-        b"queued"
-    ]
+    await desk.send(beat(prefix, "p1", True, lease=60_000))
+    keys = (ticks, running, processes, due_key(prefix))
+    assert await desk.run(scripts.TICK, *keys, "t", now - 3000, "p1", "queue", 30_000, "1") == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1") == [b"overlap"]
+    assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1") == [b"taken"]
+    assert await desk.run(scripts.TICK, *keys, "t", now - 1000, "p2", "queue", 30_000, "1") == [b"queued"]
     assert await desk.run(scripts.TOCK, running, "t", "p2", "1") == b""
     assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == str(now - 1000).encode()
     assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == b""
     await redis.hset(running, "t", "p1")
-    over = (ticks, running, processes, "t", now - 500, "p1", "skip", 30_000, "0")
+    over = (*keys, "t", now - 500, "p1", "skip", 30_000, "0")
     assert await desk.run(scripts.TICK, *over) == [b"fire"], "its own process knows that the run is over"
     await redis.hset(running, "t", "dead")
-    assert await desk.run(scripts.TICK, ticks, running, processes, "t", now, "p2", "skip", 30_000, "1") == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "t", now, "p2", "skip", 30_000, "1") == [b"fire"]
 
 
 async def test_a_foreign_type_fails_the_call_and_writes_nothing(desk, keys_left):

@@ -318,6 +318,9 @@ class Sub:
         asyncio.get_running_loop().call_later(0.01, future.set_result, 8)
         return future
 
+    async def echo(self, value):
+        return value
+
     async def same(self, others):
         return all(type(one) is Sub for one in others)
 
@@ -343,6 +346,32 @@ def test_whatever_an_api_gives_works_in_a_thread(loop):
         async with seen as inside:
             assert [n async for n in inside.numbers()] == [0, 1, 2]
         assert await seen.value() == 7
+
+    run_on(loop, scenario())
+
+
+@on_both_loops
+def test_what_holds_nothing_of_the_loop_passes_as_it_is(loop):
+    """However deep it is, and though it holds itself."""
+
+    async def scenario():
+        seen = FromThread(Sub(), Crossing())
+        deep: list = []
+        for _ in range(100_000):
+            deep = [deep]
+        loops: list = []
+        loops += [loops, {"again": loops}]
+        mixed = [seen, loops, (loops, seen)]
+
+        def in_thread():
+            passed = [seen.echo(one) is one for one in (deep, loops, {"a": loops}, frozenset([1]))]
+            sub, same, (also, other) = seen.echo(mixed)
+            return passed, sub.value(), other.value(), same is loops, also is loops
+
+        passed, *rest = await asyncio.to_thread(in_thread)
+        assert (passed, rest) == ([True] * 4, [7, 7, False, False])
+        while deep:
+            deep = deep.pop()
 
     run_on(loop, scenario())
 

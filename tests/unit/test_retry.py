@@ -93,3 +93,16 @@ def test_an_error_is_kept_within_bounds_and_its_frames_are_there(text):
     assert len(kept.text.encode()) + len(kept.stack.encode()) <= 8192
     assert "raise ValueError(text)" in kept.stack
     assert not kept.whole
+
+
+def test_a_long_text_in_the_chain_of_an_error_hides_no_frame():
+    try:
+        try:
+            raise ValueError("line\n" * 100_000)
+        except ValueError as cause:
+            raise KeyError("short") from cause
+    except KeyError as error:
+        kept = told(error)
+    assert 'raise KeyError("short") from cause' in kept.stack
+    assert "raise ValueError(" in kept.stack
+    assert not kept.whole, "nobody formats the long text anew"

@@ -7,11 +7,12 @@ import heapq
 import itertools
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from asyncjobs import ConfigError, TaskDefinition
-from asyncjobs.cron import last_tick, next_tick, normalise
+from asyncjobs.cron import Ticks, last_tick, next_tick, normalise
 from asyncjobs.definition import TaskSpec
 from asyncjobs.scheduler import Tick
 
@@ -173,3 +174,64 @@ def test_zero_and_seven_are_sunday():
     after = datetime(2026, 1, 1, tzinfo=UTC)
     assert next_tick("0 0 * * 0", after) == next_tick("0 0 * * 7", after) == datetime(2026, 1, 4, tzinfo=UTC)
     assert last_tick("0 0 * * 0", after) == datetime(2025, 12, 28, tzinfo=UTC)
+
+
+CHANGES = [
+    ("America/Sao_Paulo", "2018-02-17T12:00", "2018-02-19T12:00"),
+    ("America/Sao_Paulo", "2018-11-03T12:00", "2018-11-05T12:00"),
+    ("America/New_York", "2026-03-07T12:00", "2026-03-09T12:00"),
+    ("America/New_York", "2026-10-31T12:00", "2026-11-02T12:00"),
+    ("Europe/London", "2026-03-28T12:00", "2026-03-30T12:00"),
+    ("Europe/London", "2026-10-24T12:00", "2026-10-26T12:00"),
+    ("Australia/Lord_Howe", "2026-04-04T12:00", "2026-04-06T12:00"),
+    ("Australia/Lord_Howe", "2026-10-03T12:00", "2026-10-05T12:00"),
+]
+
+
+@pytest.mark.parametrize(("zone", "start", "end"), CHANGES)
+@pytest.mark.parametrize(
+    "fields", ["30 1 * * *", "0 2 * * *", "15 2 * * *", "30 0 * * *", "0 0 * * *", "0,30 1,2 * * *"]
+)
+def test_six_fields_have_the_rule_of_five_where_clocks_change(zone, start, end, fields):
+    """In the hour that comes twice they fire once; what lies in the one that is left out fires right after it."""
+
+    def ticks(expression: str) -> list[datetime]:
+        found, tick = [], datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone))
+        last = datetime.fromisoformat(end).replace(tzinfo=ZoneInfo(zone))
+        while (tick := next_tick(expression, tick)) < last:
+            found.append(tick.astimezone(UTC))
+        return found
+
+    assert ticks(f"0 {fields}") == ticks(fields)
+
+
+@pytest.mark.parametrize("back", [3.0, 86_400.0, 30 * 86_400.0])
+def test_a_clock_that_was_ahead_for_a_moment_silences_nothing(ticking, back):
+    """The store knows what was claimed, so that nothing fires twice either."""
+    clocked = ticking("* * * * *", "2026-06-01T00:00:30")
+    clocked.loop.run_for(60)
+    clocked.loop.offset += back
+    clocked.loop.run_for(40)
+    clocked.loop.offset -= back
+    clocked.loop.run_for(60)
+    clocked.fired.clear()
+    clocked.loop.run_for(180)
+    assert len(clocked.fired) == 3
+
+
+def test_a_clock_that_goes_forward_by_a_month_is_not_walked_second_by_second(ticking, monkeypatch):
+    clocked = ticking("* * * * * *", "2026-06-01T00:00:00")
+    clocked.loop.run_for(2)
+    looked = 0
+    walk = Ticks.__next__
+
+    def counted(self):
+        nonlocal looked
+        looked += 1
+        return walk(self)
+
+    monkeypatch.setattr(Ticks, "__next__", counted)
+    clocked.loop.offset += 30 * 86_400
+    clocked.loop.run_for(35)
+    assert looked < 5000
+    assert clocked.fired[-1].startswith("01 00:00:3")

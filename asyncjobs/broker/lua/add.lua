@@ -3,8 +3,9 @@
 --
 -- KEYS[1] stream     stream {j: job id}; made with its consumer group when it is first needed
 -- KEYS[2] delayed    zset id → due ms
--- KEYS[3] senders    hash sender → number of its last add applied here; expires a minute after the last
+-- KEYS[3] senders    hash sender → 'number of its last add applied here, ms until which that may be sent again'
 -- KEYS[4] settings   hash, see `work`; m most waiting and delayed
+-- KEYS[5] groups     zset, see `register`: the group is registered first; the stream where there is nothing to register
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] news       channel told when an idle queue got work
 -- ARGV[3] group      the group id as given, or ''
@@ -12,7 +13,8 @@
 -- ARGV[5] number     of this add, rising per sender: one that is sent again is recognised by it
 -- ARGV[6] most       waiting and delayed, where the settings do not say; '' for no bound
 -- ARGV[7] followed '1': a turn of the same queue comes right behind, and tells the others what it leaves; else ''
--- ARGV[8…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
+-- ARGV[8] resent     ms in which this add may be sent again
+-- ARGV[9…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
 --
 -- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, where one was refused}
 -- Order: the hash (invisible alone) first, the entry that makes it a job after it, the sender's mark last.
@@ -23,10 +25,13 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local stamp = string.format('%.0f', now)  -- a number would be printed anew for every job, with 17 digits
 local mark = sender .. ':' .. ARGV[5]
+if KEYS[5] ~= stream then redis.call('ZADD', KEYS[5], stamp, group) end
 local length = redis.call('XLEN', stream)
 local first
 local last = redis.call('HGET', senders, sender)
-local replayed = last and tonumber(last) == number
+-- Numbers rise: a lower one was given up by its sender, and comes late over a connection that was lost.
+local highest = last and tonumber(string.match(last, '^%d+') or '') or -1
+local replayed = highest >= number
 local answers, soonest, waiting = {}, nil, false
 local most, room = tonumber(redis.call('HGET', KEYS[4], 'm') or ARGV[6]), nil
 if most and not replayed then
@@ -40,7 +45,7 @@ if most and not replayed then
   room = most - (length - active) - redis.call('ZCARD', delayed)
 end
 
-for i = 8, #ARGV, 6 do
+for i = 9, #ARGV, 6 do
   local id, kind, at = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local key, named = prefix .. id, ARGV[i + 5] == '1'
   if replayed then
@@ -79,9 +84,19 @@ for i = 8, #ARGV, 6 do
   end
 end
 
-if not last or tonumber(last) < number then redis.call('HSET', senders, sender, ARGV[5]) end
 -- Written even when nothing else is: a WAIT behind a repeated add has to wait for something.
-redis.call('PEXPIRE', senders, 60000)
+local resent = tonumber(ARGV[8])
+redis.call('HSET', senders, sender, string.format('%.0f %.0f', math.max(highest, number), now + resent))
+if redis.call('PTTL', senders) < resent then redis.call('PEXPIRE', senders, resent) end
+-- A busy queue would keep every process that ever added to it.
+if not last and redis.call('HLEN', senders) > 16 then
+  local marks, over = redis.call('HGETALL', senders), {}
+  for i = 1, #marks, 2 do
+    local till = tonumber(string.match(marks[i + 1], ' (%d+)$'))
+    if till and till < now and #over < 1000 then over[#over + 1] = marks[i] end
+  end
+  if #over > 0 then redis.call('HDEL', senders, unpack(over)) end
+end
 if waiting and ARGV[7] == '' then
   -- A queue that already had something waiting is being looked at: only the first job is news.
   local busy = false

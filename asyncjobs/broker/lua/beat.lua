@@ -1,30 +1,62 @@
 #!lua flags=allow-oom
--- beat: a process's sign of life, and what it hears of the others.
+-- beat: a process's sign of life, and what it hears of those that were silent for longest.
 --
 -- KEYS[1] processes  zset process → ms of its last beat
 -- KEYS[2] epoch      string: drawn when it is missing, so that it changes only with the loss of the data
+-- KEYS[3] due        zset process → ms when its shortest lease ends
+-- KEYS[4] leases     hash process → its leases, as the caller gives them
+-- KEYS[5] swept      hash of this process, see `claim`: whoever shows a sign of life may be given up anew
 -- ARGV[1] process
 -- ARGV[2] joining    '1' when it has just taken this name
 -- ARGV[3] draw       an epoch never used before
+-- ARGV[4] lease      ms, the shortest of its own
+-- ARGV[5] leases     of its job names
 --
--- Returns {1 alive or 0 declared dead (not written), epoch, name, ms since its last beat, …}
+-- Returns {1 alive or 0 declared dead (not written), epoch, name, ms since its last beat, its leases or '', …}; at most
+-- those 200 whose leases end first, and the 200 that were silent for longest: an earlier release tells no lease.
+-- A beat in the future is one by a clock that was set back since; it counts as now, or its death would go unnoticed.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local reply = {1, redis.call('GET', KEYS[2])}
+local me, reply = ARGV[1], {1, redis.call('GET', KEYS[2])}
 if not reply[2] then
   redis.call('SET', KEYS[2], ARGV[3])
   reply[2] = ARGV[3]
 end
-if ARGV[2] == '1' or redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-  redis.call('ZADD', KEYS[1], now, ARGV[1])
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'LIMIT', 0, 200)) do
+  local due, beat = redis.call('ZSCORE', KEYS[3], name), redis.call('ZSCORE', KEYS[1], name)
+  redis.call('ZADD', KEYS[1], now, name)
+  if due then redis.call('ZADD', KEYS[3], now + math.max(0, tonumber(due) - tonumber(beat)), name) end
+end
+if ARGV[2] == '1' or redis.call('ZSCORE', KEYS[1], me) then
+  redis.call('ZADD', KEYS[1], now, me)
+  redis.call('ZADD', KEYS[3], now + ARGV[4], me)
+  redis.call('HSET', KEYS[4], me, ARGV[5])
+  redis.call('DEL', KEYS[5])
 else
   reply[1] = 0
 end
-local rows = redis.call('ZRANGE', KEYS[1], 0, 999, 'WITHSCORES')
-for i = 1, #rows, 2 do
-  if rows[i] ~= ARGV[1] then
-    reply[#reply + 1] = rows[i]
-    reply[#reply + 1] = math.max(0, now - tonumber(rows[i + 1]))
+local names, seen = {}, {[me] = true}
+local function hear(key)
+  for _, name in ipairs(redis.call('ZRANGE', key, 0, 199)) do
+    if not seen[name] then
+      seen[name] = true
+      names[#names + 1] = name
+    end
+  end
+end
+hear(KEYS[3])
+hear(KEYS[1])
+if #names > 0 then
+  local leases = redis.call('HMGET', KEYS[4], unpack(names))
+  for i, name in ipairs(names) do
+    local beat, n = redis.call('ZSCORE', KEYS[1], name), #reply
+    if beat then
+      reply[n + 1], reply[n + 2], reply[n + 3] = name, math.max(0, now - tonumber(beat)), leases[i] or ''
+    else
+      -- An earlier release has buried it, or taken it off the list.
+      redis.call('ZREM', KEYS[3], name)
+      redis.call('HDEL', KEYS[4], name)
+    end
   end
 end
 return reply

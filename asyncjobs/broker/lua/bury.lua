@@ -1,12 +1,16 @@
 #!lua flags=allow-oom
--- bury: declare a process dead whose jobs were all given back, unless it has shown a sign of life.
+-- bury: take a process off the list: one that is gone, or one whose jobs were all given back and that was silent since.
 --
 -- KEYS[1] processes  zset process → ms of its last beat
+-- KEYS[2] due        zset process → ms when its shortest lease ends
+-- KEYS[3] leases     hash process → its leases
 -- ARGV[1] process
--- ARGV[2] lease      ms of silence that make it dead
+-- ARGV[2] lease      ms of silence that make it dead; 0 where it takes itself off
 --
 -- Returns 1 buried · 0 alive, or buried already
 local t = redis.call('TIME')
 local at = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not at or t[1] * 1000 + math.floor(t[2] / 1000) - at < tonumber(ARGV[2]) then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
 return redis.call('ZREM', KEYS[1], ARGV[1])

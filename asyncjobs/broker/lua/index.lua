@@ -22,6 +22,10 @@ for i = 5, #ARGV, 3 do
     list[#list + 1] = ARGV[i + 2]
   end
 end
+if #listed.c > 0 and #listed.f > 0 then  -- a listing of a foreign type refuses both: `work` looks at one of them
+  redis.call('ZCARD', KEYS[2])
+  redis.call('ZCARD', KEYS[3])
+end
 local function add(key, ...) redis.call('ZADD', key, ...) end
 for i = 1, #alive, 1000 do add(KEYS[1], 'XX', unpack(alive, i, math.min(i + 999, #alive))) end
 for op, list in pairs(listed) do

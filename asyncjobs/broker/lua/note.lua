@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- note: write the progress of a running job, a line of its log, or that its handler begins, if the caller still owns it.
 --
 -- KEYS[1] job        hash
@@ -17,7 +17,11 @@ elseif ARGV[2] == 'begin' then
   redis.call('HDEL', KEYS[1], 'z')
 elseif redis.call('HGET', KEYS[1], 'li') ~= ARGV[5] then
   redis.call('HSET', KEYS[1], 'li', ARGV[5])
-  local n = redis.call('HINCRBY', KEYS[1], 'ln', 1)
+  local n = redis.pcall('HINCRBY', KEYS[1], 'ln', 1)
+  if type(n) ~= 'number' then  -- somebody else has made something else of it
+    redis.call('HSET', KEYS[1], 'ln', 1)
+    n = 1
+  end
   redis.call('HSET', KEYS[1], 'l' .. n, ARGV[3])
   if n > tonumber(ARGV[4]) then redis.call('HDEL', KEYS[1], 'l' .. (n - tonumber(ARGV[4]))) end
 end

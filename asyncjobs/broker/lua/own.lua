@@ -5,16 +5,20 @@
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] consumer   the asking process
 -- ARGV[3] after      entry to start behind, or '-'
+-- ARGV[4] bytes      of payloads after which no further job is returned
 --
 -- Returns {next, rows}
 --   next: the entry to go on behind, '' after the last; 500 are looked at, and those without a job are left out
 --   rows: id · entry · data · attempts made · stalled count · added ms · options · token
 -- Reads only, by XPENDING and XRANGE: re-reading history by XREADGROUP would raise delivery counts.
 local rows = {}
+local budget, size, last = tonumber(ARGV[4]), 0, ''
 local after = ARGV[3] == '-' and '-' or '(' .. ARGV[3]
 local pending = redis.pcall('XPENDING', KEYS[1], 'w', after, '+', 500, ARGV[2])
 if pending.err then return {'', rows} end
 for _, row in ipairs(pending) do
+  if size >= budget then return {last, rows} end
+  last = row[1]
   local entry = redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
   if entry then
     local id = entry[2][2]
@@ -24,6 +28,7 @@ for _, row in ipairs(pending) do
       local n = #rows
       rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
       rows[n + 5], rows[n + 6], rows[n + 7], rows[n + 8] = job[3] or '0', job[4] or '0', job[5] or '', job[6] or ''
+      size = size + #job[1]
     end
   end
 end

@@ -9,8 +9,9 @@ local key, channel = ARGV[1], ARGV[2]
 local denied = {}
 for _, command in ipairs({
   {'DEL', key}, {'EXISTS', key}, {'GET', key}, {'HDEL', key, 'f'}, {'HGET', key, 'f'}, {'HGETALL', key},
-  {'HINCRBY', key, 'f', '1'}, {'HMGET', key, 'f'}, {'HSET', key, 'f', 'v'}, {'HSETNX', key, 'f', 'v'},
-  {'LINDEX', key, '0'}, {'LPOP', key}, {'PEXPIRE', key, '1'}, {'PING'}, {'PUBLISH', channel, ''}, {'RPUSH', key, 'v'},
+  {'HINCRBY', key, 'f', '1'}, {'HLEN', key}, {'HMGET', key, 'f'}, {'HSET', key, 'f', 'v'}, {'HSETNX', key, 'f', 'v'},
+  {'LINDEX', key, '0'}, {'LLEN', key}, {'LSET', key, '0', 'v'}, {'LTRIM', key, '0', '1'}, {'PEXPIRE', key, '1'},
+  {'PING'}, {'PTTL', key}, {'PUBLISH', channel, ''}, {'RPUSH', key, 'v'},
   {'SET', key, 'v'}, {'SUBSCRIBE', channel}, {'TIME'}, {'UNLINK', key}, {'WAIT', '1', '1'}, {'XACK', key, 'w', '1'},
   {'XADD', key, '*', 'j', 'v'}, {'XCLAIM', key, 'w', 'p', '0', '1'}, {'XDEL', key, '1'},
   {'XGROUP', 'CREATE', key, 'w', '0'}, {'XGROUP', 'DELCONSUMER', key, 'w', 'p'}, {'XLEN', key}, {'XPENDING', key, 'w'},

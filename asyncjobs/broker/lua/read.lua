@@ -5,7 +5,11 @@
 -- KEYS[2] delayed    zset
 -- ARGV[1] id
 --
--- Returns {due ms or '', field, value, …}; only {''} where there is no such job
-local reply = redis.call('HGETALL', KEYS[1])
+-- Returns {due ms or '', field, value, …}; only {''} where there is no such job, or somebody else has overwritten it
+local reply = redis.pcall('HGETALL', KEYS[1])
+if reply.err then
+  if not string.find(reply.err, 'WRONGTYPE', 1, true) then return reply end
+  reply = {}
+end
 table.insert(reply, 1, redis.call('ZSCORE', KEYS[2], ARGV[1]) or '')
 return reply

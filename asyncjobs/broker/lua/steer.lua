@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- steer: change what is set of a queue at run time, and tell the processes that serve it.
 --
 -- KEYS[1] settings   hash, see `work`; m most waiting

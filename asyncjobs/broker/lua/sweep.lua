@@ -13,10 +13,12 @@
 -- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}
 -- A job over the limit is claimed by the sweeper, which fails it by the ordinary way (`work`, op 'f').
 local stream, prefix = KEYS[1], ARGV[1]
-local back, doomed = {}, {}
+local back, doomed, size, seen = {}, {}, 0, 0
 local pending = redis.pcall('XPENDING', stream, 'w', '-', '+', 500, ARGV[4])
 if pending.err then return {back, 0, doomed} end
 for _, row in ipairs(pending) do
+  if size >= 2097152 then break end  -- bytes of doomed payloads: a reply has to fit through a narrow link
+  seen = seen + 1
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
   local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
@@ -34,6 +36,7 @@ for _, row in ipairs(pending) do
       local n = #doomed
       doomed[n + 1], doomed[n + 2], doomed[n + 3], doomed[n + 4] = id, row[1], job[1], job[2] or '0'
       doomed[n + 5], doomed[n + 6], doomed[n + 7] = tostring(stalled), job[4] or '0', job[5] or ''
+      size = size + #job[1]
     else
       redis.call('HSET', prefix .. id, 's', stalled, 'r', '', 'x', 'w')
       redis.call('XCLAIM', stream, 'w', 'head', 0, row[1], 'JUSTID')
@@ -42,7 +45,8 @@ for _, row in ipairs(pending) do
   end
 end
 -- Only an empty consumer may go: DELCONSUMER destroys what is pending for it.
-if #pending < 500 then redis.call('XGROUP', 'DELCONSUMER', stream, 'w', ARGV[4]) end
+local left = #pending == 500 or seen < #pending
+if not left then redis.call('XGROUP', 'DELCONSUMER', stream, 'w', ARGV[4]) end
 if redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
 if #back > 0 then redis.call('PUBLISH', ARGV[2], '0|' .. ARGV[3]) end
-return {back, #pending < 500 and 0 or 1, doomed}
+return {back, left and 1 or 0, doomed}

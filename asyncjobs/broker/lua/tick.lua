@@ -4,24 +4,29 @@
 -- KEYS[1] ticks      hash task → 'scheduled ms process' of the last tick claimed
 -- KEYS[2] running    hash task → process that runs it; task .. ' queued' → scheduled ms
 -- KEYS[3] processes  zset process → ms of its last beat
+-- KEYS[4] due        zset process → ms when its shortest lease ends
 -- ARGV[1] task
 -- ARGV[2] scheduled  ms, the instant the tick is due
 -- ARGV[3] process
 -- ARGV[4] overlap    'skip', 'queue' or 'allow'
--- ARGV[5] lease      ms of silence after which a running process counts as dead
+-- ARGV[5] lease      ms of silence after which a running process counts as dead that tells no lease of its own
 -- ARGV[6] busy       '1' while the calling process itself runs the task
 --
--- Returns {'fire'} · {'early', ms until due} · {'taken'} · {'overlap'} · {'queued'}
+-- A claim in the future was made by a clock of the store that was set back since: it must not keep later ticks out.
+--
+-- Returns {'fire'} · {'fire', ms that the last claim lay in the future} · {'early', ms until due} · {'taken'} ·
+-- {'overlap'} · {'queued'}
 -- Sent again after a lost reply by the same process it answers 'fire' again.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local task, scheduled, process = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if scheduled > now then return {'early', scheduled - now} end
-local last = redis.call('HGET', KEYS[1], task)
+local last, ahead = redis.call('HGET', KEYS[1], task), 0
 if last then
   local at, by = string.match(last, '^(%d+) (.*)$')
   if tonumber(at) == scheduled and by == process then return {'fire'} end
-  if tonumber(at) >= scheduled then return {'taken'} end
+  ahead = math.max(0, tonumber(at) - now)
+  if tonumber(at) >= scheduled and ahead == 0 then return {'taken'} end
 end
 redis.call('HSET', KEYS[1], task, string.format('%.0f ', scheduled) .. process)
 if ARGV[4] ~= 'allow' then
@@ -29,7 +34,8 @@ if ARGV[4] ~= 'allow' then
   local beat = runner and redis.call('ZSCORE', KEYS[3], runner)
   -- A run whose end could not be recorded is known to be over by its own process.
   if runner == process and ARGV[6] ~= '1' then beat = nil end
-  if beat and now - tonumber(beat) < tonumber(ARGV[5]) then
+  local due = beat and redis.call('ZSCORE', KEYS[4], runner)
+  if due and tonumber(due) > now or not due and beat and now - tonumber(beat) < tonumber(ARGV[5]) then
     -- The mark above is not a claim to run: a repeat must hear 'taken'.
     redis.call('HSET', KEYS[1], task, string.format('%.0f -', scheduled))
     if ARGV[4] == 'skip' then return {'overlap'} end
@@ -38,4 +44,5 @@ if ARGV[4] ~= 'allow' then
   end
   redis.call('HSET', KEYS[2], task, process)
 end
+if ahead > 0 then return {'fire', ahead} end
 return {'fire'}

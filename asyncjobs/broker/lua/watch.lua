@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- watch: ask to be told when a job finishes, or learn that it has.
 --
 -- KEYS[1] job        hash

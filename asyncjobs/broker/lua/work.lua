@@ -7,6 +7,7 @@
 -- KEYS[4] completed  zset id → finished ms
 -- KEYS[5] failed     zset id → finished ms
 -- KEYS[6] settings   hash of what was set at run time: w windows · c concurrency · g weight · p paused · h held until ms
+-- KEYS[7] listing    zset that finished jobs of the name are listed in, see `index`; the stream where they are not
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] news       channel told when others should look here
 -- ARGV[3] done       channel told when a watched job has finished
@@ -19,9 +20,11 @@
 -- ARGV[10] margin    µs that a start may lag behind its token
 -- ARGV[11] ahead     with slots of 1: jobs beyond the first that the process may hold, to run one after the other
 -- ARGV[12] tell      '1': right behind an add, which has told nobody; others hear of what is left
--- ARGV[13] ccount    completed jobs kept, -1 for all        ARGV[14] cage  ms they are kept, -1 for ever
--- ARGV[15] fcount    the same for failed ones               ARGV[16] fage
--- ARGV[17…] per settled job: op · id · entry · token · body · number · keep
+-- ARGV[13] bytes     of payloads after which no further job is taken
+-- ARGV[14] listed    a member of the listing, without which nothing is settled; '' for none
+-- ARGV[15] ccount    completed jobs kept, -1 for all        ARGV[16] cage  ms they are kept, -1 for ever
+-- ARGV[17] fcount    the same for failed ones               ARGV[18] fage
+-- ARGV[19…] per settled job: op · id · entry · token · body · number · keep
 --   'c' completed: body result      number -      keep '' by the defaults, '0' none, 'count:age' these
 --   'f' failed     body error       number -      keep the same
 --   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
@@ -52,13 +55,18 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local now_us = t[1] * 1000000 + t[2]
 local stamp = string.format('%.0f', now)
 
+-- `index` went before, but what the server refuses of a pipeline keeps nothing back that lies behind it.
+if ARGV[14] ~= '' and not redis.call('ZSCORE', KEYS[7], ARGV[14]) then
+  return redis.error_reply('TRYAGAIN the jobs to settle are not listed under their name')
+end
+
 -- settle ------------------------------------------------------------------------------------------------
 local statuses, acked, settled, released = {}, {}, 0, false
 local length, known = redis.call('XLEN', stream), {}
 local had = length > 0
 local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
 local first, soonest
-for i = 17, #ARGV, 7 do
+for i = 19, #ARGV, 7 do
   local job = pcall('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
   if job.err then
     if not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
@@ -102,11 +110,12 @@ end
 -- The first error of a job is kept, and its last ten.
 local function forget_error(key, attempts)
   local n = tonumber(attempts) - 10
-  while n > 1 and redis.call('HDEL', key, 'e' .. n) == 1 do n = n - 1 end
+  local least = math.max(1, n - 100)
+  while n > least and redis.call('HDEL', key, 'e' .. n) == 1 do n = n - 1 end
 end
 
-local overrides = {}
-for i = 17, #ARGV, 7 do
+local overrides, by_default = {}, {}
+for i = 19, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
   local job = known[i]
@@ -172,7 +181,7 @@ for i = 17, #ARGV, 7 do
         end
       end
       if kept then
-        if keep ~= '' then overrides[#overrides + 1] = {op, keep} end
+        if keep == '' then by_default[op] = true else overrides[op .. keep] = true end
       elseif job[4] then
         redis.call('PEXPIRE', key, 60000)
       else
@@ -183,15 +192,16 @@ for i = 17, #ARGV, 7 do
   end
   statuses[#statuses + 1] = status
 end
+-- Jobs of groups are counted over all groups of their name, see `index`. Keeping none removes the job that finishes alone.
 for op, list in pairs(finished) do
-  if #list > 0 then
-    local at = op == 'c' and 13 or 15
+  if by_default[op] then
+    local at = op == 'c' and 15 or 17
     trim(zsets[op], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
   end
 end
-for _, rule in ipairs(overrides) do
-  local count, age = string.match(rule[2], '^(-?%d+):(-?%d+)$')
-  trim(zsets[rule[1]], tonumber(count), tonumber(age), 1000)
+for rule in pairs(group == '' and overrides or {}) do
+  local op, count, age = string.match(rule, '^(.)(-?%d+):(-?%d+)$')
+  trim(zsets[op], tonumber(count), tonumber(age), 100)  -- a beginning: the caller sees to the rest
 end
 local pending
 
@@ -281,8 +291,9 @@ if length > 0 then
     want = math.min(want, (slots == 1 and active == 0) and 1 + tonumber(ARGV[11]) or slots - active)
   end
 end
+local looked = {}
 if want > 0 and #windows > 2 then
-  local margin, looked = tonumber(ARGV[10]), {}
+  local margin = tonumber(ARGV[10])
   local function parse(text)
     local at, n, before = string.match(text, '^(%d+) (%d+) (%d+)$')
     return tonumber(at), tonumber(n), tonumber(before)
@@ -292,17 +303,24 @@ if want > 0 and #windows > 2 then
     if margin == 0 then margin = math.max(2000, math.min(50000, duration / 100)) end
     local key = #looked == 0 and bucket or bucket .. #looked
     local oldest = redis.call('LINDEX', key, 0)
-    while oldest do
-      if parse(oldest) > now_us then break end
-      redis.call('LPOP', key)
+    if oldest and parse(oldest) <= now_us then
+      -- Ever later ones stand behind it: the first that is still out is found by halves, and what is before it goes at once.
+      local low, high = 1, redis.call('LLEN', key)
+      while low < high do
+        local middle = math.floor((low + high) / 2)
+        if parse(redis.call('LINDEX', key, middle)) <= now_us then low = middle + 1 else high = middle end
+      end
+      redis.call('LTRIM', key, low, -1)
       oldest = redis.call('LINDEX', key, 0)
     end
-    local used, ever, latest = 0, 0, now_us + duration + margin
+    local used, ever, latest, last = 0, 0, now_us + duration + margin, nil
+    local grain = duration / 1000
     local first_at = latest
     if oldest then
       local first_before, last_at, n, before
       first_at, n, first_before = parse(oldest)
       last_at, n, before = parse(redis.call('LINDEX', key, -1))
+      last = {last_at, n, before}
       ever = before + n
       used = ever - first_before
       latest = math.max(latest, last_at)
@@ -312,10 +330,12 @@ if want > 0 and #windows > 2 then
         used, ever, latest = max, max, now_us + duration + margin
         redis.call('RPUSH', key, string.format('%.0f %d %.0f', latest, max, 0))
         redis.call('PEXPIRE', key, math.ceil((latest - now_us) / 1000))
-        first_at = latest
+        first_at, last = latest, nil
       end
     end
-    looked[#looked + 1] = {key, latest, ever, first_at}
+    -- Tokens that return within a thousandth of the window are one entry: a list is never longer than about a thousand.
+    local joined = last and math.floor(last[1] / grain) == math.floor(latest / grain)
+    looked[#looked + 1] = {key, latest, joined and last[3] or ever, joined and last[2]}
     want = math.max(0, math.min(want, max - used))
     if max - used < math.min(free, waiting) then
       local token_wait = math.max(1, math.ceil((first_at - now_us) / 1000))
@@ -324,46 +344,82 @@ if want > 0 and #windows > 2 then
   end
   if want > 0 then
     for _, one in ipairs(looked) do
-      redis.call('RPUSH', one[1], string.format('%.0f %d %.0f', one[2], want, one[3]))
+      if one[4] then
+        redis.call('LSET', one[1], -1, string.format('%.0f %d %.0f', one[2], one[4] + want, one[3]))
+      else
+        redis.call('RPUSH', one[1], string.format('%.0f %d %.0f', one[2], want, one[3]))
+      end
       redis.call('PEXPIRE', one[1], math.ceil((one[2] - now_us) / 1000) + 1)
     end
   end
 end
-if want > 0 then
+-- Payloads may be large: records are read a few at a time, and more each time as long as they are small.
+local budget, size, left, step = tonumber(ARGV[13]), 0, want, 16
+local spare, broken = {}, false
+
+local function next_entries(most)
   local entries = {}
   if head > 0 then
     local ids = {}
-    for _, row in ipairs(redis.call('XPENDING', stream, 'w', '-', '+', math.min(want, head), 'head')) do
+    for _, row in ipairs(redis.call('XPENDING', stream, 'w', '-', '+', math.min(most, head), 'head')) do
       ids[#ids + 1] = row[1]
     end
+    head = #ids > 0 and head - #ids or 0
     if #ids > 0 then
       for _, entry in ipairs(redis.call('XCLAIM', stream, 'w', consumer, 0, unpack(ids))) do
         if entry then entries[#entries + 1] = entry end
       end
+      if #entries > 0 or head > 0 then return entries, #ids end
     end
   end
-  if #entries < want and waiting > head then
-    local read = redis.call('XREADGROUP', 'GROUP', 'w', consumer, 'COUNT', want - #entries, 'STREAMS', stream, '>')
-    for _, entry in ipairs(read and read[1][2] or {}) do entries[#entries + 1] = entry end
-  end
+  local read = redis.call('XREADGROUP', 'GROUP', 'w', consumer, 'COUNT', most, 'STREAMS', stream, '>')
+  entries = read and read[1][2] or entries
+  return entries, #entries
+end
+
+while left > 0 and size < budget do
+  local entries, looked_at = next_entries(math.min(left, step))
+  if looked_at == 0 then break end
+  left = left - looked_at
   for _, entry in ipairs(entries) do
     local id = entry[2][2]
     local key = prefix .. id
-    local job = redis.pcall('HMGET', key, 'd', 'a', 's', 't', 'o')
-    if job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then
-      redis.call('XCLAIM', stream, 'w', 'head', 0, entry[1], 'JUSTID')
-      wait = 50
-    elseif job[1] then
-      call('HSET', key, 'x', 'a', 'r', token, 'u', stamp)
-      if job[3] then redis.call('HSET', key, 'z', '1') end
-      local n = #rows
-      rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
-      rows[n + 5], rows[n + 6], rows[n + 7] = job[3] or '0', job[4] or '0', job[5] or ''
+    if size >= budget then
+      spare[#spare + 1] = entry[1]
     else
-      -- An entry whose record an operator deleted or overwrote: nothing is left to run, but there may be more behind.
-      wait = 0
-      redis.call('XACK', stream, 'w', entry[1])
-      length = length - redis.call('XDEL', stream, entry[1])
+      local job = redis.pcall('HMGET', key, 'd', 'a', 's', 't', 'o')
+      if job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then
+        redis.call('XCLAIM', stream, 'w', 'head', 0, entry[1], 'JUSTID')
+        broken = true
+      elseif job[1] then
+        call('HSET', key, 'x', 'a', 'r', token, 'u', stamp)
+        if job[3] then redis.call('HSET', key, 'z', '1') end
+        local n = #rows
+        rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
+        rows[n + 5], rows[n + 6], rows[n + 7] = job[3] or '0', job[4] or '0', job[5] or ''
+        size = size + #job[1]
+      else
+        -- An entry whose record an operator deleted or overwrote: nothing is left to run, but there may be more behind.
+        wait = 0
+        redis.call('XACK', stream, 'w', entry[1])
+        length = length - redis.call('XDEL', stream, entry[1])
+      end
+    end
+  end
+  step = 2 * step
+  if size > 0 then step = math.min(step, math.max(1, math.floor((budget - size) * #rows / (7 * size)))) end
+end
+if want > 0 then
+  -- Their ids are lower than those of all that was not handed out yet: at the head they keep their place.
+  if #spare > 0 then redis.call('XCLAIM', stream, 'w', 'head', 0, unpack(spare), 'JUSTID') end
+  if size >= budget and waiting * 7 > #rows then wait = 0 end
+  if broken then wait = 50 end
+  if #rows == 0 and #redis.call('XPENDING', stream, 'w', '-', '+', 1, consumer) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', stream, 'w', consumer)  -- reading has left the name there
+  end
+  if #rows < want * 7 then
+    for _, one in ipairs(looked) do
+      redis.call('LSET', one[1], -1, string.format('%.0f %d %.0f', one[2], (one[4] or 0) + #rows / 7, one[3]))
     end
   end
 end

@@ -1,0 +1,15 @@
+#!lua flags=no-writes
+-- silence: for how long some processes have been silent.
+--
+-- KEYS[1] processes  zset process → ms of its last beat
+-- ARGV[…] processes
+--
+-- Returns ms for each; -1 for one that never beat, or was buried
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local reply = {}
+for i = 1, #ARGV do
+  local at = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  reply[i] = at and math.max(0, now - tonumber(at)) or -1
+end
+return reply

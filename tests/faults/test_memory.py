@@ -1,0 +1,296 @@
+"""A store that has reached its maxmemory: it takes no work, and whatever is there goes on to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from asyncjobs import BrokerError, Limiter, RateLimited, Runtime
+from asyncjobs.broker import scripts
+from asyncjobs.broker.keys import Channels, due_key, epoch_key, groups_key, index_keys, leases_key, swept_key
+from tests.helpers import Watcher, eventually
+from tests.lua.test_scripts import Desk, settle
+
+ADDS_WORK = {"add", "register"}
+
+
+async def full(redis: Any, yes: bool = True) -> None:
+    await redis.config_set("maxmemory", 1 if yes else 0)
+
+
+class Case:
+    """One script of a queue that has two running jobs, a waiting, a delayed and a completed one."""
+
+    def __init__(self, desk: Desk, rows: dict[str, Any], now: int) -> None:
+        self.desk, self.rows, self.now, self.keys = desk, rows, now, desk.keys
+        self.processes = f"{{{desk.prefix}}}:processes"
+        self.prefix, self.news = desk.prefix, Channels(desk.prefix).news("job")
+
+    async def hold(self, reply: Callable[[Any], bool], script: scripts.Script, *args: Any) -> None:
+        got = await self.desk.run(script, *args)
+        assert reply(got), (script.name, got)
+
+    async def work(self) -> None:
+        done = await self.desk.work(settle("c", "a", self.rows), settle("r", "b", self.rows, number=5, keep="1"),
+                                    token="t2", bucket=(5, 1_000_000, 0))  # fmt: skip
+        assert done[0] == "11"
+        assert list(done[2]) == ["waiting"]
+
+    async def own(self) -> None:
+        args = (self.keys.stream, self.keys.jobs, "p1", "-", 1 << 20)
+        await self.hold(lambda got: len(got[1]) == 16, scripts.OWN, *args)
+
+    async def retain(self) -> None:
+        await self.hold(lambda got: got == b"1", scripts.RETAIN, self.keys.stream, self.keys.jobs, "p2", "a",
+                        self.rows["a"][1], "t1")  # fmt: skip
+
+    async def owners(self) -> None:
+        await self.hold(lambda got: got == [b"p1"], scripts.OWNERS, self.keys.stream)
+
+    async def sweep(self) -> None:
+        args = (self.keys.stream, self.keys.jobs, self.news, "", "p1", "p2", "s", 5)
+        await self.hold(lambda got: got[0] == [b"a", b"b"], scripts.SWEEP, *args)
+
+    async def leave(self) -> None:
+        await self.hold(lambda got: got == 0, scripts.LEAVE, self.keys.stream, "p1")
+
+    async def note(self) -> None:
+        for n, kind in enumerate(("progress", "log", "begin")):
+            args = (self.keys.job("a"), "t1", kind, "5", 9, f"n{n}")
+            await self.hold(lambda got: got == 1, scripts.NOTE, *args)
+
+    async def read(self) -> None:
+        await self.hold(lambda got: len(got) > 4, scripts.READ, self.keys.job("a"), self.keys.delayed, "a")
+
+    async def watch(self) -> None:
+        await self.hold(lambda got: got == [b"", b""], scripts.WATCH, self.keys.job("a"))
+        assert (await self.desk.record("a"))[b"w"]
+
+    async def count(self) -> None:
+        assert await self.desk.counts() == [1, 2, 1, 1, 0]
+
+    async def inspect(self) -> None:
+        args = (self.keys.stream, self.keys.delayed, self.keys.completed, self.keys.failed, self.keys.jobs, 10)
+        await self.hold(lambda got: len(got) == 6, scripts.INSPECT, *args)
+
+    async def spend(self) -> None:
+        args = (self.keys.bucket, self.keys.settings, "5:60000000", 0, "")
+        await self.hold(lambda got: got == 0, scripts.SPEND, *args)
+        assert await self.desk.redis.exists(self.keys.bucket)
+
+    async def index(self) -> None:
+        args = (groups_key(self.prefix, "job"), *index_keys(self.prefix, "job"), -1, -1, -1, -1, "g", "c", "1:gx")
+        await self.hold(lambda got: got[:2] == [[], []], scripts.INDEX, *args)
+
+    async def forget(self) -> None:
+        args = (self.keys.completed, self.now + 9999, self.keys.jobs, self.keys.completed, self.keys.failed, 1, "done")
+        await self.hold(lambda got: got == b"1", scripts.FORGET, *args)
+
+    async def trim(self) -> None:
+        args = (self.keys.completed, self.keys.failed, self.keys.jobs, 0, -1, -1, -1)
+        await self.hold(lambda got: got == 1, scripts.TRIM, *args)
+
+    async def idle(self) -> None:
+        await self.hold(lambda got: got[0] == b"", scripts.IDLE, groups_key(self.prefix, "job"), "g")
+
+    async def reap(self) -> None:
+        keys = self.keys
+        args = (keys.stream, keys.delayed, keys.bucket, keys.senders, keys.settings)
+        await self.hold(lambda got: got[0] == 0, scripts.REAP, *args)
+
+    async def unregister(self) -> None:
+        await self.hold(lambda got: got == 0, scripts.UNREGISTER, groups_key(self.prefix, "job"), "g", "5")
+
+    async def beat(self) -> None:
+        args = (self.processes, epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix))
+        swept = swept_key(self.prefix, "p1")
+        await self.hold(lambda got: got[0] == 1, scripts.BEAT, *args, swept, "p1", "1", "e", 30_000, "{}")
+
+    async def bury(self) -> None:
+        args = (self.processes, due_key(self.prefix), leases_key(self.prefix), "p9", 0)
+        await self.hold(lambda got: got == 0, scripts.BURY, *args)
+
+    async def admit(self) -> None:
+        args = (f"{{{self.prefix}}}:gate:x", "p1", 0, 3, 5, 30_000, "9:60000000", 0, "g1", self.news, "-2|")
+        await self.hold(lambda got: got[0] == 3, scripts.ADMIT, *args)
+        await self.refund()
+
+    async def refund(self) -> None:
+        args = (f"{{{self.prefix}}}:gate:x", "g1", 3, 2, "9:60000000")
+        await self.hold(lambda got: got == 1, scripts.REFUND, *args)
+
+    async def steer(self) -> None:
+        await self.hold(lambda got: got == 1, scripts.STEER, self.keys.settings, self.news, "0|", "p", "1")
+        assert await self.desk.redis.hgetall(self.keys.settings) == {b"p": b"1"}
+
+    async def tick(self) -> None:
+        keys = (f"{{{self.prefix}}}:ticks", f"{{{self.prefix}}}:running", self.processes, due_key(self.prefix))
+        args = (*keys, "poll", self.now, "p1", "skip", 30_000, "0")
+        await self.hold(lambda got: got == [b"fire"], scripts.TICK, *args)
+
+    async def tock(self) -> None:
+        await self.hold(lambda got: got == b"", scripts.TOCK, f"{{{self.prefix}}}:running", "poll", "p1", "1")
+
+    async def claim(self) -> None:
+        args = (swept_key(self.prefix, "p9"), "job", "p1", 10_000, "")
+        await self.hold(lambda got: got == 1, scripts.CLAIM, *args)
+
+    async def silence(self) -> None:
+        await self.hold(lambda got: got == [-1], scripts.SILENCE, self.processes, "p9")
+
+    async def permit(self) -> None:
+        await self.hold(lambda got: got == [], scripts.PERMIT, "k", "c")
+
+    async def add(self) -> None:
+        await self.desk.add("more")
+
+    async def register(self) -> None:
+        await self.desk.run(scripts.REGISTER, groups_key(self.prefix, "job"), "g")
+
+
+@pytest.mark.parametrize("name", sorted(script.name for script in scripts.BY_SHA.values()))
+async def test_every_script_but_those_that_add_work_does_its_step(own_server, prefix, name):
+    async with own_server.client() as redis:
+        desk = Desk(redis, prefix)
+        await desk.add("done")
+        _, _, rows = await desk.work(token="t0")
+        await desk.work(settle("c", "done", rows, token="t0"), free=0)
+        await desk.add("a", "b")
+        _, _, rows = await desk.work()
+        await desk.add("waiting")
+        await desk.add("later", when=60_000)
+        case = Case(desk, rows, int((await redis.time())[0]) * 1000)
+        await full(redis)
+        if name in ADDS_WORK:
+            with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
+                await getattr(case, name)()
+        else:
+            assert hasattr(case, name), f"{name} is new: say what it does when memory is short"
+            await getattr(case, name)()
+
+
+async def commands(redis: Any) -> int:
+    return int((await redis.info("stats"))["total_commands_processed"])
+
+
+async def test_what_is_there_is_run_retried_limited_watched_and_steered(own_server, prefix):
+    """Jobs that stalled are among it: each says in the store that it begins."""
+    ran: list[int] = []
+    runtimes = [Runtime(own_server.url, prefix=prefix, connect_timeout=3) for _ in range(2)]
+
+    async def stalling(data, job):
+        await job.update_progress(data)
+        await job.log(f"line {data}")
+        if data % 5 == 0 and not job.attempts_made:
+            raise ValueError("once more")
+        ran.append(data)
+        return data
+
+    async def late(data):
+        time.sleep(0.03)  # the next ones are late, and take their tokens again
+
+    for runtime in runtimes:
+        runtime.job("stalling", limiter=None, lease=0.5, backoff=0.05)(stalling)
+        runtime.job("tenant", limiter=Limiter(50, 0.2), group=True)(lambda data: data)
+        runtime.job("late", limiter=Limiter(10, 0.2), concurrency=10)(late)
+        runtime.job("hurt", limiter=None, concurrency=1)(_limited_once())
+    dead, living = runtimes
+    async with own_server.client() as redis:
+        async with dead.only_adding() as queue:
+            jobs = [await queue.add("stalling", n) for n in range(20)]
+            jobs += [await queue.add("tenant", n, group_id=f"g{n % 3}") for n in range(9)]
+            jobs += [await queue.add("late", n) for n in range(25)]
+            jobs += [await queue.add("hurt", n) for n in range(3)]
+            keys = queue._broker.queue_keys("stalling", None)
+            desk = Desk(redis, prefix)
+            desk.keys = keys
+            await desk.work(me="gone.1", token="g", free=20)  # of a process that nobody hears of any more
+        await full(redis)
+        async with living:
+            before = await commands(redis)
+            began = time.monotonic()
+            waits = [living.queue.get_job(job.name, job.id, job.group_id) for job in jobs]
+            handles = await asyncio.gather(*waits)
+            await asyncio.gather(*(handle.wait(20) for handle in handles))
+            spent = await commands(redis) - before
+            assert spent < 3000 + 500 * (time.monotonic() - began), "it does not spin"
+            assert sorted(ran) == list(range(20))
+            record = await living.queue.get_job("stalling", jobs[3].id)
+            assert (record.progress, record.logs, record.stalled_count) == (3, ("line 3",), 1)
+            with pytest.raises(BrokerError, match="out of memory and took nothing"):
+                await living.queue.add("stalling", 99)
+            with pytest.raises(BrokerError, match="out of memory and took nothing"):
+                await living.queue.add("tenant", 99, group_id="new")
+            await living.queue.job("stalling").pause()
+            await living.queue.job("stalling").set(concurrency=2)
+            assert (await living.queue.job("stalling").info())["paused"]
+            await living.queue.job("stalling").clear()
+            await full(redis, False)
+            assert await (await living.queue.add("stalling", 101)).wait(10) == 101
+
+
+def _limited_once():
+    told: set[int] = set()
+
+    async def hurt(data):
+        if data == 1 and not told:
+            told.add(data)
+            raise RateLimited(0.2)
+
+    return hurt
+
+
+@pytest.mark.parametrize("what", ["begin", "token"])
+async def test_a_job_that_cannot_begin_is_not_taken_again_at_once(tcp_server, prefix, what, monkeypatch):
+    """Whatever the store refuses of what a try needs first: the job goes back to the head, and the queue rests here."""
+    runtime = Runtime(tcp_server.url, prefix=prefix, connect_timeout=3, sweep_interval=60)
+    seen = Watcher(runtime)
+    order: list[int] = []
+    refused = 0
+
+    async def handle(data):
+        order.append(data)
+
+    async def refuse(*args: Any) -> Any:
+        nonlocal refused
+        refused += 1
+        raise BrokerError("the store refused a command: no")
+
+    options = {"limiter": Limiter(1000, 1)} if what == "token" else {"limiter": None}
+    runtime.job("work", concurrency=1, **options)(handle)
+    async with tcp_server.client() as redis:
+        async with runtime.only_adding() as queue:
+            for n in range(5):
+                await queue.add("work", n, job_id=str(n))
+            if what == "begin":
+                for n in range(5):
+                    await redis.hset(queue._broker.queue_keys("work", None).job(str(n)), "s", 1)
+        async with runtime:
+            await seen("job.completed", count=5)
+            order.clear()
+            broker = runtime._parts.broker
+            if what == "begin":
+                monkeypatch.setattr(broker, "note", refuse)
+            else:
+                monkeypatch.setattr("asyncjobs.attempts.in_time", refuse)
+            for n in range(5, 8):
+                await runtime.queue.job("work").pause()
+                await runtime.queue.add("work", n, job_id=str(n))
+                if what == "begin":
+                    await redis.hset(broker.queue_keys("work", None).job(str(n)), "s", 1)
+            await runtime.queue.job("work").resume()
+            await eventually(lambda: refused)
+            before, began = await commands(redis), time.monotonic()
+            await eventually(lambda: refused >= 3)
+            assert time.monotonic() - began > 1.5, "a second between two tries"
+            assert await commands(redis) - before < 200
+            counts = await runtime.queue.counts("work")
+            assert counts["waiting"] + counts["active"] == 3, "others may have it meanwhile"
+            monkeypatch.undo()
+            await seen("job.completed", count=8)
+    assert order == [5, 6, 7], "they kept their places"
