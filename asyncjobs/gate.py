@@ -70,7 +70,7 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
         self._asking = asyncio.Lock()
-        self._surprised = self._correcting = False
+        self._surprised = self._correcting = self._closed = False
         self._unanswered = 0
         self.full = False
         self.running = self.pending = 0
@@ -249,13 +249,15 @@ class Gate:
     def _open_in(self, wait: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, wait), self._ring)
+        if not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait), self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         self.open(1 if self._unanswered else LET_IN)
 
     def close(self) -> None:
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -274,18 +274,19 @@ class Runtime:
                 return self
             self._state = "starting"
             stack = AsyncExitStack()
-            self._starting = asyncio.timeout(None)
+            limit = self._starting = asyncio.timeout(None)
             try:
-                async with self._starting:
-                    self._parts = await self._build(stack)
-                    await self._launch(self._parts)
+                try:
+                    async with limit:
+                        self._parts = await self._build(stack)
+                        await self._launch(self._parts)
+                finally:
+                    self._starting = None
             except BaseException as error:
                 await self._undo(stack)
-                if isinstance(error, TimeoutError) and self._starting.expired():
+                if isinstance(error, TimeoutError) and limit.expired():
                     raise NotRunningError("the runtime was stopped while it was starting") from None
                 raise
-            finally:
-                self._starting = None
             self._state = "running"
         return self
 
@@ -462,7 +463,7 @@ class Runtime:
         allowed = duration(self.config.grace) if grace is None else seconds(grace, "grace")
         if self._lock is None:
             return
-        if self._starting is not None:
+        if self._starting is not None and not self._starting.expired():
             self._starting.reschedule(0.0)
         async with self._lock:
             if self._parts is None:

@@ -348,6 +348,7 @@ async def test_a_stop_ends_a_start(server, make_runtime, monkeypatch, where):
     start = asyncio.create_task(runtime.start())
     await asyncio.wait_for(reached.wait(), 5)
     began = time.monotonic()
+    await asyncio.gather(runtime.stop(grace=0), runtime.stop(grace=0))
     await runtime.stop(grace=0)
     assert time.monotonic() - began < 5
     with pytest.raises(NotRunningError, match="stopped while it was starting"):
