@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from redis.asyncio import RedisCluster
-from redis.exceptions import ResponseError, TryAgainError
+from redis.exceptions import ClusterError, ResponseError, TryAgainError
 
 from asyncjobs.broker import scripts
 from tests.lua.test_scripts import Desk, settle
@@ -126,7 +126,7 @@ async def test_nothing_is_settled_that_is_not_listed(redis, prefix, op):
     await desk.add("a", "b")
     _, _, rows = await desk.work()
     finish = [settle(op, name, rows) for name in "ab"]
-    with pytest.raises(TryAgainError):
+    with pytest.raises((TryAgainError, ClusterError)):  # the client of a Cluster tries again, a few times
         await desk.work(*finish, listing=listing, listed="4:acmea")
     assert await desk.counts() == [0, 2, 0, 0, 0]
     await redis.zadd(listing, {"4:acmea": 1})
