@@ -59,7 +59,7 @@ class Limiting(Asker):
 
     async def refund(self, gate: str, name: str, token: str, granted: int, unused: int, windows: str) -> None:
         """Give tokens back that no job was found for; who was refused some hears of it."""
-        news = news_channel(self.prefix, name)
+        news = self.channels.news(name)
         await self._ask(scripts.REFUND(gate, token, granted, unused, windows, news, f"{ROOM}|"))
 
     async def settings(self, keys: Keys) -> dict[str, str]:
