@@ -324,7 +324,7 @@ class Runtime:
                 replicas=1 if self.config.durability == "replicated" else 0,
             ),
             parts.leases,
-            lambda dead, silent: parts.maintenance.sweep(dead, silent),
+            lambda dead, silent, done: parts.maintenance.sweep(dead, silent, done),
             parts.keep_owned,
         )
         parts.broker = broker
