@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import ConfigError
+from asyncjobs.broker import keys as catalogue
 from asyncjobs.broker.keys import Keys, encode_group, index_member, split_member
 from asyncjobs.definition import JOB_ARGUMENTS, Call
 
@@ -58,3 +61,17 @@ def test_a_name_and_a_group_never_meet_another_name():
 @given(st.text(min_size=1), st.text())
 def test_index_members_are_read_back(group, job_id):
     assert split_member(index_member(group, job_id)) == (group, job_id)
+
+
+def test_the_catalogue_of_keys_is_that_which_keys_are_read_by():
+    """Every key of the text is known, of its kind, and nothing else is."""
+    sections = re.split(r"\n    (?=\{prefix)", catalogue.__doc__.split("\n\nThe braces")[0])[1:]
+    told = [
+        set(re.findall(r"(?<=:)[a-z]+(?=[ :<1])", "\n".join(re.findall(r"^ {6}:.{10}", one, re.M)))) for one in sections
+    ]
+    assert told == [catalogue.OF_INSTALLATION, catalogue.OF_NAME | {"c", "f"}, catalogue.OF_QUEUE]
+    assert catalogue.parted("p", "{p:mail:a%3Ab}:j:x:y\n") == ("{p:mail:a%3Ab}", "mail", "j", "x:y\n")
+    assert catalogue.parted("p", "{p:mail}:b12") == ("{p:mail}", "mail", "b12", "")
+    assert catalogue.parted("p", "{p}:gate:box:1") == ("{p}", "", "gate", "box:1")
+    for foreign in ("{p}:s", "{p:mail:g}:groups", "{q:mail}:s", "{p:mail}:what", "p:mail:s", "{px:mail}:s", ""):
+        assert catalogue.parted("p", foreign) is None
