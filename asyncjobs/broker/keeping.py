@@ -125,7 +125,7 @@ class Keeping(Asker):
     async def beat(self, process: str, joining: bool) -> Silence:
         """Show a sign of life; see `Silence`. Joining waits for a store that is busy, a beat does not."""
         command = self._beat_command(process, joining)
-        reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
+        reply = await self._ask(command, patient=True) if joining else (await self._beats.run([command]))[0]
         if isinstance(reply, BrokerError):
             raise reply
         if isinstance(reply, ResponseError):
