@@ -356,6 +356,7 @@ class Runtime:
             embedded = parts.embedded
             parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure())
         if specs or self._active_tasks():
+            parts.expected = list(specs)
             await parts.join()
         crew.start("live update", self.io.run)
         for spec in specs:
