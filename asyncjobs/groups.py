@@ -23,6 +23,7 @@ from asyncjobs.shop import Shop
 logger = logging.getLogger("asyncjobs")
 
 REAPED_AT_ONCE = 200
+REST = 1.0  # seconds after which reaping is tried again that the store did not answer
 SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # of terms, as the store names them
 
 
@@ -137,7 +138,7 @@ class GroupRegistry:
             gone, wait = await self._broker.reap(self.spec.name, consumer.keys, score)
         except BrokerError as error:
             logger.debug("reaping %r: %s", consumer, error)
-            consumer.rested_at = clock.monotonic()
+            consumer.rested_at = clock.monotonic() + REST
             self._rest(consumer)
             return
         if not consumer.idle:

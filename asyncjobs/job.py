@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ import msgspec
 
 from asyncjobs import clock, payload
 from asyncjobs.broker import Keys, TakenJob
-from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, Seconds, duration, seconds
+from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, Seconds, duration, seconds, shown
 from asyncjobs.definition import JobSpec, limits
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")
+NUMBERED: Final = re.compile(r"[el]([0-9]{1,15})", re.ASCII)
+LONGEST_LINE: Final = 8192  # bytes of a log line
 BACKOFF: Final = frozenset(one.name for one in fields(Backoff))
 LOOK_EVERY: Final = 2.0  # seconds between two looks of a wait() that hears nothing
 
@@ -159,11 +162,18 @@ class Job:
             who = named(self.name, self.id, self.group_id)
             raise JobTimeoutError(f"job {who} had not finished after {limit:g} s") from None
         if finish.op == "c":
-            return payload.decode(finish.body) if finish.body else None
+            return self._result(finish.body)
         if finish.op == "f":
-            text = msgspec.json.decode(finish.body, type=StoredError).text if finish.body else "no reason kept"
-            raise JobFailedError(self.name, self.id, text)
+            stored = _try_error(0, finish.body)
+            raise JobFailedError(self.name, self.id, "no reason kept" if stored is None else stored.text)
         raise JobFailedError(self.name, self.id, "its record is gone: it was removed on completion, or never added")
+
+    def _result(self, body: bytes) -> Any:
+        try:
+            return payload.decode(body) if body else None
+        except Exception as error:
+            who = named(self.name, self.id, self.group_id)
+            raise PayloadError(f"{who} has completed, but its stored result cannot be read: {error}") from error
 
 
 def read_job(
@@ -178,52 +188,64 @@ def read_job(
     """A `Job` from the fields that `Broker.read` returned."""
     marks: dict[bytes, JobState] = {b"a": "active", b"c": "completed", b"f": "failed"}
     state = marks.get(record.get("x", b""), "waiting" if due is None else "delayed")
-    errors = []
-    for field, value in record.items():
-        if field[0] == "e" and field[1:].isdigit():
-            with suppress(msgspec.MsgspecError, OverflowError):
-                stored = msgspec.json.decode(value, type=StoredError)
-                errors.append(TryError(int(field[1:]), stored.text, stored.stack, clock.from_ms(stored.at_ms)))
-    lines = sorted(
-        (int(field[1:]), value) for field, value in record.items() if field[0] == "l" and field[1:].isdigit()
-    )
-    overrides, data = NO_OVERRIDES, None
-    with suppress(msgspec.MsgspecError):  # what cannot be read cannot be run either, and its error says so
+    overrides = NO_OVERRIDES
+    with suppress(Exception):  # what cannot be read cannot be run either, and its error says so
         overrides = Overrides.decode(record.get("o", b""))
-    with suppress(msgspec.MsgspecError, KeyError):
-        data = payload.decode(record["d"])
-
-    def instant(field: str) -> datetime | None:
-        with suppress(ValueError, OverflowError):
-            return clock.from_ms(record[field]) if field in record else None
-        return None
-
+    errors = (_try_error(number, value) for number, value in _numbered(record, "e"))
     return Job(
         id=job_id,
         name=spec.name,
         group_id=group_id,
-        data=data,
+        data=_value(record.get("d")),
         state=state,
-        result=payload.decode(record["v"]) if "v" in record else None,
-        error=TryErrors(sorted(errors, key=lambda one: one.attempt)),
-        progress=payload.decode(record["p"]) if "p" in record else None,
-        logs=tuple(value.decode() for _, value in lines),
+        result=_value(record.get("v")),
+        error=TryErrors(one for one in errors if one is not None),
+        progress=_value(record.get("p")),
+        logs=tuple(value.decode(errors="replace") for _, value in _numbered(record, "l")),
         attempts_made=_number(record.get("a")),
         attempts=overrides.attempts(spec.job_options),
         stalled_count=_number(record.get("s")),
-        added_at=instant("t"),
-        started_at=instant("u"),
-        finished_at=instant("F"),
-        due_at=None if due is None else clock.from_ms(due),
+        added_at=_instant(record.get("t")),
+        started_at=_instant(record.get("u")),
+        finished_at=_instant(record.get("F")),
+        due_at=_instant(due),
         _broker=broker,
         _keys=keys,
         _spec=spec,
     )
 
 
+# A record is read whatever it holds: another release may have written it, or an operator, or a fault of ours.
 def _number(value: bytes | None) -> int:
-    """A count of a record; 0 where somebody else has made something else of it."""
+    """A count of a record; 0 where it is none."""
     return int(value) if value is not None and value.isdigit() and len(value) < 16 else 0
+
+
+def _value(raw: bytes | None) -> Any:
+    """JSON of a record; None where it is none."""
+    with suppress(Exception):  # not only msgspec's: what is nested too deeply is a RecursionError
+        return None if raw is None else payload.decode(raw)
+    return None
+
+
+def _instant(ms: bytes | float | None) -> datetime | None:
+    """An instant of a record; None where it is none, or lies beyond the calendar."""
+    with suppress(ValueError, OverflowError, OSError):
+        return None if ms is None else clock.from_ms(ms)
+    return None
+
+
+def _numbered(record: Mapping[str, bytes], kind: str) -> list[tuple[int, bytes]]:
+    """The fields `kind`1, `kind`2, … of a record, in this order."""
+    found = [(NUMBERED.fullmatch(field), value) for field, value in record.items() if field.startswith(kind)]
+    return sorted((int(match[1]), value) for match, value in found if match is not None)
+
+
+def _try_error(attempt: int, raw: bytes) -> TryError | None:
+    with suppress(Exception):
+        stored = msgspec.json.decode(raw, type=StoredError)
+        return TryError(attempt, stored.text, stored.stack, clock.from_ms(stored.at_ms))
+    return None
 
 
 class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -416,10 +438,13 @@ class ActiveJob:
         self._notify("job.progress", self.name, job_id=self.id, group_id=self.group_id, data=value)
 
     async def log(self, text: str) -> None:
-        """Keep a line with the job; the last 1000 stay."""
+        """Keep a line with the job, its first 8192 bytes of UTF-8; the last 1000 stay."""
         if not isinstance(text, str):
-            raise PayloadError(f"job.log({text!r}): expected text")
-        await self._broker.note(self.keys, self.id, self.token, "log", text.encode(errors="replace")[:8192])
+            raise PayloadError(f"job.log({shown(text)}): expected text")
+        line = text[:LONGEST_LINE].encode(errors="replace")
+        if len(line) > LONGEST_LINE:
+            line = line[:LONGEST_LINE].decode(errors="ignore").encode()  # not within a character
+        await self._broker.note(self.keys, self.id, self.token, "log", line)
 
     def __repr__(self) -> str:
         return f"<ActiveJob {named(self.name, self.id, self.group_id)} try {self.attempts_made + 1}>"

@@ -64,15 +64,16 @@ class Liveness:
 
     State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;
     `_hold_until`, before which nobody is given up; `_heard`, who was silent for longer than a lease at the last beat,
-    and for how long; `_given_up`, those of whom the log has told; `_lapsed`, we were silent ourselves; `_epoch`, what
-    the data were marked with; `data_lost_at`, when that was last found changed and nobody has acknowledged it.
+    and for how long; `_given_up`, who is being given up → job names that need no look any more; `_lapsed`, we were
+    silent ourselves; `_epoch`, what the data were marked with; `data_lost_at`, when that was last found changed and
+    nobody has acknowledged it.
     """
 
     def __init__(
         self,
         broker: Broker,
         leases: Callable[[], Mapping[str, float]],
-        on_silent: Callable[[str, Silent], Awaitable[bool]],
+        on_silent: Callable[[str, Silent, set[str]], Awaitable[bool]],
         on_declared_dead: Callable[[str], Awaitable[None]],
     ) -> None:
         self._broker = broker
@@ -82,7 +83,7 @@ class Liveness:
         self.process = new_process_name()
         self._last = clock.monotonic()
         self._hold_until = 0.0
-        self._given_up: set[str] = set()
+        self._given_up: dict[str, set[str]] = {}
         self._epoch = b""
         self._heard: dict[str, Silent] = {}
         self._news = asyncio.Event()
@@ -157,7 +158,8 @@ class Liveness:
                     await self._on_declared_dead(self.process)
                     self._lapsed = False
                 silent = self._heard
-                self._given_up &= silent.keys()
+                # Whoever came back may die once more.
+                self._given_up = {other: done for other, done in self._given_up.items() if other in silent}
                 for other, one in silent.items():
                     await self._give_up(other, one)
             except BrokerError as error:
@@ -166,8 +168,8 @@ class Liveness:
     async def _give_up(self, other: str, silent: Silent) -> None:
         """Sweep after `other`, each job name once its lease is over, and bury it in the end."""
         if other not in self._given_up:
-            self._given_up.add(other)
+            self._given_up[other] = set()
             logger.warning("process %s shows no sign of life; giving back what it ran", other)
         longest = max(silent.leases.values(), default=self._longest_lease())
-        if await self._on_silent(other, silent) and silent.seconds >= BURIED_AFTER * longest:
+        if await self._on_silent(other, silent, self._given_up[other]) and silent.seconds >= BURIED_AFTER * longest:
             await self._broker.bury(other, BURIED_AFTER * longest)

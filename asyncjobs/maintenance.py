@@ -20,7 +20,6 @@ logger = logging.getLogger("asyncjobs")
 
 LEAST_TRIM_INTERVAL: Final = 1.0
 FIRST_TRIM: Final = 60.0  # another release may have kept more
-MOST_SWEPT: Final = 1000  # dead processes that are remembered
 MOST_EXCESS: Final = 1000  # rules that wait for a store that does not answer
 FORGET_AGAIN: Final = 1.0
 MOST_TRIM_INTERVAL: Final = 3600.0
@@ -42,7 +41,6 @@ class Maintenance:
         self._registries = registries
         self._process = process
         self._sweep_interval = sweep_interval
-        self._swept: dict[str, set[str]] = {}  # dead process → job names that need no look any more
 
     @property
     def _broker(self) -> Broker:
@@ -88,15 +86,15 @@ class Maintenance:
                     logger.debug("at a gate: %s", error)
 
     # The dead ---------------------------------------------------------------------------------------------
-    async def sweep(self, dead: str, silent: Silent) -> bool:
+    async def sweep(self, dead: str, silent: Silent, done: set[str]) -> bool:
         """Give back what a silent process holds of every job whose lease is over, by its own word.
 
-        One survivor does it for a job name; the others hear that it is done.
+        One survivor does it for a job name; the others hear that it is done. `done` are the names that need no look any
+        more; it grows.
 
         Returns:
             Whether nothing of it is left here.
         """
-        done = self._swept.setdefault(dead, set())
         specs = {spec.name: spec for spec in self._specs()}
         for name, spec in specs.items():
             lease = silent.leases.get(name, silent.leases.get("", spec.lease))
@@ -105,13 +103,10 @@ class Maintenance:
             claimed = await self._broker.claim(dead, name, self._process())
             if claimed == "sweep":
                 if not await self._sweep_name(spec, dead, lease):
-                    self._swept.pop(dead, None)
                     return False
                 await self._broker.claim(dead, name, self._process(), done=True)
             if claimed != "wait":
                 done.add(name)
-        while len(self._swept) > MOST_SWEPT:
-            self._swept.pop(next(iter(self._swept)))
         return specs.keys() <= done
 
     async def _sweep_name(self, spec: JobSpec, dead: str, lease: float) -> bool:

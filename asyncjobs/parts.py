@@ -54,6 +54,7 @@ class Parts:
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
         self.gates: dict[str, Gate] = {}
+        self.expected: list[JobSpec] = []  # jobs that are about to be consumed: the first beat tells their leases
         self._beats = False
         self.quiet = False  # nothing is to begin any more
 
@@ -182,7 +183,7 @@ class Parts:
 
     def leases(self) -> dict[str, float]:
         """By which the others judge this process: job name → seconds, '' for what runs besides jobs."""
-        found = {spec.name: spec.lease for spec in self.specs()}
+        found = {spec.name: spec.lease for spec in (*self.expected, *self.specs())}
         usual = Counter(found.values()).most_common(1)
         rest = usual[0][0] if usual else DEFAULT_LEASE
         return {"": rest, **{name: lease for name, lease in found.items() if lease != rest}}

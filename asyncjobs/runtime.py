@@ -325,7 +325,7 @@ class Runtime:
                 replicas=1 if self.config.durability == "replicated" else 0,
             ),
             parts.leases,
-            lambda dead, silent: parts.maintenance.sweep(dead, silent),
+            lambda dead, silent, done: parts.maintenance.sweep(dead, silent, done),
             parts.keep_owned,
         )
         parts.broker = broker
@@ -357,6 +357,7 @@ class Runtime:
             embedded = parts.embedded
             parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure())
         if specs or self._active_tasks():
+            parts.expected = list(specs)
             await parts.join()
         crew.start("live update", self.io.run)
         for spec in specs:

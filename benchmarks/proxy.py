@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 from collections import deque
 from typing import Literal, Self
 
 Mode = Literal["pass", "drop-reply", "drop-request", "black-hole", "refuse"]
+QUEUE = 64 * 1024  # bytes that a narrow link holds on the side that is read
+BURST = 0.05  # seconds for which a narrow link makes up for what it has missed
 Writers = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
 
 
@@ -21,13 +24,16 @@ class Proxy:
     `left` of them have happened.
 
     Attributes:
+        rate: bytes a second that pass in each direction, all connections together; 0: as many as come.
         latency: seconds that each piece takes in each direction, give or take `jitter` of them.
         errors: each scripted pipeline that comes is answered, unapplied, by the next of these instead of by the server.
         happened, passed, connected: drops done; pieces forwarded, both ways; connections accepted.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, rate: int = 0) -> None:
         self._target = port
+        self.rate = rate
+        self._clear_at = {"drop-reply": 0.0, "drop-request": 0.0}
         self.mode: Mode = "pass"
         self.left = 0
         self.latency = self.jitter = 0.0
@@ -43,8 +49,10 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listening = self._socket()
+        listening.bind(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._serve, sock=listening)
+        self.port = listening.getsockname()[1]
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -54,6 +62,13 @@ class Proxy:
         while self._writers:
             self.cut_all()
             await asyncio.sleep(0.01)
+
+    def _socket(self) -> socket.socket:
+        """A narrow link has short queues: else the kernel would take megabytes that are not on their way yet."""
+        one = socket.socket()
+        if self.rate:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE)
+        return one
 
     def cut_all(self) -> None:
         """Cut every connection, whatever is on its way."""
@@ -69,8 +84,11 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            upstream, down = await asyncio.open_connection("127.0.0.1", self._target)
+            to_server = self._socket()
+            to_server.connect(("127.0.0.1", self._target))
+            upstream, down = await asyncio.open_connection(sock=to_server)
         except OSError:
+            to_server.close()
             writer.transport.abort()
             return
         self._writers |= {writer, down}
@@ -88,7 +106,9 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: Mode, both: Writers
     ) -> None:
         with contextlib.suppress(OSError, RuntimeError):  # uvloop's, for a write on a closed transport
-            while data := await reader.read(65536):
+            while data := await reader.read(QUEUE // 4 if self.rate else 65536):
+                if self.rate:
+                    await self._on_a_narrow_link(drop, len(data))
                 if self.latency:
                     await asyncio.sleep(max(0.0, self.latency + self._rng.uniform(-self.jitter, self.jitter)))
                 while self.mode == "black-hole":  # noqa: ASYNC110 - several pipes watch one attribute
@@ -109,6 +129,11 @@ class Proxy:
                 await writer.drain()
         for one in both:
             one.transport.abort()
+
+    async def _on_a_narrow_link(self, direction: str, size: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._clear_at[direction] = max(self._clear_at[direction], now - BURST) + size / self.rate
+        await asyncio.sleep(self._clear_at[direction] - now)
 
 
 def _commands(data: bytes) -> int:

@@ -30,13 +30,14 @@ class Asker:
     def queue_keys(self, name: str, group_id: str | None) -> Keys:
         return Keys(self.prefix, name, group_id)
 
-    async def _ask(self, command: Command, lane: Lane | None = None) -> Any:
+    async def _ask(self, command: Command, lane: Lane | None = None, patient: bool = False) -> Any:
         """Send one idempotent command until it is answered, for as long as a caller should wait.
 
-        A store that is known to be down is tried once.
+        A store that is known to be down is tried once, unless the caller is `patient`: an act that is due now, and
+        that may well be late, would be lost.
         """
         lane = lane or self._misc
-        once = lane.known_down(key_of(command))
+        once = not patient and lane.known_down(key_of(command))
         deadline, pause = clock.monotonic() + (PATIENCE if once else self._timeout), 0.02
         while True:
             try:

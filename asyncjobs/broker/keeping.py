@@ -170,7 +170,7 @@ class Keeping(Asker):
             swept_key(self.prefix, process), process, "1" if joining else "0", draw, min(ms.values()),
             msgspec.json.encode(ms),
         )  # fmt: skip
-        reply = await self._ask(command) if joining else (await self._beats.run([command]))[0]
+        reply = await self._ask(command, patient=True) if joining else (await self._beats.run([command]))[0]
         if isinstance(reply, BrokerError):
             raise reply
         if isinstance(reply, ResponseError):

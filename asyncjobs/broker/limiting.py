@@ -24,7 +24,8 @@ class Limiting(Asker):
         Returns:
             Seconds until one may be had; 0: taken.
         """
-        wait = await self._ask(scripts.SPEND(keys.bucket, keys.settings, windows, margin, "1" if first_is_out else ""))
+        first = "1" if first_is_out else ""
+        wait = await self._ask(scripts.SPEND(keys.bucket, keys.settings, windows, margin, first), patient=True)
         return float(wait) / 1000
 
     @property

@@ -21,13 +21,15 @@ class Ticking(Asker):
             scripts.TICK(
                 ticks_key(self.prefix), running_key(self.prefix), processes_key(self.prefix), due_key(self.prefix),
                 task, scheduled_ms, process, overlap, int(lease * 1000), "1" if busy else "0",
-            )
+            ),
+            patient=True,
         )  # fmt: skip
         return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0
 
     async def tock(self, task: str, process: str, more: bool) -> int | None:
         """A run has ended: the scheduled ms of the tick queued behind it, if any."""
-        queued = await self._ask(scripts.TOCK(running_key(self.prefix), task, process, "1" if more else "0"))
+        command = scripts.TOCK(running_key(self.prefix), task, process, "1" if more else "0")
+        queued = await self._ask(command, patient=True)
         return int(queued) if queued else None
 
     async def last_tick(self, task: str, baseline_ms: int) -> int:

@@ -70,7 +70,8 @@ async def test_a_limit_costs_nothing_while_nothing_is_to_do(own_server: Server, 
             await runtimes[0].queue.add_bulk(jobs)
         await runtimes[0].wait_idle(20)
         await eventually(lambda: _calm(own_server.url), what="what waited for a token has looked once more")
-        assert await rate(own_server.url, 2) < 10
+        # A beat, which comes every few seconds, falls into one of the two.
+        assert min([await rate(own_server.url, 2) for _ in range(2)]) < 10
         for runtime in runtimes:
             assert of_runtime(runtime) == []
         assert await of_store(runtimes[0], settled=True) == []

@@ -18,7 +18,7 @@ elseif ARGV[2] == 'begin' then
 elseif redis.call('HGET', KEYS[1], 'li') ~= ARGV[5] then
   redis.call('HSET', KEYS[1], 'li', ARGV[5])
   local n = redis.pcall('HINCRBY', KEYS[1], 'ln', 1)
-  if type(n) ~= 'number' then  -- somebody else has made something else of it
+  if type(n) ~= 'number' or n < 1 or n > 1e14 then  -- somebody else has made something else of it
     redis.call('HSET', KEYS[1], 'ln', 1)
     n = 1
   end

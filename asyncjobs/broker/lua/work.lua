@@ -411,7 +411,10 @@ while left > 0 and size < budget do
 end
 if want > 0 then
   -- Their ids are lower than those of all that was not handed out yet: at the head they keep their place.
-  if #spare > 0 then redis.call('XCLAIM', stream, 'w', 'head', 0, unpack(spare), 'JUSTID') end
+  if #spare > 0 then
+    spare[#spare + 1] = 'JUSTID'
+    redis.call('XCLAIM', stream, 'w', 'head', 0, unpack(spare))
+  end
   if size >= budget and waiting * 7 > #rows then wait = 0 end
   if broken then wait = 50 end
   if #rows == 0 and #redis.call('XPENDING', stream, 'w', '-', '+', 1, consumer) == 0 then
