@@ -27,6 +27,7 @@ logger = logging.getLogger("asyncjobs")
 
 LET_IN: Final = 64  # queues that are looked at when there is room again; more follow while there is
 BLIND: Final = 1.0  # seconds until the next look, where the store did not say when
+FIRST_PAUSE: Final = 0.05  # seconds until the next question, where the last one was not answered
 LONGEST_PAUSE: Final = 15.0  # seconds until the next question, where the last ones were not answered
 PATIENCE: Final = 1.0  # seconds in which a gate answers; the queues that it limits wait, and no other
 IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted and found no job for is back
@@ -133,10 +134,10 @@ class Gate:
                         self._terms.windows, round(margin * 1e6), token,
                     )  # fmt: skip
             except TimeoutError:
-                self._no_answer(want)
+                self._no_answer(want, BLIND)
                 raise BrokerUnavailableError(f"the limit {self._key} did not answer within {PATIENCE:g} s") from None
-            except BrokerError:
-                self._no_answer(want)
+            except BrokerError:  # a connection that was lost is made again at once
+                self._no_answer(want, FIRST_PAUSE)
                 raise
             self._unanswered = 0
             if again:
@@ -151,11 +152,11 @@ class Gate:
                 self.open()
             return Grant(self, token, granted, margin), BLIND if wait is None else wait
 
-    def _no_answer(self, want: int) -> None:
-        """The store may have counted `want` jobs that do not start."""
+    def _no_answer(self, want: int, pause: float) -> None:
+        """The store may have counted `want` jobs that do not start; the next question comes after `pause` or more."""
         self._told = max(self._told, self.running + self.pending + want)
         self._unanswered += 1
-        self._close_for(min(BLIND * 2 ** (self._unanswered - 1), LONGEST_PAUSE))
+        self._close_for(min(pause * 2 ** (self._unanswered - 1), LONGEST_PAUSE))
 
     async def give_back(self, grant: Grant, unused: int) -> None:
         """Tell the store that `unused` of a grant, which are not pending any more, found no job; others may have it."""

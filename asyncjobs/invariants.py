@@ -42,7 +42,7 @@ def at_a_glance(parts: Parts, running: int) -> list[str]:
         broken.append(f"{running} jobs run, and {pump.running} slots are taken")
     if pump.reserved != on_wire:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {pump.reserved} are reserved")
-    if pump.starved and pump.free_slots() > len(pump.ring):
+    if pump.starved and pump.free_slots() > 0 and not pump.ring:
         broken.append(f"{len(pump.starved)} queues wait for a slot, and {pump.free_slots()} are free")
     for gate in parts.gates.values():
         if gate.parked and not gate.will_open:
@@ -64,7 +64,8 @@ def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:
     for turn in (turn for one in consumers for turn in one.turns):
         if turn not in held:
             broken.append(f"nothing is going to answer a turn of {turn.consumer!r}")
-    if parts.pump.starved and parts.pump.free_slots() > len(parts.pump.ring):
+    # Where the ring holds any queue it is about to be served, and after that those that wait are fed.
+    if parts.pump.starved and parts.pump.free_slots() > 0 and not parts.pump.ring:
         broken.append(f"{len(parts.pump.starved)} queues wait for a slot, and {parts.pump.free_slots()} are free")
     return broken
 

@@ -231,12 +231,15 @@ class Pump:
         """As many of those who wait for a slot get their turn as there are slots.
 
         Called whenever a slot comes free and whenever the ring was served: one that was fed and wants nothing any more
-        leaves its slot to the next one.
+        leaves its slot to the next one. One that stands in the ring already is fed by that. Were the others fed instead,
+        nobody would wait any more, and weights would not count.
         """
-        while self._starved and self.free_slots() > len(self._ready):
+        room = self.free_slots() - len(self._ready) if self._starved else 0
+        while self._starved and room > 0:
             consumer = self._starved.popleft()
             consumer.starving = False
-            self.offer(consumer)  # it may be in the ring already
+            self.offer(consumer)
+            room -= 1
 
     async def _adopt(self, turns: list[Turn]) -> list[Turn]:
         """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
