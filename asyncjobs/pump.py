@@ -231,8 +231,8 @@ class Pump:
         """As many of those who wait for a slot get their turn as there are slots.
 
         Called whenever a slot comes free and whenever the ring was served: one that was fed and wants nothing any more
-        leaves its slot to the next one. One that stands in the ring already is fed by that. Were the others fed instead,
-        nobody would wait any more, and weights would not count.
+        leaves its slot to the next one. One that stands in the ring already is fed by that. Were the others fed as
+        well, nobody would wait any more, and weights would not count.
         """
         room = self.free_slots() - len(self._ready) if self._starved else 0
         while self._starved and room > 0:
