@@ -64,7 +64,8 @@ def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:
     for turn in (turn for one in consumers for turn in one.turns):
         if turn not in held:
             broken.append(f"nothing is going to answer a turn of {turn.consumer!r}")
-    if parts.pump.starved and parts.pump.free_slots() > len(parts.pump.ring):
+    # While the ring is served, those who wait for a slot are looked at as well.
+    if parts.pump.starved and parts.pump.free_slots() > 0 and not parts.pump.ring:
         broken.append(f"{len(parts.pump.starved)} queues wait for a slot, and {parts.pump.free_slots()} are free")
     return broken
 

@@ -233,10 +233,12 @@ class Pump:
         Called whenever a slot comes free and whenever the ring was served: one that was fed and wants nothing any more
         leaves its slot to the next one.
         """
-        while self._starved and self.free_slots() > len(self._ready):
+        room = self.free_slots() - len(self._ready)
+        while self._starved and room > 0:
             consumer = self._starved.popleft()
             consumer.starving = False
             self.offer(consumer)  # it may be in the ring already
+            room -= 1
 
     async def _adopt(self, turns: list[Turn]) -> list[Turn]:
         """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
