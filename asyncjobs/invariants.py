@@ -42,7 +42,7 @@ def at_a_glance(parts: Parts, running: int) -> list[str]:
         broken.append(f"{running} jobs run, and {pump.running} slots are taken")
     if pump.reserved != on_wire:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {pump.reserved} are reserved")
-    if pump.starved and pump.free_slots() > len(pump.ring):
+    if pump.starved and pump.free_slots() > 0 and not pump.ring:
         broken.append(f"{len(pump.starved)} queues wait for a slot, and {pump.free_slots()} are free")
     for gate in parts.gates.values():
         if gate.parked and not gate.will_open:
