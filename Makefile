@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BEHAVIOUR := tests/runtime tests/lua tests/integrations
+# What these hold is the same on every kind of store.
+ANYWHERE := leaving threads isolation types guests
+ELSEWHERE := $(foreach name,$(ANYWHERE),--ignore tests/runtime/test_$(name).py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-peers bench-results chaos clean
@@ -23,10 +26,10 @@ demo: $(READY) ## run the example project on the embedded store: jobs, groups, l
 test: $(READY) lint ## format check, lint, types, architecture and every test, on each kind of store there is
 	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/faults/test_chaos.py --ignore tests/test_benchmarks.py
 	@echo "--- the behaviour once more, on a Cluster"
-	@ASYNCJOBS_TEST_TOPOLOGY=cluster $(BIN)/python -m pytest -q -n 4 --dist worksteal $(BEHAVIOUR)
+	@ASYNCJOBS_TEST_TOPOLOGY=cluster $(BIN)/python -m pytest -q -n 4 --dist worksteal $(ELSEWHERE) $(BEHAVIOUR)
 	@if command -v redis-server >/dev/null; then \
 	  echo "--- and on $$(redis-server --version | cut -d' ' -f1-3)"; \
-	  ASYNCJOBS_TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -q -n 4 --dist worksteal $(BEHAVIOUR); \
+	  ASYNCJOBS_TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -q -n 4 --dist worksteal $(ELSEWHERE) $(BEHAVIOUR); \
 	fi
 	@echo "--- the benchmarks run, and what they claim of counts and sizes holds"
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/test_benchmarks.py
