@@ -105,8 +105,15 @@ class Gate:
 
     @property
     def will_open(self) -> bool:
-        """Whether something is going to open it: a timer, or a job under it that ends."""
-        return self._timer is not None or (bool(self._slots) and self.running > 0)
+        """Whether something is going to open it: a timer, or a job under it that ends.
+
+        The timer for news that was lost does not count where it is this process alone that has news.
+        """
+        if self._slots and self.running + self.pending > 0:
+            return True
+        if self._timer is None:
+            return False
+        return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
 
     async def admit(self, want: int) -> Grant:
         """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
@@ -146,7 +153,9 @@ class Gate:
             self._told = stated + granted  # jobs may have ended meanwhile, of which the store does not know
             if granted:
                 self._surprised = False
-            if granted < want:
+            if granted < want and self._slots and self.running + self.pending < stated + granted:
+                self._close_for(0.0)  # jobs have ended since the question: it is asked anew
+            elif granted < want:
                 self._close(wait)
             elif want:
                 self.open()
@@ -167,8 +176,7 @@ class Gate:
         except BrokerError as error:
             logger.debug("a grant of %s was not given back, it runs out by itself: %s", self._key, error)
         await self.correct()
-        if not self._unanswered:
-            self.open()
+        self.reconsider()
 
     async def correct(self) -> None:
         """Tell the store how many jobs run here, if it believes that there are more."""
@@ -187,6 +195,11 @@ class Gate:
         self.running -= 1
         if self._slots:
             self.open(1)
+
+    def reconsider(self) -> None:
+        """Fewer jobs may be under it than were: those that wait look again, unless it does not answer anyway."""
+        if not self._unanswered:
+            self.open()
 
     async def pass_again(self) -> tuple[float, float]:
         """A token again for a start that comes late: since when it counts, and by how much the start may lag.

@@ -336,12 +336,12 @@ class Pump:
         unused: dict[Grant, int] = {}
         for turn, reply in zip(turns, replies, strict=True):
             self._reserved -= turn.reserved
-            if turn.grants:
-                turn.let_in(turn.reserved if isinstance(reply, BrokerError) else len(reply.jobs))
-                if not isinstance(reply, BrokerError):
-                    for grant in turn.grants:
-                        unused[grant] = unused.get(grant, 0) + turn.reserved - len(reply.jobs)
+            if turn.grants and not isinstance(reply, BrokerError):
+                turn.let_in(len(reply.jobs))
+                for grant in turn.grants:
+                    unused[grant] = unused.get(grant, 0) + turn.reserved - len(reply.jobs)
             if isinstance(reply, BrokerError):
+                turn.dropped()
                 self._unserved(turn, reply)
             else:
                 self._absorb(turn, reply, sent_at)
@@ -427,7 +427,7 @@ class Pump:
         """Those of `turns` that were not answered are prepared anew, after `rest` seconds."""
         for turn in turns:
             if turn in turn.consumer.turns:
-                turn.let_in(turn.reserved)
+                turn.dropped()
                 self._unreserve(turn.reserved)
                 self._doubts.lost(turn.consumer)
                 turn.consumer.unanswered(turn, rest)

@@ -60,6 +60,12 @@ class Turn:
         for grant in self.grants:
             grant.gate.pending -= jobs
 
+    def dropped(self) -> None:
+        """No reply says what became of what the gates let in: what has been taken is adopted, the rest is free."""
+        self.let_in(self.reserved)
+        for grant in self.grants:
+            grant.gate.reconsider()
+
     def call(self) -> WorkCall:
         """The turn, as the broker takes it."""
         consumer, spec, terms = self.consumer, self.consumer.spec, self.consumer.base
