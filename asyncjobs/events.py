@@ -108,7 +108,7 @@ class EventBus:
                     aio_task = asyncio.ensure_future(result)
                     self._running.add(aio_task)
                     aio_task.add_done_callback(self._ended)
-            except Exception:
+            except BaseException:  # its CancelledError or SystemExit too: nobody has cancelled us, or ends the app
                 logger.exception("a subscriber of %s raised; the %s goes on", event_type, name)
 
     def _ended(self, aio_task: asyncio.Task[Any]) -> None:

@@ -45,7 +45,7 @@ async def store(server: Server, how: str, database: int):
 def runtime_of(target, results: dict[str, list], word: str, prefix="same") -> Runtime:
     runtime = Runtime(target, prefix=prefix, sweep_interval=3600)
 
-    @runtime.job("echo", limiter=None, remove_on_complete=True)
+    @runtime.job("echo", limiter=None)
     async def echo(data):
         results.setdefault(word, []).append(data)
         return f"{word} {data}"

@@ -484,3 +484,16 @@ def _noting(done, place):
         await asyncio.sleep(0.01)
 
     return handle
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
+async def test_whatever_a_subscriber_raises_harms_no_job(runtime, error):
+    def raises(event):
+        raise error("of a subscriber")
+
+    for event_type in ("job.added", "job.active", "job.completed"):
+        runtime.on(event_type, raises)
+    runtime.job("echo", limiter=None)(lambda data: data)
+    async with runtime:
+        for n in range(3):
+            assert await (await runtime.queue.add("echo", n)).wait(10) == n
