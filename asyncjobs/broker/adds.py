@@ -127,6 +127,10 @@ class _Batch(NamedTuple):
     items: list[_Item]
     since: float
 
+    @property
+    def is_waited_for(self) -> bool:
+        return any(not submission.future.done() for submission, _, _ in self.items)
+
 
 class AddBatcher:
     """Collects adds and sends them.
@@ -227,17 +231,19 @@ class AddBatcher:
         """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
         pause = FIRST_PAUSE
         try:
-            while self._waiting or self._unknown:
+            while self._waiting or self._unknown or self._behind:
                 self._arrived.clear()
+                resent = self._resent()
+                if self._behind:
+                    self._take_up()
                 taken = self._take({batch.tag for batch in self._unknown} if self._unknown else NOBODY)
-                resent = self._unknown if clock.monotonic() >= self._again_at else []
                 if not taken and not resent:
+                    if not self._unknown:
+                        continue
                     await _wait(self._arrived, self._again_at - clock.monotonic())
                     continue
                 failed = await self._send([*resent, *self._batches(taken)])
                 self._unknown = failed if resent else [*self._unknown, *failed]
-                if self._behind:
-                    self._take_up()
                 if failed:
                     self._again_at = clock.monotonic() + pause
                     pause = min(pause * 2, LONGEST_PAUSE)
@@ -250,6 +256,13 @@ class AddBatcher:
             self._waiting.clear()
             self._behind.clear()
             self._unknown, self._size = [], 0
+
+    def _resent(self) -> list[_Batch]:
+        """What is to be sent again now; what nobody waits for any more is not."""
+        if clock.monotonic() < self._again_at:
+            return []
+        self._unknown = [batch for batch in self._unknown if batch.is_waited_for]
+        return self._unknown
 
     def _take(self, held: Set[str]) -> list[_Item]:
         """The next jobs, as many as travel together, but those of `held` queues, where an older add is not answered.
@@ -413,7 +426,7 @@ class AddBatcher:
             for submission in {id(one): one for one, _, _ in batch.items}.values():
                 if submission.once or submission.deadline <= now or too_old:
                     submission.fail(error)
-            if any(not submission.future.done() for submission, _, _ in batch.items):
+            if batch.is_waited_for:
                 left.append(batch)
         return left
 
