@@ -170,6 +170,8 @@ class AddBatcher:
 
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
         """Add all of `calls`; see `Broker.add`."""
+        if not calls:
+            return []
         if self._closed:
             raise NotRunningError("the runtime that this belongs to has been stopped")
         loop, now = asyncio.get_running_loop(), clock.monotonic()

@@ -157,6 +157,8 @@ class Lane:
         self, commands: Sequence[Command], needs: Sequence[int], replicas: int, wait_ms: int
     ) -> tuple[list[Any], list[bool]]:
         """`run`, and then wait for `replicas` replicas to have it; also whether each command is known to be there."""
+        if not commands:
+            return [], []
         # Who has just found no replica does not hold everybody up for the whole time again.
         patience = wait_ms if self._replicas_reached else min(wait_ms, IMPATIENT_MS)
         *replies, reached = await self.run([*commands, ("WAIT", replicas, patience)], needs)
