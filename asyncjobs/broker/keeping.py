@@ -29,6 +29,7 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 ASKED_AT_ONCE: Final = 500  # processes
 SWEEPER_PATIENCE_MS: Final = 10_000
 INSPECTED: Final = 1000  # jobs of each kind in a queue
+UNUSED: Final = 60_000  # ms after which a process that holds nothing of a queue loses its name there
 LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
 STAYS, GONE, NO_RECORD = b"012"
@@ -101,7 +102,7 @@ class Keeping(Asker):
 
     async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
         """For each queue, the processes that hold jobs of it."""
-        replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream)) for keys in queues))
+        replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream, UNUSED)) for keys in queues))
         return [[name.decode(errors="replace") for name in names] for names in replies]
 
     async def sweep(

@@ -50,7 +50,7 @@ class Case:
                         self.rows["a"][1], "t1")  # fmt: skip
 
     async def owners(self) -> None:
-        await self.hold(lambda got: got == [b"p1"], scripts.OWNERS, self.keys.stream)
+        await self.hold(lambda got: got == [b"p1"], scripts.OWNERS, self.keys.stream, 60_000)
 
     async def sweep(self) -> None:
         args = (self.keys.stream, self.keys.jobs, self.news, "", "p1", "p2", "s", 5)

@@ -143,3 +143,19 @@ async def test_a_group_that_cannot_be_registered_gets_no_job(redis, prefix):
     await redis.delete(registry)
     assert await desk.add("a", registry=registry) == "1"
     assert await redis.zrange(registry, 0, -1) == [b"acme"]
+
+
+async def test_names_of_processes_that_hold_nothing_are_taken_off_and_others_stay(redis, prefix):
+    desk = Desk(redis, prefix)
+    await desk.add("a", "b", "c", "d")
+    _, _, rows = await desk.work(me="gone", free=1)
+    await desk.work(settle("b", "a", rows), me="gone", free=0)
+    _, _, rows = await desk.work(me="busy", token="t2", free=2)
+    stream = desk.keys.stream
+    assert await desk.run(scripts.OWNERS, stream, 60_000) == [b"busy"]
+    assert {one["name"] for one in await redis.xinfo_consumers(stream, "w")} == {b"busy", b"gone", b"head"}
+    assert await desk.run(scripts.OWNERS, stream, 0) == [b"busy"]
+    assert {one["name"] for one in await redis.xinfo_consumers(stream, "w")} == {b"busy", b"head"}
+    assert sorted(rows) == ["a", "b"]
+    assert (await desk.work(*(settle("c", one, rows, token="t2") for one in rows), me="busy"))[0] == "11"
+    assert await desk.run(scripts.OWNERS, desk.keys.delayed, 0) == []

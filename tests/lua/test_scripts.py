@@ -343,7 +343,7 @@ async def test_retain_moves_what_is_still_ours_to_the_new_name(desk):
     keys = desk.keys
     tries = ("a", rows["a"][1], "t1", "b", rows["b"][1], "other")
     assert await desk.run(scripts.RETAIN, keys.stream, keys.jobs, "new", *tries) == b"10"
-    assert await desk.run(scripts.OWNERS, keys.stream) == [b"new", b"old"]
+    assert await desk.run(scripts.OWNERS, keys.stream, 60_000) == [b"new", b"old"]
     assert (await desk.work(settle("c", "a", rows), free=0))[0] == "1"
 
 

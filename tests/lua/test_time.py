@@ -173,7 +173,7 @@ STORIES: dict[str, Story] = {
         lambda place: place.pending("dead"),
         run(scripts.SWEEP, *keys("stream", "jobs"), lambda place: place.news, "", "dead", "p", "s", 5)),
     "own": (lambda place: place.pending("p1"), run(scripts.OWN, *keys("stream", "jobs"), "p1", "-", 1 << 21)),
-    "owners": (lambda place: place.pending("p1"), run(scripts.OWNERS, *keys("stream"))),
+    "owners": (lambda place: place.pending("p1"), run(scripts.OWNERS, *keys("stream"), 0)),
     "count": (
         both(lambda place: place.pending("p1"), Place.delayed),
         run(scripts.COUNT, *keys("stream", "delayed", "completed", "failed"))),

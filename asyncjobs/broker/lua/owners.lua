@@ -1,13 +1,26 @@
-#!lua flags=no-writes
--- owners: the processes that hold jobs of one queue.
+#!lua flags=allow-oom
+-- owners: the processes that hold jobs of one queue; names of those that have long held none are taken off it.
 --
 -- KEYS[1] stream
+-- ARGV[1] idle       ms for which a name without a job was not used
 --
 -- Returns the names of all consumers with something pending, 'head' left out
+-- A killed process leaves its name behind, and on a stream that is never empty it would stay for ever. One that lives
+-- after all writes it anew when it takes.
 local names = {}
-local pending = redis.pcall('XPENDING', KEYS[1], 'w')
-if pending.err then return names end
-for _, row in ipairs(pending[4] or {}) do
-  if row[1] ~= 'head' then names[#names + 1] = row[1] end
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], 'w')
+if consumers.err then return names end
+local over = 0
+for _, flat in ipairs(consumers) do
+  local one = {}
+  for i = 1, #flat, 2 do one[flat[i]] = flat[i + 1] end
+  if one.name ~= 'head' then
+    if one.pending > 0 then
+      names[#names + 1] = one.name
+    elseif one.idle >= tonumber(ARGV[1]) and over < 1000 then
+      over = over + 1
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'w', one.name)
+    end
+  end
 end
 return names

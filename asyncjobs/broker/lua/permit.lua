@@ -14,14 +14,16 @@ for _, command in ipairs({
   {'PING'}, {'PTTL', key}, {'PUBLISH', channel, ''}, {'RPUSH', key, 'v'},
   {'SET', key, 'v'}, {'SUBSCRIBE', channel}, {'TIME'}, {'UNLINK', key}, {'WAIT', '1', '1'}, {'XACK', key, 'w', '1'},
   {'XADD', key, '*', 'j', 'v'}, {'XCLAIM', key, 'w', 'p', '0', '1'}, {'XDEL', key, '1'},
-  {'XGROUP', 'CREATE', key, 'w', '0'}, {'XGROUP', 'DELCONSUMER', key, 'w', 'p'}, {'XLEN', key}, {'XPENDING', key, 'w'},
+  {'XGROUP', 'CREATE', key, 'w', '0'}, {'XGROUP', 'DELCONSUMER', key, 'w', 'p'},
+  {'XINFO', 'CONSUMERS', key, 'w'}, {'XLEN', key}, {'XPENDING', key, 'w'},
   {'XRANGE', key, '-', '+'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'}, {'XTRIM', key, 'MINID', '=', '1'},
   {'ZADD', key, '1', 'm'},
   {'ZCARD', key}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZREM', key, 'm'},
   {'ZSCAN', key, '0'}, {'ZSCORE', key, 'm'},
 }) do
   if not redis.acl_check_cmd(unpack(command)) then
-    denied[#denied + 1] = command[1] == 'XGROUP' and command[1] .. ' ' .. command[2] or command[1]
+    local of_a_kind = command[1] == 'XGROUP' or command[1] == 'XINFO'
+    denied[#denied + 1] = of_a_kind and command[1] .. ' ' .. command[2] or command[1]
   end
 end
 return denied
