@@ -42,12 +42,15 @@ async def ended(aio_tasks: Iterable[asyncio.Task[Any]], timeout: float) -> int:
     waiting = {one for one in aio_tasks if one is not asyncio.current_task()}
     if not waiting:
         return 0
-    late = waiting
     try:
         _, late = await asyncio.wait(waiting, timeout=max(0.0, timeout))
-    finally:
-        for one in late:
+    except asyncio.CancelledError:
+        for one in waiting:
             one.cancel()
+            asyncio.get_running_loop().call_later(LAST_WORDS, _unless_done, one)
+        raise
+    for one in late:
+        one.cancel()
     if late:
         _, stubborn = await asyncio.wait(late, timeout=LAST_WORDS)
         for one in stubborn:
@@ -66,6 +69,11 @@ async def within(timeout: float, call: Callable[[], Any]) -> BaseException | Non
     if late:
         return TimeoutError(f"it did not end within {timeout:g} s")
     return aio_task.result()
+
+
+def _unless_done(aio_task: asyncio.Task[Any]) -> None:
+    if not aio_task.done():
+        leave_behind(aio_task)
 
 
 def leave_behind(aio_task: asyncio.Task[Any]) -> None:

@@ -300,7 +300,7 @@ class Parts:
         await self.lifeline.stop(self.end.left(0.5, keep=0.5))
         for aio_task in tuple(self.shop.stubborn) if hasattr(self, "shop") else ():
             leave_behind(aio_task)  # a handler that does not end keeps no process from ending
-        error = await within(max(CLOSING, self.end.left(LAST_WRITES)), self.stack.aclose)
+        error = await within(max(CLOSING, self.end.left()), self.stack.aclose)
         if error is not None:
             logger.warning("stopping: %s", said(error))
 
