@@ -230,6 +230,9 @@ class Attempts:
         """Its handler goes on, and keeps its slot."""
         say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
         self.zombies += 1
+        if job.aio_task is not None:
+            self._shop.stubborn.add(job.aio_task)
+            job.aio_task.add_done_callback(self._shop.stubborn.discard)
         held = self._record(job, Failed(timed_out(job), job.discarded) if job.leaving == "timeout" else given_up(job))
         if held is not None:
             self.start(*held)

@@ -11,6 +11,9 @@ wall = time.time
 monotonic = time.monotonic
 """Seconds by a clock that never steps: for every local timer and time limit."""
 
+cpu = time.process_time
+"""Seconds of CPU that this process has used: they stand still while it is suspended."""
+
 
 def now() -> datetime:
     """This instant, timezone-aware, in UTC."""

@@ -30,6 +30,7 @@ Record = TypeVar("Record")
 
 DAY: Final = 86_400.0
 FOREVER: Final = 100 * 365 * DAY  # longer than any delay that can be meant
+LEAST_BLOCK: Final = 0.02  # seconds; to watch a loop for less would cost more than it tells
 
 
 class Unset:
@@ -448,6 +449,7 @@ class RuntimeConfig:
     data_dir: str | None = None
     allow_eviction: bool = False
     strict_load: bool = True
+    blocking_warning: Seconds | None = 0.25
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.prefix):
@@ -467,3 +469,5 @@ class RuntimeConfig:
         put(self, connect_timeout=seconds(self.connect_timeout, "connect_timeout", above=True))
         put(self, grace=seconds(self.grace, "grace"))
         put(self, sweep_interval=seconds(self.sweep_interval, "sweep_interval", above=True))
+        if self.blocking_warning is not None:
+            put(self, blocking_warning=seconds(self.blocking_warning, "blocking_warning", least=LEAST_BLOCK))

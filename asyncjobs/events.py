@@ -1,21 +1,29 @@
 """Events: one record for each thing that happens in this process, and the bus that carries it.
 
 Sentry, logs, live dashboards and tests all hang on this; a job never calls any of them. An event that
-nobody subscribed to is never built, and a subscriber that raises is logged and harms no job.
+nobody subscribed to is never built. A subscriber that raises, whatever it raises, is logged and harms no job; an async
+one runs beside the job, as often as `MOST_RUNNING` at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
+from asyncjobs.complaints import Complaints
+from asyncjobs.config import shown
 from asyncjobs.errors import ConfigError
+from asyncjobs.guests import Deadline, contained, ended, leave_behind
+from asyncjobs.stack import Stack
 
 logger = logging.getLogger("asyncjobs")
 
@@ -53,40 +61,146 @@ class Event:
     context: Any = field(default=None, repr=False)
 
 
+MOST_RUNNING: Final = 100  # calls of one async subscriber at once
+MOST_WAITING: Final = 10_000  # events that wait for one; then the oldest are dropped
+TIME_LIMIT: Final = 60.0  # seconds that one call of an async subscriber may take
+
 Subscriber: TypeAlias = Callable[[Event], Any] | Callable[[Event], Awaitable[Any]]
+
+
+class Subscription:
+    """One callback, and what it has to do with events that take their time.
+
+    State: `_running`, the aio_tasks of an async callback; `_waiting`, what it returned beyond those, oldest first.
+    """
+
+    __slots__ = ("_bus", "_callback", "_running", "_waiting")
+
+    def __init__(self, bus: EventBus, callback: Subscriber) -> None:
+        self._bus, self._callback = bus, callback
+        self._running: set[asyncio.Task[BaseException | None]] = set()
+        self._waiting: deque[tuple[Event, Any]] = deque()
+
+    def __str__(self) -> str:
+        try:
+            return str(getattr(self._callback, "__qualname__", None) or type(self._callback).__qualname__)
+        except BaseException:
+            return "without a name"
+
+    def call(self, event: Event) -> None:
+        """Hand the event over; never raises."""
+        try:
+            result = self._callback(event)
+            if result is not None and inspect.isawaitable(result):
+                self._take(event, result)
+        except BaseException as error:
+            self._bus.raised(self, event, error)
+
+    def _take(self, event: Event, result: Any) -> None:
+        if len(self._running) < MOST_RUNNING:
+            self._run(event, result)
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            self._drop(self._waiting.popleft()[1])
+        self._waiting.append((event, result))
+
+    def _run(self, event: Event, result: Any) -> None:
+        loop = asyncio.get_running_loop()
+        aio_task = loop.create_task(contained(lambda: result))
+        self._running.add(aio_task)
+        self._bus.busy.add(self)
+        timer = loop.call_later(TIME_LIMIT, aio_task.cancel)
+        aio_task.add_done_callback(functools.partial(self._ended, event, result, timer))
+
+    def _ended(
+        self, event: Event, result: Any, timer: asyncio.TimerHandle, aio_task: asyncio.Task[BaseException | None]
+    ) -> None:
+        late = timer.when() <= asyncio.get_running_loop().time()
+        timer.cancel()
+        self._running.discard(aio_task)
+        if aio_task.cancelling() and not late:
+            _close(result)  # it may have been cancelled before its first step
+            self.drop_waiting()  # the loop is about to end, or the runtime
+        else:
+            error = TimeoutError(f"it took longer than {TIME_LIMIT:g} s") if late else aio_task.result()
+            if error is not None:
+                self._bus.raised(self, event, error)
+        if self._waiting:
+            self._run(*self._waiting.popleft())
+        elif not self._running:
+            self._bus.busy.discard(self)
+
+    def _drop(self, result: Any) -> None:
+        self._bus.dropped += 1
+        _close(result)
+
+    def drop_waiting(self) -> None:
+        while self._waiting:
+            self._drop(self._waiting.popleft()[1])
+
+    def abandon(self) -> None:
+        """The loop that this ran in is closed."""
+        self.drop_waiting()
+        for aio_task in self._running:
+            leave_behind(aio_task)
+        self._running.clear()
+
+    async def drain(self, timeout: float) -> None:
+        """Let it end for `timeout` seconds."""
+        deadline = Deadline(timeout)
+        while self._waiting and deadline.left():
+            await asyncio.wait(self._running, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
+        self.drop_waiting()
+        await ended(tuple(self._running), deadline.left())
+        self._running.clear()  # what does not end is left behind
+
+
+def _close(result: Any) -> None:
+    """Close a coroutine that is not awaited, which would else warn of that."""
+    with suppress(BaseException):
+        result.close()
 
 
 class EventBus:
     """Hands each event to the subscribers of its type, in the order of subscription.
 
-    State: `_subscribers`, type → callbacks (a type without any is absent, which is the fast path), and
-    `_running`, strong references to the aio_tasks of async subscribers.
+    State: `_subscribers`, event type → subscriptions, without a key where there is none.
+
+    Attributes:
+        busy: the subscriptions whose async callback runs.
+        failed: how often a subscriber raised, or took longer than `TIME_LIMIT`.
+        dropped: how many events an async subscriber did not get because it was too slow.
     """
 
     def __init__(self) -> None:
-        self._subscribers: dict[str, list[Subscriber]] = {}
-        self._running: set[asyncio.Task[Any]] = set()
+        self._subscribers: dict[str, list[Subscription]] = {}
+        self.busy: set[Subscription] = set()
+        self._complaints = Complaints(logger)
+        self.failed = self.dropped = 0
 
     def on(self, event_type: str, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback`, sync or async, for each event of `event_type` (``"*"``: of every type).
+        """Call `callback` with each `Event` of a type, ``"*"`` for every type.
 
         Returns:
             A function that ends the subscription.
+        Raises:
+            ConfigError: there is no such event type.
         """
         if event_type != "*" and event_type not in EVENT_TYPES:
-            raise ConfigError(f"no event is called {event_type!r}; there are: * {' '.join(EVENT_TYPES)}")
+            raise ConfigError(f"there is no event {event_type!r}; there are: * {' '.join(EVENT_TYPES)}")
         if not callable(callback):
-            raise ConfigError(f"on({event_type!r}): expected a function of one event, got {callback!r}")
+            raise ConfigError(f"on({event_type!r}): expected a function of one event, got {shown(callback)}")
         types = EVENT_TYPES if event_type == "*" else (event_type,)
+        subscription = Subscription(self, callback)
         for one in types:
-            self._subscribers.setdefault(one, []).append(callback)
+            self._subscribers.setdefault(one, []).append(subscription)
 
         def off() -> None:
             for one in types:
-                callbacks = self._subscribers.get(one, [])
-                if callback in callbacks:
-                    callbacks.remove(callback)
-                if not callbacks:
+                left = [other for other in self._subscribers.get(one, ()) if other is not subscription]
+                if left:
+                    self._subscribers[one] = left
+                else:
                     self._subscribers.pop(one, None)
 
         return off
@@ -97,28 +211,26 @@ class EventBus:
 
     def emit(self, event_type: str, name: str, **fields: Any) -> None:
         """Build the event and hand it on; never raises."""
-        subscribers = self._subscribers.get(event_type)
-        if not subscribers:
+        subscriptions = self._subscribers.get(event_type)
+        if not subscriptions:
             return
         event = Event(event_type, name, **fields)
-        for callback in tuple(subscribers):
-            try:
-                result = callback(event)
-                if inspect.isawaitable(result):
-                    aio_task = asyncio.ensure_future(result)
-                    self._running.add(aio_task)
-                    aio_task.add_done_callback(self._ended)
-            except BaseException:  # its CancelledError or SystemExit too: nobody has cancelled us, or ends the app
-                logger.exception("a subscriber of %s raised; the %s goes on", event_type, name)
+        for subscription in tuple(subscriptions):
+            subscription.call(event)
 
-    def _ended(self, aio_task: asyncio.Task[Any]) -> None:
-        self._running.discard(aio_task)
-        if not aio_task.cancelled() and (error := aio_task.exception()):
-            logger.error("an async subscriber raised", exc_info=error)
+    def raised(self, subscription: Subscription, event: Event, error: BaseException) -> None:
+        """A subscriber has raised; what the event is about goes on."""
+        self.failed += 1
+        text = "the subscriber %s of %s raised, and %s goes on: %s"
+        self._complaints.error(f"{event.type} {subscription}", text, subscription, event.type, event.name, Stack(error))
 
     async def drain(self, timeout: float) -> None:
         """Give async subscribers up to `timeout` seconds to end, then cancel them."""
-        if self._running:
-            _, late = await asyncio.wait(tuple(self._running), timeout=timeout)
-            for aio_task in late:
-                aio_task.cancel()
+        await asyncio.gather(*(one.drain(timeout) for one in tuple(self.busy)))
+        self.busy.clear()
+
+    def abandon(self) -> None:
+        """The loop that async subscribers ran in is closed."""
+        for one in self.busy:
+            one.abandon()
+        self.busy.clear()

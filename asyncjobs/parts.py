@@ -20,12 +20,14 @@ from asyncjobs.embedded import EmbeddedStore
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
 from asyncjobs.gate import Gate
 from asyncjobs.groups import GroupRegistry
+from asyncjobs.guests import Deadline, leave_behind, within
 from asyncjobs.invariants import at_a_glance
 from asyncjobs.liveness import Liveness
 from asyncjobs.maintenance import Maintenance
 from asyncjobs.pump import Pump
 from asyncjobs.scheduler import Scheduler
 from asyncjobs.shop import Shop
+from asyncjobs.stack import said
 
 logger = logging.getLogger("asyncjobs")
 
@@ -34,6 +36,9 @@ AFTER_GRACE: Final = 2.5  # seconds that a drain takes at most beyond its grace
 AGAIN: Final = 1.0  # seconds until it is tried again to consume a job
 SHOWN_GROUPS: Final = 5
 DEFAULT_LEASE: Final = 30.0
+UNDOING: Final = 2.0  # seconds for undoing what a failed start has got to
+CLOSING: Final = 0.5  # seconds that closing gets, however late it is
+AFTERWARDS: Final = 4.3  # seconds, after the grace, for all that a stop does then
 LINGERING: Final[set[asyncio.Task[None]]] = set()  # of stopped runtimes, held strongly
 
 
@@ -47,9 +52,11 @@ class Parts:
     maintenance: Maintenance
     scheduler: Scheduler
 
-    def __init__(self, stack: AsyncExitStack, crew: Crew, embedded: EmbeddedStore | None) -> None:
-        self.stack, self.crew, self.embedded = stack, crew, embedded
+    def __init__(self) -> None:
+        self.stack, self.crew = AsyncExitStack(), Crew()
         self.lifeline = Crew()  # what must go on for as long as a thread runs a job or a task
+        self.embedded: EmbeddedStore | None = None
+        self.end = Deadline(float("inf"))  # by when a stop must be over
         self.store: Store | None = None  # what it said of itself
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
@@ -98,10 +105,10 @@ class Parts:
             if spec.name in self.consumers:
                 self.consumers[spec.name].look_again()
             if spec.name in self.registries:
-                self.crew.once(f"looking at the groups of {spec.name}", self.registries[spec.name].look())
+                self.crew.once(f"looking at the groups of {spec.name}", self.registries[spec.name].look)
 
         def reload() -> None:
-            self.crew.once(f"looking at the groups of {spec.name}", self.registry(spec).reload())
+            self.crew.once(f"looking at the groups of {spec.name}", self.registry(spec).reload)
 
         await self.broker.listen_for_news(spec.name, news, look, reload, room)
 
@@ -222,14 +229,15 @@ class Parts:
     def health(self) -> dict[str, Any]:
         """How this process is doing; see `Runtime.health`."""
         connected = self.broker.subscriber.connected and self.pump.outage_since is None
-        lost_at, running = self.liveness.data_lost_at, self.running()
+        lost_at, running, down = self.liveness.data_lost_at, self.running(), [*self.crew.down(), *self.lifeline.down()]
         return {
-            "status": "ok" if connected and lost_at is None else "degraded",
+            "status": "ok" if connected and lost_at is None and not down else "degraded",
             "store": self.broker.address.text,
             "keeps": self.store.keeps if self.store else "unknown",
             "data_lost_at": lost_at,
             "process": self.liveness.process,
             "connected": connected,
+            "loops_down": down,
             "seconds_since_beat": round(self.liveness.since_last_beat(), 3),
             "running": running,
             "unsettled": self.unsettled(),
@@ -289,8 +297,31 @@ class Parts:
 
     async def close(self) -> None:
         """The end, after `leave`."""
-        await self.lifeline.stop()
-        await self.stack.aclose()
+        await self.lifeline.stop(self.end.left(0.5, keep=0.5))
+        for aio_task in tuple(self.shop.stubborn) if hasattr(self, "shop") else ():
+            leave_behind(aio_task)  # a handler that does not end keeps no process from ending
+        error = await within(max(CLOSING, self.end.left()), self.stack.aclose)
+        if error is not None:
+            logger.warning("stopping: %s", said(error))
+
+    async def undo(self) -> None:
+        """Whatever a start has begun ends. It may have begun to work, and what it took goes back."""
+        try:
+            if hasattr(self, "liveness") and self.liveness.joined:
+                await self.drain(0)
+        finally:
+            self.end = Deadline(UNDOING)
+            await self.crew.stop(self.end.left(keep=0.5))
+            await self.close()
+
+    async def abandon(self) -> None:
+        """The loop that all this belongs to has been closed without a stop: let go of it, from another one."""
+        self.end = Deadline(UNDOING)
+        self.crew.abandon()
+        self.lifeline.abandon()
+        self.broker.abandon()
+        error = await within(UNDOING, self.stack.aclose)
+        logger.debug("what is left of the old loop: %s", error)
 
     # Threads ----------------------------------------------------------------------------------------------
     def in_threads(self) -> int:
@@ -313,9 +344,11 @@ class Parts:
         try:
             while self.in_threads():  # noqa: ASYNC110 - a thread ends whenever it likes
                 await asyncio.sleep(0.05)
+            self.end = Deadline(AFTERWARDS)
             await self.settled(self.at_rest, LAST_WRITES)
             await self.leave()
         finally:
+            self.end = Deadline(UNDOING)
             await self.close()
 
     async def keep_owned(self, process: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -23,16 +23,20 @@ from asyncjobs.config import (
 )
 from asyncjobs.definition import JobSpec
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
+from asyncjobs.home import Home
 from asyncjobs.job import NO_OVERRIDES, STATES, Job, Overrides, new_id, read_job
 from asyncjobs.steering import Bounds, Steering
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
 
+logger = logging.getLogger("asyncjobs")
+
 ADD_OPTIONS: Final = (
     "group_id", "job_id", "delay", "at", "attempts", "backoff", "timeout", "remove_on_complete", "remove_on_fail",
 )  # fmt: skip
 LONGEST_ID: Final = 512  # bytes of UTF-8
+MOST_STRANGERS: Final = 100  # names that are looked at
 NOTHING: Final[Mapping[str, Any]] = {}
 AT_ONCE: Final = ("in", 0)
 
@@ -44,13 +48,13 @@ class Queue:
     the runtime runs.
     """
 
-    def __init__(self, bus: EventBus, max_payload: int) -> None:
+    def __init__(self, bus: EventBus, max_payload: int, home: Home) -> None:
         self._bus = bus
         self._max_payload = max_payload
         self._specs: dict[str, JobSpec] = {}
         self._names: dict[Any, tuple[str, Any]] = {}
         self._broker: Broker | None = None
-        self._pid = 0
+        self._home = home
         self._bounds = Bounds()
 
     # The runtime's side -----------------------------------------------------------------------------------
@@ -71,7 +75,7 @@ class Queue:
             self._names = {key: one for key, one in self._names.items() if one[0] != name}
 
     def open(self, broker: Broker) -> None:
-        self._broker, self._pid = broker, os.getpid()
+        self._broker = broker
 
     def close(self) -> None:
         self._broker = None
@@ -118,7 +122,7 @@ class Queue:
         given: Mapping[str, Any] = NOTHING
         if any(value is not UNSET for value in own):
             given = {name: value for name, value in zip(ADD_OPTIONS[4:], own, strict=True) if value is not UNSET}
-        broker = self._running()
+        broker = self._running("add")
         call, handle = self._prepare(broker, job, data, group_id, job_id, delay, at, given)
         if call.place.registry:
             (call,) = await self._bounds.laid_over(broker, [call])
@@ -130,7 +134,7 @@ class Queue:
 
         All are checked before any is sent; a bad one is named by its place and nothing is added.
         """
-        broker = self._running()
+        broker = self._running("add_bulk")
         calls, handles = [], []
         for place, one in enumerate(jobs):
             if not isinstance(one, (tuple, list)) or not 1 <= len(one) <= 3:
@@ -203,7 +207,7 @@ class Queue:
         self, name: str | Callable[..., Any], job_id: str, group_id: str | int | None = None
     ) -> Job | None:
         """A job as it stands, or None if there is none with that id (any more)."""
-        broker, spec = self._running(), self.spec(name)
+        broker, spec = self._running("get_job"), self.spec(name)
         group = self._group(spec, group_id)
         keys = broker.queue_keys(spec.name, group)
         due, record = await broker.read(keys, _text(job_id, "job_id"))
@@ -211,16 +215,42 @@ class Queue:
 
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
         """How many jobs are in each state; of a grouped job without a group: of all its groups together."""
-        broker, spec = self._running(), self.spec(name)
+        broker, spec = self._running("counts"), self.spec(name)
         if group_id is None:
             counts = await broker.total_counts(spec.name)
         else:
             counts = await broker.counts(broker.queue_keys(spec.name, self._group(spec, group_id)))
         return dict(zip(STATES, counts, strict=True))
 
+    async def announce(self) -> dict[str, bool]:
+        """Leave it in the store which names there are here. Returns all that any process has left, with whether each is
+        grouped."""
+        return await self._running("announce").know({name: spec.grouped for name, spec in self._specs.items()})
+
+    async def strangers(self) -> dict[str, dict[str, int]]:
+        """The job names that others have registered and this runtime has not, with what is left of them by state."""
+        broker = self._running("strangers")
+        known = await self.announce()
+        found: dict[str, dict[str, int]] = {}
+        for name in sorted(known.keys() - self._specs.keys())[:MOST_STRANGERS]:
+            keys = broker.queue_keys(name, None)
+            counts = await (broker.total_counts(name) if known[name] else broker.counts(keys))
+            found[name] = dict(zip(STATES, counts, strict=True))
+        return found
+
+    async def tell_strangers(self) -> None:
+        """Warn of jobs that no handler is registered for: a file was renamed, or a release was rolled back."""
+        for name, counts in (await self.strangers()).items():
+            left = counts["waiting"] + counts["active"] + counts["delayed"]
+            if left:
+                logger.warning(
+                    "%d jobs of %r are left, and no job of that name is registered here: unless another process runs "
+                    "them they wait for ever; register that name, or give its file the old name back", left, name,
+                )  # fmt: skip
+
     async def groups(self, name: str | Callable[..., Any]) -> list[str]:
         """The ids of the groups that are not reaped, sorted."""
-        broker, spec = self._running(), self.spec(name)
+        broker, spec = self._running("groups"), self.spec(name)
         if not spec.grouped:
             raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
@@ -228,12 +258,12 @@ class Queue:
     def job(self, name: str | Callable[..., Any]) -> Steering:
         """Pause, resume, limit a whole job name, in all processes, while they run; for a grouped job, each group."""
         spec = self.spec(name)
-        return Steering(self._running(), spec, None)
+        return Steering(self._running("job"), spec, None)
 
     def group(self, name: str | Callable[..., Any], group_id: str | int) -> Steering:
         """The same for one group."""
         spec = self.spec(name)
-        return Steering(self._running(), spec, self._group(spec, group_id))
+        return Steering(self._running("group"), spec, self._group(spec, group_id))
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
         """The registered job called or handled by `job`."""
@@ -249,14 +279,19 @@ class Queue:
             raise UnknownJobError(getattr(handle, "__qualname__", None) or shown(handle), self._specs)
         return name
 
-    def _running(self) -> Broker:
+    def _running(self, what: str) -> Broker:
+        """The broker, for the method `what` that was called.
+
+        Raises:
+            NotRunningError: the runtime is not running, or not in this loop.
+        """
         if self._broker is None:
             raise NotRunningError(
                 "the runtime is not running; start it with `async with runtime`, `lifespan=runtime.lifespan`, "
                 "`cleanup_ctx`, or `await runtime.start()`"
             )
-        if self._pid != os.getpid():
-            raise NotRunningError("this process was forked off a running runtime; start the runtime after the fork")
+        if not self._home.is_here():
+            self._home.check(f"queue.{what}")
         return self._broker
 
     @staticmethod

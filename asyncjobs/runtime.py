@@ -6,15 +6,12 @@ import asyncio
 import functools
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
-from asyncjobs import clock, loader, services
+from asyncjobs import clock, loader
 from asyncjobs.broker import WORK_LANES, Broker, Store
 from asyncjobs.config import (
     JobOptions,
@@ -29,20 +26,22 @@ from asyncjobs.config import (
     shown,
     strict,
 )
-from asyncjobs.crew import Crew
 from asyncjobs.cron import normalise
 from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters, zone
-from asyncjobs.embedded import EmbeddedStore, project_of
 from asyncjobs.errors import ConfigError, JobTimeoutError, NotRunningError
 from asyncjobs.events import EventBus, Subscriber
+from asyncjobs.guests import Deadline
+from asyncjobs.home import Home
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live import LiveUpdates
 from asyncjobs.liveness import Liveness
+from asyncjobs.location import located
 from asyncjobs.maintenance import Maintenance
-from asyncjobs.parts import LAST_WRITES, Parts
+from asyncjobs.parts import AFTERWARDS, LAST_WRITES, Parts
 from asyncjobs.pump import Pump
 from asyncjobs.queue import Queue
 from asyncjobs.scheduler import Scheduler
+from asyncjobs.services import Services, Unmade, is_factory
 from asyncjobs.shop import Shop
 from asyncjobs.threads import Crossing, FromThread, Threads, here
 from asyncjobs.watchdog import Watchdog
@@ -53,7 +52,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 State = Literal["stopped", "starting", "running", "stopping"]
 
 
-AFTER_DRAIN: Final = 3.0  # seconds beyond the grace until what subscribers and live updates still do is given up
 TASK_THREADS: Final = 100  # most sync tasks at once
 JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
 WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
@@ -85,6 +83,7 @@ class Runtime:
             None: ``.asyncjobs``, and in the environment ``test`` a private one that is removed at stop.
         allow_eviction: start even on a store whose `maxmemory-policy` lets it delete what we keep.
         strict_load: False leaves bad files of the folders out instead of refusing to start.
+        blocking_warning: seconds after which whatever blocks the event loop is named in the log; None: never.
     Raises:
         ConfigError: an option with a value it cannot take. No I/O is done here; safe at import.
     """
@@ -114,6 +113,7 @@ class Runtime:
         data_dir: str | os.PathLike[str] | None = None,
         allow_eviction: bool = False,
         strict_load: bool = True,
+        blocking_warning: Seconds | None = 0.25,
     ) -> None:
         self.config = RuntimeConfig(
             prefix=prefix,
@@ -133,6 +133,7 @@ class Runtime:
             data_dir=None if data_dir is None else str(folder(data_dir, "data_dir")),
             allow_eviction=allow_eviction,
             strict_load=strict_load,
+            blocking_warning=blocking_warning,
         )
         zone(timezone)
         self._redis = redis
@@ -142,12 +143,14 @@ class Runtime:
         self._bus = EventBus()
         self._sentry = Sentry(self._bus, sentry_capture, sentry_payload)
         self._io = LiveUpdates(io)
-        self._queue = Queue(self._bus, max_payload)
+        self._home = Home()
+        self._queue = Queue(self._bus, max_payload, self._home)
         self._own_jobs: dict[str, JobSpec] = {}
         self._own_tasks: dict[str, TaskSpec] = {}
         self._loaded = loader.Loaded([], [])
+        self._looking = False
         self._state: State = "stopped"
-        self._lock: asyncio.Lock | None = None
+        self._lock = asyncio.Lock()  # a new one in each loop
         self._parts: Parts | None = None
         self._starting: asyncio.Timeout | None = None  # ends a start that `stop` is called in
 
@@ -220,10 +223,13 @@ class Runtime:
         if name in self.queue.names:
             raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
         check_limiters(spec, self.loaded.jobs)
+        starts = self._parts is not None and self.config.consume and spec.worker_options.autorun
+        if starts:
+            self._home.check("runtime.add_job with autorun=True")
         self._own_jobs[name] = spec
         self.queue.register(spec)
-        if self._parts is not None and self.config.consume and spec.worker_options.autorun:
-            self._parts.crew.once(f"starting {name}", self._parts.begin(spec))
+        if starts and self._parts is not None:
+            self._parts.crew.once(f"starting {name}", functools.partial(self._parts.begin, spec))
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
@@ -267,55 +273,70 @@ class Runtime:
             BrokerError: a store that refuses us, or a command that we need; the message names it.
             NotRunningError: `stop` was called meanwhile.
         """
-        if self._lock is None:
-            self._lock = asyncio.Lock()
-        async with self._lock:
+        async with self._claimed("runtime.start"):
             if self._state == "running":
                 return self
             self._state = "starting"
-            stack = AsyncExitStack()
+            parts = Parts()
             limit = self._starting = asyncio.timeout(None)
             try:
                 try:
                     async with limit:
-                        self._parts = await self._build(stack)
-                        await self._launch(self._parts)
+                        await self._build(parts)
+                        self._parts = parts
+                        await self._launch(parts)
                 finally:
                     self._starting = None
             except BaseException as error:
-                await self._undo(stack)
+                self._parts = None
+                self._queue.close()
+                await parts.undo()
+                self._state = "stopped"
                 if isinstance(error, TimeoutError) and limit.expired():
                     raise NotRunningError("the runtime was stopped while it was starting") from None
                 raise
             self._state = "running"
         return self
 
-    async def _undo(self, stack: AsyncExitStack) -> None:
-        """Whatever a start has begun ends. It may have begun to work, and what it took goes back."""
-        parts, self._parts = self._parts, None
-        self.queue.close()
-        try:
-            if parts is not None and parts.liveness.joined:
-                await parts.drain(0)
-        finally:
-            if parts is not None:
-                await parts.crew.stop()
-                await parts.lifeline.stop()
-            await stack.aclose()
-            self._state = "stopped"
+    @asynccontextmanager
+    async def _claimed(self, what: str) -> AsyncIterator[None]:
+        """Start or stop alone, in the loop that this lives in; where that one is closed, this one is its home now.
 
-    async def _build(self, stack: AsyncExitStack) -> Parts:
-        """Every part, each undone by `stack` in reverse; nothing runs yet."""
-        given = {"queue": self.queue, "io": self.io, "services": await services.enter(self._services, stack)}
+        Raises:
+            NotRunningError: it lives in another loop.
+        """
+        left: Parts | None = None
+        if not self._home.is_here():
+            if self._state != "stopped":
+                lost = self._home.lost()
+                if not lost:
+                    self._home.check(what)
+                left, self._parts, self._state = self._parts if lost == "closed" else None, None, "stopped"
+                self._queue.close()
+                self._bus.abandon()
+                self._io.close()
+            self._home.enter()
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if left is not None:
+                logger.warning(
+                    "the event loop of this runtime was closed without a stop; its leases bring its jobs back"
+                )
+                await left.abandon()
+            yield
+
+    async def _build(self, parts: Parts) -> None:
+        """Every part, each undone by its stack in reverse; nothing runs yet."""
+        stack = parts.stack
+        given = {"queue": self._queue, "io": self._io, "services": await self._entered(parts)}
         way = Crossing()
         stack.callback(way.close)
         await self._load(given, way)
         threads, task_threads = Threads(self.config.concurrency, way), Threads(TASK_THREADS, way)
         stack.callback(threads.close)
         stack.callback(task_threads.close)
-        target, store = await self._store(stack)
+        target, parts.embedded = await located(self._redis, self.config, self._jobs_folder or self._tasks_folder, stack)
         timeout = duration(self.config.connect_timeout)
-        parts = Parts(stack, Crew(), store)
         parts.liveness = Liveness(
             broker := Broker(
                 target,
@@ -329,7 +350,7 @@ class Runtime:
             parts.keep_owned,
         )
         parts.broker = broker
-        stack.push_async_callback(broker.close)
+        stack.push_async_callback(lambda: broker.close(parts.end.left(keep=0.5)))
         parts.pump = Pump(broker, self.config.concurrency, lambda: parts.liveness.process, parts.consumer_at)
         stack.callback(parts.pump.close)
         boot = os.urandom(6).hex()
@@ -344,7 +365,14 @@ class Runtime:
         parts.scheduler = Scheduler(
             broker, self._bus, self._active_tasks(), given, task_threads, lambda: parts.liveness.process
         )
-        return parts
+
+    async def _entered(self, parts: Parts) -> Any:
+        """The services; where nothing is run, a stand-in for those that would have to be made."""
+        if self._looking and is_factory(self._services):
+            return Unmade()
+        services = Services(self._services)
+        parts.stack.push_async_callback(lambda: services.leave(parts.end.left(keep=0.3)))
+        return await services.enter()
 
     async def _launch(self, parts: Parts) -> None:
         """Reach the store, then start the parts."""
@@ -355,7 +383,7 @@ class Runtime:
         crew = parts.crew
         if parts.embedded is not None:
             embedded = parts.embedded
-            parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure())
+            parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure)
         if specs or self._active_tasks():
             parts.expected = list(specs)
             await parts.join()
@@ -365,17 +393,20 @@ class Runtime:
         crew.start("subscriber", parts.broker.subscriber.run)
         if specs or self._active_tasks():
             parts.show_life()
-            lease = min(parts.leases().values())
-            crew.start("watchdog", Watchdog(lease).run)
+            longest = self.config.blocking_warning
+            if longest is not None:
+                crew.start("watchdog", Watchdog(min(duration(longest), min(parts.leases().values()) / 3)).run)
         if self.config.consume:
             for lane in range(WORK_LANES):
                 parts.lifeline.start("work", functools.partial(parts.pump.run, lane))
-            crew.start("sweeping", parts.maintenance.sweep_strangers)
+            crew.start("sweeping", parts.maintenance.sweep_strangers, may_return=True)
             crew.start("sweep", parts.maintenance.run_looking)
             parts.lifeline.start("gates", parts.maintenance.run_telling)
             crew.start("retention", parts.maintenance.run_trimming)
             crew.start("forgetting", parts.maintenance.run_forgetting)
         await parts.scheduler.start()
+        if not self._looking:
+            crew.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
 
     async def _checked(self, broker: Broker) -> Store:
         """What the store is; said in the log, and refused where it may delete jobs by itself."""
@@ -417,13 +448,8 @@ class Runtime:
         Raises:
             LoadError: every bad file, with its reason.
         """
-        async with AsyncExitStack() as stack:
-            given = {
-                "queue": self.queue,
-                "io": self.io,
-                "services": await services.enter(self._services, stack),
-            }
-            await self._load(given, Crossing())
+        services = Unmade() if is_factory(self._services) else self._services
+        await self._load({"queue": self._queue, "io": self._io, "services": services}, Crossing())
         return self.loaded
 
     @property
@@ -432,20 +458,6 @@ class Runtime:
         return loader.Loaded(
             [*self._own_jobs.values(), *self._loaded.jobs], [*self._own_tasks.values(), *self._loaded.tasks]
         )
-
-    async def _store(self, stack: AsyncExitStack) -> tuple[Any, EmbeddedStore | None]:
-        target = self._redis if self._redis is not None else os.environ.get("ASYNCJOBS_REDIS_URL") or None
-        if target is not None:
-            return target, None
-        where = self.config.data_dir
-        if where is None and self.config.environment == "test":
-            # Tests never meet the developer's jobs, nor each other's.
-            where = tempfile.mkdtemp(prefix="asyncjobs-test-")
-            stack.push_async_callback(_remove, Path(where))
-        home = project_of(self._jobs_folder or self._tasks_folder)
-        store = EmbeddedStore(home / (where or ".asyncjobs"))
-        stack.callback(store.stop)
-        return await store.start(), store
 
     def _active_tasks(self) -> tuple[TaskSpec, ...]:
         if not self.config.schedule:
@@ -462,45 +474,45 @@ class Runtime:
         Stopping a stopped runtime does nothing; it may be started again.
         """
         allowed = duration(self.config.grace) if grace is None else seconds(grace, "grace")
-        if self._lock is None:
+        if self._state == "stopped" and self._parts is None:
             return
-        if self._starting is not None and not self._starting.expired():
+        if self._starting is not None and self._home.is_here() and not self._starting.expired():
             self._starting.reschedule(0.0)
-        async with self._lock:
-            if self._parts is None:
+        async with self._claimed("runtime.stop"):
+            parts = self._parts
+            if parts is None:
                 return
             self._state = "stopping"
-            parts = self._parts
+            parts.end = Deadline(allowed + AFTERWARDS)
             try:
                 await self._drain(parts, allowed)
             finally:
                 self._parts = None
-                self.queue.close()
+                self._queue.close()
                 self._state = "stopped"
                 parts.shop.threads.way.close()
-                await parts.crew.stop()
+                await parts.crew.stop(parts.end.left(0.5, keep=0.5))
+                self._io.close()
                 if parts.in_threads():
                     parts.linger()
                 else:
                     await parts.close()
 
     async def _drain(self, parts: Parts, grace: float) -> None:
-        deadline = clock.monotonic() + grace + AFTER_DRAIN
         await parts.drain(grace)
-        await self._bus.drain(max(0.1, min(LAST_WRITES, deadline - clock.monotonic())))
-        await self.io.flush(max(0.1, min(LAST_WRITES, deadline - clock.monotonic())))
-        await self._sentry.flush()
+        last = parts.end.left(LAST_WRITES, keep=1.0)
+        await asyncio.gather(self._bus.drain(last), self._io.flush(last), self._sentry.flush(last))
 
     @asynccontextmanager
     async def only_adding(self) -> AsyncIterator[Queue]:
         """Start just enough to add and look, for a command that does no work itself; stops at the end."""
         config = self.config
-        self.config = replace(config, consume=False, schedule=False)
+        self.config, self._looking = replace(config, consume=False, schedule=False), True
         try:
             async with self:
-                yield self.queue
+                yield self._queue
         finally:
-            self.config = config
+            self.config, self._looking = config, False
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -562,27 +574,20 @@ class Runtime:
             state, store (its address without password), keeps (what of a write outlives the store), data_lost_at
             (when the store was found to have lost its data, or None), process, connected, seconds_since_beat,
             running, unsettled, invariants (what should hold of the runtime and does not, empty unless it has a fault),
-            groups (open ones by job), tasks (next tick by name), io (accepted, sent, dropped), and status: ``ok``,
-            ``stopped``, or ``degraded`` while the store does not answer, or lost data until `acknowledge_data_loss`.
+            loops_down (of the runtime's own, those that have ended and are not well again), groups (open ones by job),
+            tasks (next tick by name), io (accepted, sent, dropped), events (failed: how often subscribers raised;
+            dropped: what was too much for slow ones), and status: ``ok``, ``stopped``, or ``degraded`` while the store
+            does not answer or a loop is down, or lost data until `acknowledge_data_loss`.
         """
         parts = {"status": "stopped"} if self._parts is None else self._parts.health()
-        io = {"accepted": self.io.accepted, "sent": self.io.sent, "dropped": self.io.dropped}
-        return {**parts, "state": self._state, "io": io}
+        io = {"accepted": self._io.accepted, "sent": self._io.sent, "dropped": self._io.dropped}
+        events = {"failed": self._bus.failed, "dropped": self._bus.dropped}
+        return {**parts, "state": self._state, "io": io, "events": events}
 
     def acknowledge_data_loss(self) -> None:
         """Somebody knows that the store has lost its data: `health` is well again."""
         if self._parts is not None:
             self._parts.liveness.data_lost_at = None
-
-
-async def _remove(where: Path) -> None:
-    """Remove the folder of a private store, once its server has ended: until then it writes there."""
-    deadline = clock.monotonic() + LAST_WRITES
-    while True:
-        if not (where / "valkey.sock").exists() or clock.monotonic() > deadline:
-            break
-        await asyncio.sleep(0.01)
-    shutil.rmtree(where, ignore_errors=True)
 
 
 def _kebab(function: Callable[..., Any]) -> str:

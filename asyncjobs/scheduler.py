@@ -21,6 +21,7 @@ from asyncjobs.cron import Ticks, last_tick
 from asyncjobs.definition import TaskSpec
 from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
 from asyncjobs.events import EventBus
+from asyncjobs.guests import leave_behind
 from asyncjobs.stack import is_closing, log, told
 from asyncjobs.threads import InThread, Threads
 
@@ -203,7 +204,9 @@ class Scheduler:
             for aio_task in late:
                 aio_task.cancel()
             if late:
-                await asyncio.wait(late, timeout=1.0)
+                _, stubborn = await asyncio.wait(late, timeout=1.0)
+                for aio_task in stubborn:
+                    leave_behind(aio_task)
 
     def in_threads(self) -> int:
         """How many runs go on in threads after they were to end."""
@@ -271,8 +274,13 @@ class Scheduler:
             run = Run(spec, due)
             try:
                 await self._run(run)
-            finally:
-                due = None if run.thread is not None else await self._release(spec)
+            except GeneratorExit:  # taken down with its loop: nothing can be awaited any more
+                raise
+            except BaseException:
+                if run.thread is None:
+                    await self._release(spec)
+                raise
+            due = None if run.thread is not None else await self._release(spec)
 
     async def _release(self, spec: TaskSpec) -> datetime | None:
         """A run has ended; the tick that was queued behind it, if any."""

@@ -24,8 +24,8 @@ class Shop:
     """What all consumers of a process share."""
 
     __slots__ = (
-        "broker", "bus", "context", "environment", "gates", "pace", "pump", "rounds", "scope", "suspects", "threads",
-        "tokens",
+        "broker", "bus", "context", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn", "suspects",
+        "threads", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -53,5 +53,6 @@ class Shop:
         self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
         self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others
         self.scope = scope  # entered around each try; what it yields travels with the try's events
+        self.stubborn: set[asyncio.Task[None]] = set()  # tries that go on although their job was settled
         numbers = itertools.count(1)
         self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)

@@ -68,6 +68,20 @@ def _cut(error: traceback.TracebackException) -> bool:
     return cut
 
 
+class Stack:
+    """The stack of an error as an argument of a log line, made only if the line is written."""
+
+    __slots__ = ("_error", "_text")
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+        self._text = ""
+
+    def __str__(self) -> str:
+        self._text = self._text or told(self._error).stack.strip()  # each handler of the app asks for it
+        return self._text
+
+
 def said(error: BaseException) -> str:
     """``ValueError: no such user``, of a bounded length, on whatever an exception's own text does."""
     return _head(_text(error), MOST_TEXT)
@@ -117,6 +131,44 @@ def log(logger: logging.Logger, level: int, error: Told, source: Any, message: s
         record = logger.makeRecord(logger.name, level, file, line, message, args, info, function)
         record.exc_text = error.stack.rstrip("\n")
         logger.handle(record)
+
+
+class _Contained:
+    """A logger of ours. The app's handlers, filters and record factories are guests: what they raise ends here.
+
+    State: `_told`, the first such error was printed, as logging itself prints those of its own handlers.
+    """
+
+    _told = False
+
+    def _log(self, *args: Any, stacklevel: int = 1, **options: Any) -> None:
+        try:
+            super()._log(*args, stacklevel=stacklevel + 1, **options)  # type: ignore[misc]
+        except BaseException:
+            self._raised()
+
+    def handle(self, record: logging.LogRecord) -> None:
+        try:
+            super().handle(record)  # type: ignore[misc]
+        except BaseException:
+            self._raised()
+
+    def _raised(self) -> None:
+        if logging.raiseExceptions and not self._told:
+            type(self)._told = True
+            with suppress(BaseException):
+                traceback.print_exc()
+
+
+def contain(*names: str) -> None:
+    """Let loggers harm nobody, whichever class the app has chosen for them."""
+    for name in names:
+        one = logging.getLogger(name)
+        if not isinstance(one, _Contained):
+            one.__class__ = type("Logger", (_Contained, type(one)), {})
+
+
+contain("asyncjobs", "asyncjobs.io", "asyncjobs.cron")
 
 
 def from_the_handler(error: BaseException) -> TracebackType | None:

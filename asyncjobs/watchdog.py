@@ -17,26 +17,27 @@ from typing import Any, Final
 from asyncjobs import clock
 from asyncjobs.attempts import Attempts
 from asyncjobs.complaints import Complaints
+from asyncjobs.events import Subscription
 from asyncjobs.job import ActiveJob
 
 logger = logging.getLogger("asyncjobs")
 
-MOST_LAG: Final = 1.0  # seconds of a blocked loop that are worth a warning, less where a lease is short
 LOOKS_A_LAG: Final = 2
 FRAMES: Final = 12
 
 
 class Watchdog:
-    """Watches the loop that started it.
+    """Asks the loop that started it for a sign of life, again and again, and measures how long that takes.
 
-    State: `_seen`, the monotonic instant at which the loop last ran; `_blocked_since`, while a block is reported;
-    `_by`, who was found to block it.
+    State: `_asked`, the monotonic instant of the question that is not answered yet; `_blocked`, whether that block was
+    reported; `_by`, who was found to block the loop; `_answered`, the loop's way of answering.
     """
 
-    def __init__(self, shortest_lease: float) -> None:
-        self._lag = min(MOST_LAG, shortest_lease / 3)
-        self._seen = clock.monotonic()
-        self._blocked_since: float | None = None
+    def __init__(self, longest_block: float) -> None:
+        self._lag = longest_block
+        self._nap = longest_block / LOOKS_A_LAG
+        self._asked: float | None = None
+        self._blocked = False
         self._by = ""
         self._stopped = threading.Event()
         self._complaints = Complaints(logger)
@@ -44,51 +45,76 @@ class Watchdog:
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._seen = clock.monotonic()
-        self._stopped.clear()
-        thread = threading.Thread(target=self._watch, name="asyncjobs watchdog", daemon=True)
-        thread.start()
+        stopped = self._stopped = threading.Event()
+        self._asked, self._blocked = None, False
+        threading.Thread(target=self._watch, args=(loop, stopped), name="asyncjobs watchdog", daemon=True).start()
         try:
-            while True:
-                await asyncio.sleep(self._lag / LOOKS_A_LAG)
-                self._seen = clock.monotonic()
-                if self._blocked_since is not None:
-                    took, self._blocked_since = self._seen - self._blocked_since, None
-                    self._complaints.warning("free", "the event loop is free again after %.1f s; %s", took, self._by)
+            await loop.create_future()
         finally:
-            self._stopped.set()
+            stopped.set()
 
-    def _watch(self) -> None:
-        nap = self._lag / LOOKS_A_LAG
+    def _answer(self) -> None:
+        """The loop runs."""
+        asked, self._asked = self._asked, None
+        if self._blocked and asked is not None:
+            self._blocked = False
+            self._complaints.warning(
+                "free", "the event loop is free again after %.2f s; %s", clock.monotonic() - asked, self._by
+            )
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, stopped: threading.Event) -> None:
+        """In the thread: ask, and look whether there was an answer."""
         while True:
-            looked = clock.monotonic()
-            if self._stopped.wait(nap):
+            looked, used = clock.monotonic(), clock.cpu()
+            if stopped.wait(self._nap):
                 return
-            lag = clock.monotonic() - self._seen
-            suspended = clock.monotonic() - looked > 2 * nap  # with the whole process, which is nobody's fault
-            if lag > self._lag + nap and self._blocked_since is None and not suspended:
-                frame = sys._current_frames().get(self._loop_thread)
-                job = _job_of(frame)
-                self._by = f"it was blocked by {job!r}" if job is not None else "by what the stack above shows"
-                self._blocked_since = self._seen
-                self._complaints.warning(
-                    job.name if job is not None else "",
-                    "%s blocks the event loop, so far for %.1f s: nothing else runs here, not even the heartbeat. "
-                    "Await there, or make the handler a plain `def`, which runs in a thread.\n%s",
-                    repr(job) if job is not None else "something outside of any job", lag, _shown(frame),
-                )  # fmt: skip
-            frame = None
+            now = clock.monotonic()
+            overslept = now - looked - self._nap
+            if overslept > self._nap and clock.cpu() - used < overslept / 2:
+                self._asked = None  # the whole process was suspended, which is nobody's fault
+            asked = self._asked
+            if asked is None:
+                self._asked = now
+                try:
+                    loop.call_soon_threadsafe(self._answer)
+                except RuntimeError:
+                    return  # the loop has been closed
+            elif now - asked >= self._lag and not self._blocked:
+                self._report(now - asked)
+
+    def _report(self, lag: float) -> None:
+        frame = sys._current_frames().get(self._loop_thread)
+        job, subscriber = _found_in(frame)
+        if job is not None:
+            who = repr(job)
+        elif subscriber:
+            who = f"the subscriber {subscriber}"
+        else:
+            who = "something outside of any job"
+        self._by = f"it was blocked by {who}" if job or subscriber else "by what the stack above shows"
+        self._blocked = True
+        self._complaints.warning(
+            job.name if job is not None else subscriber,
+            "%s blocks the event loop, so far for %.2f s: nothing else runs here, not even the heartbeat. "
+            "Await there, or make the function a plain `def` where it is a handler, which runs in a thread.\n%s",
+            who, lag, _shown(frame),
+        )  # fmt: skip
 
 
-def _job_of(frame: FrameType | None) -> ActiveJob | None:
-    """The job whose try is on a stack: a coroutine that runs stands on those that await it."""
+def _found_in(frame: FrameType | None) -> tuple[ActiveJob | None, str]:
+    """The job whose try is on a stack, and the subscriber that is: a coroutine that runs stands on its callers."""
+    subscriber = ""
     while frame is not None:
         if frame.f_code is Attempts._try.__code__:
             job: Any = frame.f_locals.get("job")
-            return job if isinstance(job, ActiveJob) else None
+            return (job, subscriber) if isinstance(job, ActiveJob) else (None, subscriber)
+        if frame.f_code is Subscription.call.__code__:
+            one: Any = frame.f_locals.get("self")
+            subscriber = str(one)
         frame = frame.f_back
-    return None
+    return None, subscriber
 
 
 def _shown(frame: FrameType | None) -> str:

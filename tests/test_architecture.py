@@ -18,7 +18,7 @@ FLOORS = [
     {"runtime"},
     {"parts"},
     {"invariants"},
-    {"loader"},
+    {"loader", "location"},
     {"scheduler", "maintenance", "watchdog", "integrations", "importer", "crew", "services", "embedded", "keeper"},
     {"groups", "liveness"},
     {"consumer"},
@@ -32,7 +32,7 @@ FLOORS = [
     {"definition", "broker", "events"},
     {"payload"},
     {"cron", "terms", "plain", "declared"},
-    {"config", "complaints", "slot", "threads"},
+    {"config", "complaints", "slot", "threads", "guests", "home"},
     {"errors", "clock", "stack"},
 ]
 ARROWS = {

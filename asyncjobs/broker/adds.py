@@ -146,7 +146,7 @@ class AddBatcher:
     """
 
     def __init__(self, lane: Lane, sender: str, timeout: float, replicas: int, scattered: bool = False) -> None:
-        self._lane = lane
+        self.lane = lane
         self._sender = sender
         self._timeout = timeout
         self._resent_for = 2 * timeout + SLACK
@@ -177,7 +177,7 @@ class AddBatcher:
         loop, now = asyncio.get_running_loop(), clock.monotonic()
         submission = _Submission(calls, now + self._timeout, loop.create_future())
         self._open[submission] = None
-        if self._lane.known_down(*(call.place.keys.stream for call in calls) if self._scattered else ()):
+        if self.lane.known_down(*(call.place.keys.stream for call in calls) if self._scattered else ()):
             submission.once = True
             self._again_at = min(self._again_at, now + FIRST_PAUSE)
             loop.call_later(PATIENCE, submission.fail, BrokerUnavailableError("the store does not answer"))
@@ -199,7 +199,7 @@ class AddBatcher:
         It is not up for one that merely waits for its turn, or for its bytes, on a connection that moves.
         """
         now, doubtful = clock.monotonic(), {batch.tag for batch in self._unknown}
-        moves = now - max(self._answered_at, now - self._lane.still()) < self._timeout
+        moves = now - max(self._answered_at, now - self.lane.still()) < self._timeout
         for submission in list(itertools.takewhile(lambda one: one.deadline <= now, self._open)):
             if submission.future.done():
                 continue
@@ -214,12 +214,12 @@ class AddBatcher:
         if first is not None:
             self._timer = asyncio.get_running_loop().call_later(first.deadline - now, self._look_at_open)
 
-    async def close(self) -> None:
+    async def close(self, timeout: float) -> None:
         """Send what was accepted, for a bounded time, then tell whoever still waits, and close the connection."""
         self._closed = True
         try:
             if self._drain is not None:
-                await asyncio.wait([self._drain], timeout=LAST_CHANCE)
+                await asyncio.wait([self._drain], timeout=min(timeout, LAST_CHANCE))
         finally:
             if self._drain is not None:
                 self._drain.cancel()
@@ -227,7 +227,7 @@ class AddBatcher:
                 self._timer.cancel()
             for submission in self._open:
                 submission.fail(BrokerUnavailableError("the runtime was stopped before the store had answered"))
-            await self._lane.shut()
+            await self.lane.shut()
 
     async def _send_waiting(self) -> None:
         """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
@@ -363,9 +363,9 @@ class AddBatcher:
         needs += [-1] * len(rides)
         try:
             if self._replicas:
-                replies, reached = await self._lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
+                replies, reached = await self.lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
             else:
-                replies, reached = await self._lane.run(commands, needs), [True] * len(commands)
+                replies, reached = await self.lane.run(commands, needs), [True] * len(commands)
         except BaseException as error:
             lost = error if isinstance(error, BrokerError) else BrokerUnavailableError("no answer was waited for")
             for ride in rides:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -17,7 +18,7 @@ from redis.exceptions import ResponseError
 from asyncjobs import clock
 from asyncjobs.broker import scripts
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.adds import AddBatcher, AddCall, AddReply, Place, Ride
+from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher, AddCall, AddReply, Place, Ride
 from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
@@ -26,9 +27,10 @@ from asyncjobs.broker.keys import (
     groups_key,
     index_keys,
     index_member,
+    names_key,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
-from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal
+from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal, stopped
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.subscriber import Subscriber
@@ -141,6 +143,7 @@ class Broker(Keeping, Ticking, Limiting):
         self._beats = lane()
         self._scattered = bool(self.address.seeds)
         self.subscriber = Subscriber(self.address, None if self._scattered else reach)
+        self._abandoned = False
         self._watched: dict[str, list[asyncio.Future[Finish]]] = {}
         self._places: dict[str, Place] = {}
 
@@ -192,14 +195,32 @@ class Broker(Keeping, Ticking, Limiting):
 
         await self.subscriber.listen(self.channels.news(name), on_message, on_confirmed)
 
-    async def close(self) -> None:
-        await self._adds.close()
-        for lane in (*self._work, self._misc, self._beats):
-            await lane.shut()
-        await self.address.close()
-        for futures in self._watched.values():
-            for future in futures:
-                future.cancel()
+    async def close(self, timeout: float = LAST_CHANCE) -> None:
+        """Send the adds on their way for `timeout` seconds at most, then close every connection for good."""
+        if self._abandoned:
+            with suppress(Exception):
+                await self.address.close()
+            return
+        try:
+            await self._adds.close(timeout)
+        finally:
+            for lane in self._lanes():
+                await lane.shut()
+            for futures in self._watched.values():
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(stopped())
+            await self.address.close()
+
+    def _lanes(self) -> list[Lane]:
+        return [*self._work, self._misc, self._beats]
+
+    def abandon(self) -> None:
+        """The loop of all connections has been closed: let go of them, from another one."""
+        self._abandoned = True
+        for lane in (*self._lanes(), self._adds.lane):
+            lane.abandon()
+        self.subscriber.abandon()
 
     # Adding and reading -----------------------------------------------------------------------------------
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
@@ -272,6 +293,20 @@ class Broker(Keeping, Ticking, Limiting):
             found = await asyncio.gather(*(self._ask(("HGET", one, "h")) for one in keys))
             yield {group_id: int(until) for group_id, until in zip(page, found, strict=True) if until}
 
+    async def know(self, names: Mapping[str, bool]) -> dict[str, bool]:
+        """Leave it here which job names there are and whether they are grouped. Returns all that anybody has left."""
+        key = names_key(self.prefix)
+        if names:
+            about = [
+                one
+                for name, grouped in names.items()
+                for one in (name, b'{"grouped":%s}' % (b"true" if grouped else b"false"))
+            ]
+            await self._ask(("HSET", key, *about))
+        found = await self._ask(("HGETALL", key))
+        known = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {name.decode(errors="replace"): b'"grouped":true' in about for name, about in known}
+
     async def watch(self, keys: Keys, job_id: str) -> Finish | None:
         """How a job has finished; None: not yet. Op 'x': there is no such job."""
         op, body = await self._ask(scripts.WATCH(keys.job(job_id)))
@@ -279,6 +314,7 @@ class Broker(Keeping, Ticking, Limiting):
 
     async def finished(self, keys: Keys, job_id: str, look_every: float) -> Finish:
         """Wait until a job finishes; heard from the subscriber, and looked at every `look_every` seconds."""
+        self._misc.check_loop()
         channel, key = self.channels.done, keys.job(job_id)
         future: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
         self._watched.setdefault(key, []).append(future)
@@ -297,6 +333,8 @@ class Broker(Keeping, Ticking, Limiting):
                 if done:
                     return future.result()
         finally:
+            if future.done():
+                future.exception()  # the runtime stopped, and this is told so by something else
             futures = self._watched[key]
             futures.remove(future)
             if not futures:

@@ -161,6 +161,11 @@ class ClusterLane(Lane):
         self._lanes: dict[Node, Lane] = {}
         self._breakers: dict[Node, _Breaker] = {}
 
+    def abandon(self) -> None:
+        super().abandon()
+        for lane in self._lanes.values():
+            lane.abandon()
+
     async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
         """Send each command to its node; see `Lane.run`.
 

@@ -8,6 +8,7 @@
       :ticks      hash    task → last tick claimed and by whom
       :running    hash    task → process that runs it, and the tick queued behind it
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
+      :names      hash    job name → JSON, what every process that started knew of it
       :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
@@ -180,6 +181,10 @@ def leases_key(prefix: str) -> str:
 
 def swept_key(prefix: str, process: str) -> str:
     return f"{{{prefix}}}:swept:{process}"
+
+
+def names_key(prefix: str) -> str:
+    return f"{{{prefix}}}:names"
 
 
 def epoch_key(prefix: str) -> str:

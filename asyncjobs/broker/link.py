@@ -35,6 +35,10 @@ LOST: Final = (RedisError, TimeoutError, OSError, AttributeError, RuntimeError, 
 IMPATIENT_MS: Final = 100
 CALLS_A_PIPELINE: Final = 500
 BYTES_A_PIPELINE: Final = 2 * 1024 * 1024  # of what is sent together, and of what is asked for together
+ELSEWHERE: Final = (
+    "the job, or the queue, belongs to a runtime in another event loop: call it there, with "
+    "asyncio.run_coroutine_threadsafe, or read the job with a runtime of this loop"
+)
 _TRANSIENT_TYPES: Final = (
     "ReadOnlyError", "BusyLoadingError", "MasterDownError", "ClusterDownError", "TryAgainError", "MovedError",
     "AskError",
@@ -75,6 +79,7 @@ class Lane:
         self._replicas_reached = True
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
@@ -171,7 +176,21 @@ class Lane:
 
     def _check_shut(self) -> None:
         if self._shut:
-            raise _stopped()
+            raise stopped()
+
+    def check_loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop, which is that of the first call.
+
+        Raises:
+            NotRunningError: it is another one, from where nothing that this sends could be awaited; or this is shut.
+        """
+        self._check_shut()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise NotRunningError(ELSEWHERE)
+            self._loop = loop
+        return loop
 
     async def call(self, command: Command, patience: float | None = None) -> Any:
         """Send `command` together with whatever else is called in this turn of the loop.
@@ -182,7 +201,7 @@ class Lane:
             BrokerUnavailableError: no answer.
             ResponseError: the error reply.
         """
-        loop = asyncio.get_running_loop()
+        loop = self.check_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
         if self._drain is None:
@@ -230,7 +249,7 @@ class Lane:
             self._drain = None
             for _, future in self._waiting:
                 if not future.done():
-                    future.set_exception(_stopped())
+                    future.set_exception(stopped())
             self._waiting = []
 
     def _next_batch(self) -> list[tuple[Command, asyncio.Future[Any]]]:
@@ -257,7 +276,7 @@ class Lane:
             raise
         if self._shut:  # while it was made
             await wire.close()
-            raise _stopped()
+            raise stopped()
         self._wire = wire
         return wire
 
@@ -275,6 +294,13 @@ class Lane:
             await asyncio.wait([self._drain])
         await self.close()
 
+    def abandon(self) -> None:
+        """The loop of this connection has been closed: drop it, from another one."""
+        self._shut = True
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.abandon()
+
 
 def key_of(command: Command) -> str:
     """The key that decides the slot of a command; what has none goes where the empty key lies."""
@@ -287,7 +313,7 @@ def _says_not_now(reply: Any) -> bool:
     return isinstance(reply, ResponseError) and is_transient(reply)
 
 
-def _stopped() -> NotRunningError:
+def stopped() -> NotRunningError:
     return NotRunningError("the runtime that this belongs to has been stopped")
 
 

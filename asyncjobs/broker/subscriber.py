@@ -40,10 +40,17 @@ class Subscriber:
         self._changed = asyncio.Event()
         self._wire: Wire | None = None
         self._heard = False
+        self._complaints = Complaints(logger)
 
     @property
     def connected(self) -> bool:
         return self._wire is not None
+
+    def abandon(self) -> None:
+        """The loop of the connection has been closed."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.abandon()
 
     async def listen(
         self, channel: str, handler: Callable[[bytes], None], on_confirmed: Callable[[], None] = lambda: None

@@ -12,6 +12,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 
 import hiredis
@@ -182,6 +183,17 @@ class Wire(asyncio.Protocol):
             self.gone.set_result(None)
         if self._future is not None and not self._future.done():
             self._future.set_exception(error)
+
+    def abandon(self) -> None:
+        """The loop has been closed, so nothing can be told or awaited: close the socket alone."""
+        for step in (self._transport.abort, self._close_socket):
+            with suppress(Exception):  # a transport of a closed loop promises nothing; uvloop has closed them itself
+                step()
+        self._connection._writer = None  # or redis-py would warn of it
+
+    def _close_socket(self) -> None:
+        self._transport._sock.close()
+        self._transport._sock = None
 
     async def close(self) -> None:
         await _disconnect(self._connection)

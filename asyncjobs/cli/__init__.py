@@ -1,6 +1,7 @@
 """The command line: one command a file, imported only when it is called, so that ``--help`` is quick.
 
-Exit codes: 0 well, 1 it failed, 2 wrong usage. A user's mistake is one line on stderr, never a traceback.
+Exit codes: 0 well, 1 it failed, 2 wrong usage, 130 interrupted. A user's mistake is one line on stderr, never a
+traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import click
 
 from asyncjobs.errors import AsyncjobsError, ConfigError, PayloadError, UnknownJobError
 
+INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "run": "Run the jobs and tasks of a project (the default).",
     "demo": "Watch an example project run on the embedded store; takes half a minute.",
@@ -68,7 +70,7 @@ def main(args: list[str] | None = None) -> Any:
     except AsyncjobsError as error:
         fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
-        fail("interrupted", 1)
+        fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

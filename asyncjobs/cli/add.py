@@ -45,7 +45,7 @@ def command(
 async def _add(
     runtime: Runtime, name: str, data: object, group: str | None, delay: float | None, job_id: str | None
 ) -> int:
-    async with runtime.only_adding() as queue:
+    async with project.looking(runtime) as queue:
         job = await queue.add(name, data, group_id=group, delay=delay, job_id=job_id)
     click.echo(job.id if job.added else f"{visible(job.id)} exists already; nothing was added")
     return 0

@@ -8,16 +8,21 @@ import importlib
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Coroutine
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
-from asyncjobs.errors import ConfigError
+from asyncjobs.errors import BrokerError, ConfigError
+from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
+from asyncjobs.stack import said
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+PATIENCE: Final = 1.0  # seconds
 SETTINGS: Final = ("jobs", "tasks", "app", "redis")
 
 
@@ -85,8 +90,10 @@ def imported(app: str) -> Runtime:
         raise ConfigError(f"--app {app!r}: expected module:runtime, such as app.main:runtime")
     try:
         found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"--app {app!r}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ConfigError(f"--app {app!r}: {said(error)}{_place(error)}") from error
     for part in path.split("."):
         try:
             found = getattr(found, part)
@@ -95,6 +102,39 @@ def imported(app: str) -> Runtime:
     if not isinstance(found, Runtime):
         raise ConfigError(f"--app {app!r} is a {type(found).__name__}, not a Runtime")
     return found
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code an import failed."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
+    inside = [one for one in frames if one.filename not in (__file__, importlib.__file__)]
+    return f" ({os.path.relpath(inside[-1].filename)}, line {inside[-1].lineno})" if inside else ""
+
+
+@contextmanager
+def patience(runtime: Runtime) -> Iterator[None]:
+    """Say what a command waits for, if that takes longer than a moment."""
+
+    def say() -> None:
+        store = runtime.health().get("store")
+        click.echo(f"connecting to {store} …" if store else "starting …", err=True)
+
+    timer = asyncio.get_running_loop().call_later(PATIENCE, say)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@asynccontextmanager
+async def looking(runtime: Runtime) -> AsyncIterator[Queue]:
+    """The queue of a runtime that is started just enough to add and look."""
+    async with AsyncExitStack() as stack:
+        with patience(runtime):
+            queue = await stack.enter_async_context(runtime.only_adding())
+        with suppress(BrokerError):  # a store without memory has room for no names; it can be looked at all the same
+            await queue.announce()
+        yield queue
 
 
 def run_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from asyncjobs import __version__
-from asyncjobs.cli import project, show
+from asyncjobs.cli import INTERRUPTED, project, show
 from asyncjobs.runtime import Runtime
 
 EXIT_AFTER = 3.0  # seconds after the last word, for what the interpreter does at its end
@@ -40,6 +41,8 @@ def command(
     """
     more: dict[str, Any] = {} if not burst else {"schedule": False}
     runtime = project.runtime(jobs, tasks, app, redis, **more)
+    # The app's runtime may only add, in a process that serves the web; here it is asked to run.
+    runtime.config = replace(runtime.config, consume=True, schedule=runtime.config.schedule and not burst)
     code: int = project.run_loop(_run(runtime, grace, burst, verbose))
     return code
 
@@ -52,8 +55,9 @@ async def _run(runtime: Runtime, grace: float | None, burst: bool, verbose: bool
     signals = _Signals(told, allowed)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signals.received)
-    await runtime.start()
+        loop.add_signal_handler(number, signals.received, number)
+    if not await _started(runtime, told):
+        return INTERRUPTED if signals.number == signal.SIGINT else 0
     try:
         _banner(out, runtime)
         if burst:
@@ -71,6 +75,21 @@ async def _run(runtime: Runtime, grace: float | None, burst: bool, verbose: bool
         _end_in_time(1 if sys.exc_info()[0] else 0)
     out.print("stopped")
     return 0
+
+
+async def _started(runtime: Runtime, told: asyncio.Event) -> bool:
+    """Start; False: a signal came before that was done, and is obeyed at once."""
+    starting, signalled = asyncio.ensure_future(runtime.start()), asyncio.ensure_future(told.wait())
+    with project.patience(runtime):
+        await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if starting.done():
+        starting.result()
+        return True
+    starting.cancel()
+    await asyncio.wait((starting,), timeout=EXIT_AFTER)
+    _end_in_time(INTERRUPTED)
+    return False
 
 
 def _end_in_time(code: int) -> None:
@@ -92,11 +111,13 @@ class _Signals:
 
     def __init__(self, told: asyncio.Event, grace: float) -> None:
         self._told, self._grace = told, grace
+        self.number = 0
 
-    def received(self) -> None:
+    def received(self, number: int) -> None:
         if self._told.is_set():
             # Jobs still running come back to others when their lease ends: safety does not depend on a clean stop.
             os._exit(1)
+        self.number = number
         self._told.set()
         asyncio.get_running_loop().call_later(self._grace + HARD_EXIT_AFTER, os._exit, 1)
 

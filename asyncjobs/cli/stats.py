@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import click
 
 from asyncjobs.cli import project, show
+from asyncjobs.errors import BrokerError
 from asyncjobs.runtime import Runtime
 
 
 @click.command("stats")
 @project.options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: job name → state → count.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object: job name → state → count; registered: false for a name that only the store knows.",
+)
 def command(jobs: str | None, tasks: str | None, app: str | None, redis: str | None, as_json: bool) -> int:
     """Count the jobs of a project by state."""
     runtime = project.runtime(jobs, tasks, app, redis)
@@ -21,15 +28,26 @@ def command(jobs: str | None, tasks: str | None, app: str | None, redis: str | N
         click.echo(json.dumps(counts))
     else:
         states = ("waiting", "active", "delayed", "completed", "failed")
-        rows = [(name, *(one.get(state, 0) for state in states), one.get("groups", "")) for name, one in counts.items()]
+        rows = [
+            (
+                name if one.get("registered", True) else f"{name} (not registered)",
+                *(one.get(state, 0) for state in states),
+                one.get("groups", ""),
+            )
+            for name, one in counts.items()
+        ]
         show.console().print(show.table("", ("job", *states, "groups"), rows, numbers=(*states, "groups")))
     return 0
 
 
 async def _counts(runtime: Runtime) -> dict[str, dict[str, int]]:
-    async with runtime.only_adding() as queue:
+    async with project.looking(runtime) as queue:
         counts = {name: await queue.counts(name) for name in queue.names}
         for name in queue.names:
             if queue.spec(name).grouped:
                 counts[name]["groups"] = len(await queue.groups(name))
+        with suppress(BrokerError):
+            for name, left in (await queue.strangers()).items():
+                if any(left.values()):
+                    counts[name] = {**left, "registered": False}
     return counts

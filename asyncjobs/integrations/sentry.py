@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal
 
+from asyncjobs.complaints import Complaints
 from asyncjobs.errors import Discard, RetryLater
 from asyncjobs.events import Event, EventBus
+from asyncjobs.guests import in_thread
 from asyncjobs.job import ActiveJob
-from asyncjobs.stack import exc_info
+from asyncjobs.stack import exc_info, said
+
+logger = logging.getLogger("asyncjobs")
 
 NOTHING: Final = nullcontext()
 
@@ -25,6 +28,7 @@ class Sentry:
     def __init__(self, bus: EventBus, capture: Literal["every", "final"], payload: bool) -> None:
         self._payload = payload
         self._silenced = False
+        self._complaints = Complaints(logger)
         bus.on("job.failed", self._on_job)
         if capture == "every":
             bus.on("job.retrying", self._on_job)
@@ -41,24 +45,24 @@ class Sentry:
 
     def silence_logs(self) -> None:
         """Its logging integration would report our own log line of a failure beside the failure itself."""
-        if not self._silenced and self._sdk() is not None:
-            from sentry_sdk.integrations.logging import ignore_logger
+        try:
+            if not self._silenced and self._sdk() is not None:
+                from sentry_sdk.integrations.logging import ignore_logger
 
-            ignore_logger("asyncjobs")
-            ignore_logger("asyncjobs.*")
-            self._silenced = True
+                ignore_logger("asyncjobs")
+                ignore_logger("asyncjobs.*")
+                self._silenced = True
+        except BaseException as error:
+            self._complaints.error("silence", "Sentry could not be told which loggers to ignore: %s", said(error))
 
     def scope(self, job: ActiveJob) -> AbstractContextManager[Any]:
         """A scope for one try, so that what parallel handlers set never mixes."""
-        sdk = self._sdk()
-        return NOTHING if sdk is None else self._new_scope(sdk, job)
-
-    @contextmanager
-    def _new_scope(self, sdk: Any, job: ActiveJob) -> Iterator[Any]:
-        with sdk.isolation_scope() as scope:
-            scope.clear_breadcrumbs()
-            scope.set_transaction_name(job.name, source="task")
-            yield scope
+        try:
+            sdk = self._sdk()
+        except BaseException as error:
+            self._complaints.error("scope", "a try goes without its scope in Sentry: %s", said(error))
+            return NOTHING
+        return NOTHING if sdk is None else _Scope(sdk, job, self._complaints)
 
     def _on_job(self, event: Event) -> None:
         error = event.error
@@ -107,11 +111,53 @@ class Sentry:
                 scope.set_extra("payload", event.data)
             scope.capture_event(record, hint=hint)
 
-    async def flush(self) -> None:
-        """Give the transport two seconds to send what it holds."""
-        sdk = self._sdk()
-        if sdk is not None:
-            await asyncio.to_thread(sdk.flush, 2)
+    async def flush(self, timeout: float) -> None:
+        """Give the transport `timeout` seconds to send what it holds."""
+        try:
+            sdk = self._sdk()
+        except BaseException as error:
+            self._complaints.warning("flush", "Sentry did not send what it holds: %s", said(error))
+            return
+        if sdk is None or timeout <= 0:
+            return
+        failed = await in_thread(timeout, lambda: sdk.flush(timeout * 0.9))
+        if failed is not None:
+            self._complaints.warning("flush", "Sentry did not send what it holds: %s", said(failed))
+
+
+class _Scope:
+    """An isolation scope around one try. Sentry raising in it, or in leaving it, is no concern of the try."""
+
+    __slots__ = ("_complaints", "_job", "_scope", "_sdk")
+
+    def __init__(self, sdk: Any, job: ActiveJob, complaints: Complaints) -> None:
+        self._sdk, self._job, self._complaints = sdk, job, complaints
+        self._scope: Any = None
+
+    def __enter__(self) -> Any:
+        try:
+            self._scope = self._sdk.isolation_scope()
+            scope = self._scope.__enter__()
+        except BaseException as error:
+            self._scope = None
+            self._failed(error)
+            return None
+        try:
+            scope.clear_breadcrumbs()
+            scope.set_transaction_name(self._job.name, source="task")
+        except BaseException as error:
+            self._failed(error)
+        return scope
+
+    def __exit__(self, *error: object) -> None:
+        if self._scope is not None:
+            try:
+                self._scope.__exit__(None, None, None)
+            except BaseException as raised:
+                self._failed(raised)
+
+    def _failed(self, error: BaseException) -> None:
+        self._complaints.error("scope", "Sentry's scope of a try raised: %s", said(error))
 
 
 def _drop_locals(record: Any) -> None:

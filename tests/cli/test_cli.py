@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import textwrap
+import time
 
 import pytest
 
@@ -231,3 +233,150 @@ async def _done(runtime, job):
         return (await runtime.queue.get_job("echo", job.id)).state == "completed"
 
     return await eventually(completed)
+
+
+HOLE = """
+    import socket, sys
+    from asyncjobs import Runtime
+    runtime = Runtime("redis://127.0.0.1:{port}", jobs="jobs", connect_timeout=30)
+"""
+
+
+@pytest.fixture
+def hole():
+    """A server that takes connections and never answers."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("command", ["run", "stats", "add"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_store_that_does_not_answer_is_told_of_and_a_signal_is_obeyed_at_once(project, hole, command, number):
+    (project / "app.py").write_text(textwrap.dedent(HOLE.format(port=hole)))
+    process = Process(project, command, *(("send-mail", "1") if command == "add" else ()), "--app", "app:runtime")
+    try:
+        await process.says(f"connecting to redis://127.0.0.1:{hole}")
+        began = time.monotonic()
+        process.signal(number)
+        code = await process.ended(10)
+        assert time.monotonic() - began < 4
+        expected = {signal.SIGINT: 130, signal.SIGTERM: 0 if command == "run" else -signal.SIGTERM}
+        assert code == expected[number], process.output
+        assert "Traceback" not in process.output
+    finally:
+        process.kill()
+
+
+async def test_the_demo_can_be_interrupted(tmp_path):
+    process = Process(tmp_path, "demo")
+    try:
+        await process.says("completed")
+        process.signal(signal.SIGINT)
+        assert await process.ended(10) == 130, process.output
+        assert "Traceback" not in process.output
+    finally:
+        process.kill()
+
+
+APP = """
+    from asyncjobs import Runtime
+
+    class Database:
+        async def __aenter__(self):
+            open("entered", "a").write("x")
+            raise ConnectionRefusedError("no database here")
+        async def __aexit__(self, *error): pass
+
+    runtime = Runtime(jobs="jobs", tasks="tasks", services=Database, consume=False)
+"""
+
+
+async def test_looking_needs_no_services(project):
+    write(
+        project,
+        {
+            "app.py": APP,
+            "jobs/uses.py": """
+                from asyncjobs import JobDefinition
+                def define(services):
+                    database = services.connection["main"].cursor(1)
+                    async def handle(data): database.execute(data)
+                    return JobDefinition(handle=handle)
+            """,
+        },
+    )
+    assert "3 jobs and 1 tasks" in command_line(project, "check", "--app", "app:runtime").stdout
+    added = command_line(project, "add", "uses", "1", "--app", "app:runtime")
+    assert added.returncode == 0, added.stderr
+    counts = json.loads(command_line(project, "stats", "--json", "--app", "app:runtime").stdout)
+    assert counts["uses"]["waiting"] == 1
+    assert not (project / "entered").exists()
+    run = command_line(project, "run", "--burst", "--app", "app:runtime")
+    assert run.returncode != 0
+    assert "no database here" in run.stderr
+    assert (project / "entered").exists()
+
+
+async def test_run_runs_what_a_web_process_only_adds_and_burst_does_not_tick(tmp_path):
+    write(
+        tmp_path,
+        {
+            "web.py": """
+                from asyncjobs import Runtime
+                runtime = Runtime(consume=False, environment="development")
+
+                @runtime.job("work", limiter=None)
+                async def work(data):
+                    open("ledger", "a").write("job\\n")
+
+                @runtime.task("* * * * * *")
+                async def tick():
+                    open("ledger", "a").write("tick\\n")
+            """
+        },
+    )
+    assert command_line(tmp_path, "add", "work", "1", "--app", "web:runtime").returncode == 0
+    assert command_line(tmp_path, "add", "work", "1", "--delay", "2.5", "--app", "web:runtime").returncode == 0
+    done = command_line(tmp_path, "run", "--burst", "--app", "web:runtime")
+    assert done.returncode == 0, done.stderr
+    assert ledger(tmp_path / "ledger") == ["job", "job"]
+
+
+async def test_jobs_of_a_name_that_is_gone_are_told_of(project):
+    write(
+        project, {"jobs/gone.py": "async def handle(data): pass", "jobs/left.py": "group = True\ndef handle(data): 1"}
+    )
+    assert command_line(project, "add", "gone", "1", "--delay", "60").returncode == 0
+    assert command_line(project, "add", "left", "1", "--group", "a", "--delay", "60").returncode == 0
+    (project / "jobs" / "gone.py").unlink()
+    (project / "jobs" / "left.py").unlink()
+    counts = json.loads(command_line(project, "stats", "--json").stdout)
+    for name in ("gone", "left"):
+        assert (counts[name]["delayed"], counts[name]["registered"]) == (1, False)
+    assert "gone (not registered)" in command_line(project, "stats").stdout
+    process = Process(project, "run")
+    try:
+        await process.says("1 jobs of 'gone' are left, and no job of that name is registered here")
+        await process.says("1 jobs of 'left' are left")
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero (app.py, line 1)"),
+        ("x = (", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3 (app.py, line 1)"),
+        ("import nothing_like_it", "No module named 'nothing_like_it' (app.py, line 1)"),
+        ("import other", "KeyError: 'x' (other.py, line 2)"),
+        ("from asyncjobs import Runtime\nruntime = Runtime(grace=-1)", "grace=-1"),
+    ],
+)
+def test_an_app_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, text, words):
+    write(tmp_path, {"app.py": text, "other.py": "\n{}['x']"})
+    failed(command_line(tmp_path, "check", "--app", "app:runtime"), 2, words)

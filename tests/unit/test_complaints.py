@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import pytest
+
 from asyncjobs import complaints
 from asyncjobs.complaints import Complaints
 
@@ -22,8 +24,35 @@ def test_each_kind_is_said_once_an_interval_and_the_rest_is_counted(monkeypatch,
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING", "ERROR"]
 
 
-def test_endless_kinds_fill_no_memory(caplog):
+def test_endless_kinds_fill_neither_memory_nor_the_log(monkeypatch, caplog):
+    now = 0.0
+    monkeypatch.setattr("asyncjobs.clock.monotonic", lambda: now)
     said = Complaints(logging.getLogger("asyncjobs"))
-    for n in range(3 * complaints.MOST_KINDS):
-        said.warning(f"kind {n}", "trouble")
-    assert len(said._said) <= complaints.MOST_KINDS
+    for _ in range(3):
+        caplog.clear()
+        for n in range(5 * complaints.MOST_KINDS):
+            said.warning(f"kind {n} at {now}", "trouble")
+        assert len(caplog.records) <= complaints.MOST_KINDS + 1
+        assert len(said._said) <= complaints.MOST_KINDS + 1
+        now += complaints.INTERVAL
+    said.warning("later", "there is room for a new kind")
+    assert "room for a new kind" in caplog.text
+
+
+class Rude:
+    """Text that cannot be had."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()])
+def test_what_cannot_be_put_into_words_harms_nobody(error):
+    said = Complaints(logging.getLogger("asyncjobs"))
+    said.warning("rude", "there is %s", Rude(error))
+    said.error("ruder", "there is %r", Rude(error))
