@@ -131,10 +131,10 @@ class Attempts:
                 return Failed(job.unreadable, final=True)
             if job.stalled_count >= max(1, min(SUSPECT, self._queue.spec.worker_options.max_stalled_count)):
                 async with self._shop.suspects:
-                    return await self._run_stalled(job, sent_at, margin)
+                    return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
             elif job.stalled_count:
-                return await self._run_stalled(job, sent_at, margin)
-            return await self._run(job, sent_at, margin)
+                return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
+            return self._unless_all_ends(job, await self._run(job, sent_at, margin))
         except asyncio.CancelledError:
             return given_up(job)  # before its handler began
         except BaseException as error:
@@ -143,6 +143,17 @@ class Attempts:
             # What a handler raises has been an outcome for long; this is ours, and must not cost the job a try.
             self._shop.pump.complaints.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
             return Later(AGAIN)
+
+    def _unless_all_ends(self, job: ActiveJob, outcome: Outcome) -> Outcome:
+        """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
+
+        That is no failure of the job: it goes back uncounted.
+        """
+        if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
+            aio_task = job.aio_task
+            if aio_task is not None and aio_task.cancelling() and self._shop.pump.ends_with_the_loop:
+                return Released()
+        return outcome
 
     async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """Begin for all to see: should this process die too, it is this job that is charged with it."""

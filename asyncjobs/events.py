@@ -187,7 +187,7 @@ class EventBus:
             ConfigError: there is no such event type.
         """
         if event_type != "*" and event_type not in EVENT_TYPES:
-            raise ConfigError(f"there is no event {event_type!r}; there are: * {' '.join(EVENT_TYPES)}")
+            raise ConfigError(f"no event is called {event_type!r}; there are: * {' '.join(EVENT_TYPES)}")
         if not callable(callback):
             raise ConfigError(f"on({event_type!r}): expected a function of one event, got {shown(callback)}")
         types = EVENT_TYPES if event_type == "*" else (event_type,)

@@ -64,6 +64,7 @@ class Pump:
         self._process = process
         self._ready: deque[Consumer] = deque()
         self._starved: deque[Consumer] = deque()
+        self._lanes: dict[int, asyncio.Task[Any] | None] = {}
         self._wake = asyncio.Event()
         self._cleared: list[Turn] = []
         self._held: dict[object, list[Turn]] = {}
@@ -117,11 +118,18 @@ class Pump:
         self._reserved -= slots
         self._feed()
 
+    @property
+    def ends_with_the_loop(self) -> bool:
+        """Whether the app cancels every aio_task there is, those that serve turns included, and has not called stop."""
+        lanes = [one for one in self._lanes.values() if one is not None]
+        return bool(lanes) and all(one.done() or one.cancelling() for one in lanes)
+
     def free_slots(self) -> int:
         return self._slots - self.running - self._reserved
 
     async def run(self, lane: int) -> None:
         """Serve turns on one connection until cancelled."""
+        self._lanes[lane] = asyncio.current_task()
         pause = SHORTEST_PAUSE
         while True:
             while not (self._ready or self._cleared):

@@ -214,7 +214,7 @@ class AddBatcher:
         if first is not None:
             self._timer = asyncio.get_running_loop().call_later(first.deadline - now, self._look_at_open)
 
-    async def close(self, timeout: float) -> None:
+    async def close(self, timeout: float = LAST_CHANCE) -> None:
         """Send what was accepted, for a bounded time, then tell whoever still waits, and close the connection."""
         self._closed = True
         try:

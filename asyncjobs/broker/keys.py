@@ -43,7 +43,9 @@ from urllib.parse import quote
 
 LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
 KEY: Final = re.compile(r"(?P<tag>\{(?P<inside>[^}]+)\}):(?P<kind>[a-z]+[0-9]*)(:(?P<rest>.*))?", re.DOTALL)
-OF_INSTALLATION: Final = frozenset({"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch"})
+OF_INSTALLATION: Final = frozenset(
+    {"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch", "names"}
+)
 OF_NAME: Final = frozenset({"groups", "gate"})
 OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "j"})
 PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)

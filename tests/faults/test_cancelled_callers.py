@@ -133,7 +133,7 @@ async def test_all_of_those_that_share_a_pipeline(running, verb):
 async def test_an_exchange_of_nothing_is_answered_with_nothing(running):
     queue, _, _ = running
     broker = queue._broker
-    lanes: list[Lane] = [*broker._work, broker._misc, broker._beats, broker._adds._lane]
+    lanes: list[Lane] = [*broker._work, broker._misc, broker._beats, broker._adds.lane]
     async with asyncio.timeout(AT_ONCE):
         for lane in lanes:
             assert await lane.run([]) == []

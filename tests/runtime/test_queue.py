@@ -274,7 +274,7 @@ async def test_not_running_is_said_before_and_after(runtime):
 
 
 async def test_a_forked_process_is_told_to_start_its_own(running, monkeypatch):
-    monkeypatch.setattr("asyncjobs.queue.os.getpid", lambda: -1)
+    monkeypatch.setattr("asyncjobs.home.os.getpid", lambda: -1)
     with pytest.raises(NotRunningError, match="forked"):
         await running.queue.add("echo", 1)
 
