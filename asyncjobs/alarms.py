@@ -115,6 +115,10 @@ class Doubts:
         again = self._old or self._young
         self._timer = asyncio.get_running_loop().call_later(REPLY_TIMEOUT, self._ring) if again else None
 
+    def __contains__(self, consumer: Consumer) -> bool:
+        """Whether `consumer` is to adopt once more: until then jobs may be pending for it that it does not know."""
+        return consumer in self._young or consumer in self._old or consumer in self._last
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

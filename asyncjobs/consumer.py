@@ -127,9 +127,14 @@ class Consumer:
 
     @property
     def idle(self) -> bool:
-        """Nothing runs, nothing waits to be settled or looked at, nothing is due at a known time."""
-        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals
-        return not busy and self.alarm_at is None
+        """Nothing runs, nothing waits to be settled or looked at, now or later: whatever is left of it is idle too."""
+        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals or self.lost_reply
+        return not busy and self.alarm_at is None and self not in self._shop.pump.doubts
+
+    def retire(self) -> None:
+        """From now on somebody else may be the Consumer of this queue: this one never has a turn again."""
+        assert self.idle
+        self.queued = True  # for good: no ring holds it
 
     @property
     def wants_a_turn(self) -> bool:

@@ -145,6 +145,7 @@ class GroupRegistry:
             return
         if gone:
             self.open.pop(group_id, None)
+            consumer.retire()
             self._shop.bus.emit("group.reaped", self.spec.name, group_id=group_id)
         elif wait > 0:
             self._shop.pump.alarms.set_earlier(consumer, wait)

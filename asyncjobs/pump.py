@@ -69,7 +69,7 @@ class Pump:
         self._cleared: list[Turn] = []
         self._held: dict[object, list[Turn]] = {}
         self._errands: set[asyncio.Task[None]] = set()
-        self._doubts = Doubts(self.offer)
+        self.doubts = Doubts(self.offer)
         self._reserved = 0
         self.running = 0
         self._fetched: dict[Consumer, None] = {}
@@ -219,7 +219,7 @@ class Pump:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        self._doubts.close()
+        self.doubts.close()
         self.alarms.close()
 
     def _starve(self, consumer: Consumer, started: int) -> None:
@@ -265,7 +265,7 @@ class Pump:
                 continue
             consumer.adopt(owned)
             consumer.lost_reply = False
-            self._doubts.settled(consumer)
+            self.doubts.settled(consumer)
             consumer.make_room(turn)
             self._unreserve(reserved - turn.reserved)
             left.append(turn)
@@ -329,7 +329,7 @@ class Pump:
             self._send(grant.gate.give_back(grant, unused), [])
 
     def _unserved(self, turn: Turn, error: BrokerError) -> None:
-        self._doubts.lost(turn.consumer)
+        self.doubts.lost(turn.consumer)
         if isinstance(error, BrokerUnavailableError):
             turn.consumer.unanswered(turn, rest=REST)
         else:
@@ -393,7 +393,7 @@ class Pump:
         del self._held[turn]
         self._unreserve(turn.reserved)
         if isinstance(reply, BrokerError):
-            self._doubts.lost(turn.consumer)
+            self.doubts.lost(turn.consumer)
         if isinstance(reply, BrokerUnavailableError):
             turn.consumer.unanswered(turn)
         elif isinstance(reply, BrokerError):
@@ -437,5 +437,5 @@ class Pump:
             if turn in turn.consumer.turns:
                 turn.dropped()
                 self._unreserve(turn.reserved)
-                self._doubts.lost(turn.consumer)
+                self.doubts.lost(turn.consumer)
                 turn.consumer.unanswered(turn, rest)

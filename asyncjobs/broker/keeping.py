@@ -265,9 +265,7 @@ class Keeping(Asker):
         Returns:
             Whether it is gone; if not, the seconds until its next job is due, 0 where one is there.
         """
-        reaped, wait = await self._ask(
-            scripts.REAP(keys.stream, keys.delayed, keys.bucket, keys.senders, keys.settings)
-        )
+        reaped, wait = await self._ask(scripts.REAP(keys.stream, keys.delayed, keys.bucket, keys.settings))
         if not reaped:
             return False, wait / 1000
         groups = groups_key(self.prefix, name)

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from asyncjobs import Backoff, BrokerError, Limiter, Runtime
+from asyncjobs.invariants import of_runtime
 from tests.helpers import Watcher, eventually, most_in_window
 
 
@@ -164,3 +165,37 @@ async def test_what_is_adopted_late_waits_for_a_token_like_any_other(proxy, pref
         await runtime.wait_idle(30)
     assert len(starts) == 400
     assert most_in_window(starts, 0.3) <= 20
+
+
+async def test_a_group_that_is_in_doubt_is_not_reaped(proxy, prefix, monkeypatch):
+    """What was once lost is asked for again later: by a Consumer that was reaped, it took the jobs of its successor."""
+    monkeypatch.setattr("asyncjobs.alarms.REPLY_TIMEOUT", 0.4)
+    runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=20)
+    ran: Counter[str] = Counter()
+    seen = Watcher(runtime)
+
+    @runtime.job("tenant", limiter=None, group=True, group_idle=0.01)
+    async def tenant(data):
+        ran[data] += 1
+        if data == "long":
+            await asyncio.sleep(1.2)  # longer than it takes until the queue is asked about once more
+
+    async with runtime:
+        await runtime.queue.add("tenant", "first", group_id="a")
+        await eventually(lambda: seen.all("group.reaped"))
+        for turn in range(5):  # which reply it is that gets lost depends on what else is on its way
+            lost = proxy.happened
+            proxy.drop("drop-reply")
+            for number in range(20):
+                await runtime.queue.add("tenant", f"short {turn}.{number}", group_id="a")
+                if proxy.happened > lost:
+                    break
+            assert proxy.happened > lost
+            await runtime.wait_idle(20)
+        reaped = len(seen.all("group.reaped"))
+        await eventually(lambda: len(seen.all("group.reaped")) > reaped)
+        await (await runtime.queue.add("tenant", "long", group_id="a")).wait(10)
+        await runtime.wait_idle(20)
+        assert of_runtime(runtime) == []
+    assert [one for one, times in ran.items() if times > 1] == []
+    assert max(Counter(event.job_id for event in seen.all("job.completed")).values()) == 1

@@ -100,7 +100,7 @@ class Case:
 
     async def reap(self) -> None:
         keys = self.keys
-        args = (keys.stream, keys.delayed, keys.bucket, keys.senders, keys.settings)
+        args = (keys.stream, keys.delayed, keys.bucket, keys.settings)
         await self.hold(lambda got: got[0] == 0, scripts.REAP, *args)
 
     async def unregister(self) -> None:

@@ -147,7 +147,7 @@ STORIES: dict[str, Story] = {
         lambda place: place.tokens(back=False), run(scripts.SPEND, *keys("bucket", "settings"), LIMIT, 0, "")),
     "reap: tokens that are back": (
         lambda place: place.tokens(back=True),
-        run(scripts.REAP, *keys("stream", "delayed", "bucket", "senders", "settings"))),
+        run(scripts.REAP, *keys("stream", "delayed", "bucket", "settings"))),
     "admit: grants that are back": (
         Place.grants, run(scripts.ADMIT, lambda place: f"{{{place.prefix}}}:gate:x", "p", 0, 3, 0, 9, LIMIT, 0, "n",
                           lambda place: place.news, "-2|")),

@@ -91,7 +91,7 @@ async def test_an_idle_group_is_reaped_leaving_only_finished_jobs_and_reopened_b
         record = runtimes[0].queue._broker.queue_keys("sync", "acme")
         index = f"{{{runtimes[0].config.prefix}:sync}}:c"
         own = [f"{{{runtimes[0].config.prefix}}}:{key}" for key in ("processes", "epoch", "due", "leases", "names")]
-        assert await keys_left() == sorted([index, *own, record.completed, record.job(job.id)])
+        assert await keys_left() == sorted([index, *own, record.completed, record.job(job.id), record.senders])
         assert await runtimes[0].queue.groups("sync") == []
         assert [runtime.health()["groups"] for runtime in runtimes] == [{"sync": 0}] * 2
         again = await runtimes[1].queue.add("sync", 2, group_id="acme")

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- reap: drop what an idle group keeps, if nothing of it is waiting, active or delayed.
 --
--- KEYS[1] stream · KEYS[2] delayed · KEYS[3] bucket · KEYS[4] senders · KEYS[5] settings
+-- KEYS[1] stream · KEYS[2] delayed · KEYS[3] bucket · KEYS[4] settings
 --
 -- Returns {1, -1} reaped · {0, ms until its next job is due, or 0}
 -- The check and the deletion are one script: a check from outside loses jobs that are added in between.
+-- The senders stay until they expire by themselves: an add whose job has run and is gone may still be sent again.
 local t = redis.call('TIME')
 local now_us = t[1] * 1000000 + t[2]
 local nearest = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
@@ -14,7 +15,7 @@ local last = redis.call('LINDEX', KEYS[3], -1)
 -- A bucket whose tokens are not all back stays until it expires by itself: the limit outlives the group.
 if last and tonumber(string.match(last, '^%d+')) <= now_us then redis.call('DEL', KEYS[3]) end
 -- Settings outlive the group; a hold that is over does not.
-local held = redis.call('HGET', KEYS[5], 'h')
-if held and tonumber(held) * 1000 <= now_us then redis.call('HDEL', KEYS[5], 'h') end
-redis.call('DEL', KEYS[1], KEYS[4])
+local held = redis.call('HGET', KEYS[4], 'h')
+if held and tonumber(held) * 1000 <= now_us then redis.call('HDEL', KEYS[4], 'h') end
+redis.call('DEL', KEYS[1])
 return {1, -1}
