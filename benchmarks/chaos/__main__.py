@@ -6,6 +6,7 @@ every start, every end and every terminal transition; nothing befalls it. Afterw
 
     every acknowledged job has run and is completed · no job has two terminal transitions
     a job that ran twice was on its way while its process died or froze, or the store did
+    no process has run a job beside itself
     no window has more starts than its limit · nothing is left in the store but finished jobs
     the workers' memory and descriptors are flat
 
@@ -297,7 +298,10 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         "left_over": len(left), "stuck": stuck, "growth_mib": workers.growth, "descriptors": workers.descriptors,
         "tracebacks": said.count("Traceback"), "broken": said.count("broken: "), "late_stops": workers.late,
     }  # fmt: skip
-    zero = ("lost", "never_ran", "double_terminal", "unexplained", "over_limit", "left_over", "broken", "late_stops")
+    zero = (
+        "lost", "never_ran", "double_terminal", "unexplained", "side_by_side", "over_limit", "left_over", "broken",
+        "late_stops",
+    )  # fmt: skip
     result["ok"] = (
         not any(result[count] for count in zero)
         and not stuck

@@ -49,6 +49,7 @@ def judge(
         "never_ran": sum(not ends[job] for job in ids),
         "double_terminal": sum(times > 1 for times in terminal.values()),
         "unexplained": len(unexplained),
+        "side_by_side": sum(_side_by_side(some) for some in tries.values()),
         "over_limit": _over_limit(notes),
         "duplicates": sum(ends[job] - 1 for job in repeated),
         "unexplained_notes": [tries[job] for job in unexplained[:10]],
@@ -66,6 +67,20 @@ def _explained(notes: list[Note], faults: list[Fault]) -> bool:
         and fault.ended >= first - LONGEST_LEASE
         for fault in faults
     )
+
+
+def _side_by_side(notes: list[Note]) -> bool:
+    """Whether a process has run a job beside itself: no fault of anything around it excuses that.
+
+    A try that fails or is cancelled has no end; what is begun after it counts one more attempt or stall.
+    """
+    running: set[tuple[int, int, int]] = set()
+    for note in sorted(notes, key=lambda note: note.at):
+        which = (note.pid, note.attempt, note.stalled)
+        if note.kind == "start" and which in running:
+            return True
+        (running.add if note.kind == "start" else running.discard)(which)
+    return False
 
 
 def _over_limit(notes: list[Note]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from benchmarks.chaos.kinds import KINDS, LIMITS
 from benchmarks.chaos.verdict import Fault, judge
 from benchmarks.chaos.worker import Note
 
+EARLIER = "75bb1c4"  # a release that wrote no lease of its own beside its beat
 ROOT = Path(__file__).parent.parent.parent
-SOUND = ("lost", "never_ran", "double_terminal", "unexplained", "over_limit", "left_over", "broken", "late_stops")
+SOUND = (
+    "lost", "never_ran", "double_terminal", "unexplained", "side_by_side", "over_limit", "left_over", "broken",
+    "late_stops",
+)  # fmt: skip
 
 
 async def chaos(*args: str) -> tuple[int, dict[str, object]]:
@@ -39,7 +44,7 @@ async def test_whatever_breaks_nothing_is_lost():
         "--kills",
         "25",
         "--stops",
-        "0",
+        "6",
         "--restarts",
         "5",
         "--drops",
@@ -54,7 +59,7 @@ async def test_whatever_breaks_nothing_is_lost():
     assert code == 0, found
     assert found["acknowledged"] == 20_000
     assert found["faults"] == {
-        "kill": 25, "restart": 5, "drop": 30, "cut": 10, "freeze store": 2, "freeze worker": 2, "flush": 3,
+        "kill": 25, "stop": 6, "restart": 5, "drop": 30, "cut": 10, "freeze store": 2, "freeze worker": 2, "flush": 3,
     }  # fmt: skip
     assert found["duplicates"] <= 0.02 * 20_000
 
@@ -66,6 +71,23 @@ async def test_workers_that_outlive_every_cut_strand_nothing():
     code, found = await chaos(
         "--jobs", "8000", "--drops", "60", "--cuts", "25", *none("kills", "stops", "restarts", "freezes")
     )
+    assert {count: found[count] for count in SOUND} == dict.fromkeys(SOUND, 0), found
+    assert found["stuck"] == ""
+    assert code == 0, found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_rolling_restart_from_an_earlier_release_loses_nothing(tmp_path):
+    """Every second worker runs an earlier release, on the same store, while all are replaced one after the other."""
+    archive = subprocess.run(["git", "archive", EARLIER, "asyncjobs"], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip(f"the earlier release {EARLIER} is not in this checkout")
+    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
+    code, found = await chaos(
+        "--jobs", "6000", "--stops", "16", "--flushes", "3", *none("kills", "restarts", "drops", "cuts", "freezes"),
+        "--other-release", str(tmp_path),
+    )  # fmt: skip
     assert {count: found[count] for count in SOUND} == dict.fromkeys(SOUND, 0), found
     assert found["stuck"] == ""
     assert code == 0, found
@@ -120,6 +142,8 @@ def test_the_verdict_sees_each_kind_of_wrong():
     assert (found["duplicates"], found["unexplained"]) == (1, 1)
     for fault, unexplained in ((Fault("kill", 1, 3, 3), 0), (Fault("kill", 9, 3, 3), 1), (Fault("cut", 0, 3, 3), 1)):
         assert judge(["a"], {"a": "completed"}, again, [fault])["unexplained"] == unexplained
+    beside = [Note("start", "a", 1, 1.05), *fine, Note("end", "a", 1, 1.2)]
+    assert judge(["a"], {"a": "completed"}, beside, [])["side_by_side"] == 1
     for names, limit in LIMITS:
         crowd = [note for n in range(limit.max + 1) for note in run(f"n{n}", 1 + n / 1000, name=names[n % len(names)])]
         assert judge([], {}, crowd, [])["over_limit"] == 1
