@@ -115,8 +115,8 @@ class Process:
 
 
 def ledger(path: Path) -> list[str]:
-    """The lines that handlers of other processes appended to `path`."""
-    return path.read_text().splitlines() if path.exists() else []
+    """The lines that handlers of other processes appended to `path`; one that is being written is none yet."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
 def command_line(folder: Path, *args: str, env: dict[str, str] | None = None, timeout: float = 60) -> Any:
