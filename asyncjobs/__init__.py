@@ -7,8 +7,8 @@ queue.py ──► broker/ ══ Redis stream ══► pump.py ──► consu
                                              maintenance.py, liveness.py  the dead, the lost, the old
 """
 
-from asyncjobs.config import Backoff, JobOptions, Limiter, Retention, WorkerOptions
-from asyncjobs.definition import JobDefinition, TaskDefinition
+from asyncjobs.declare.definition import JobDefinition, TaskDefinition
+from asyncjobs.declare.options import Backoff, JobOptions, Limiter, Retention, WorkerOptions
 from asyncjobs.errors import (
     AsyncjobsError,
     AsyncjobsWarning,

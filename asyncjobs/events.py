@@ -19,11 +19,10 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
-from asyncjobs.complaints import Complaints
-from asyncjobs.config import shown
+from asyncjobs.declare.options import shown
 from asyncjobs.errors import ConfigError
 from asyncjobs.guests import Deadline, contained, ended, leave_behind
-from asyncjobs.stack import Stack
+from asyncjobs.logs import Stack, ThrottledLog
 
 logger = logging.getLogger("asyncjobs")
 
@@ -175,7 +174,7 @@ class EventBus:
     def __init__(self) -> None:
         self._subscribers: dict[str, list[Subscription]] = {}
         self.busy: set[Subscription] = set()
-        self._complaints = Complaints(logger)
+        self._throttled = ThrottledLog(logger)
         self.failed = self.dropped = 0
 
     def on(self, event_type: str, callback: Subscriber) -> Callable[[], None]:
@@ -222,7 +221,7 @@ class EventBus:
         """A subscriber has raised; what the event is about goes on."""
         self.failed += 1
         text = "the subscriber %s of %s raised, and %s goes on: %s"
-        self._complaints.error(f"{event.type} {subscription}", text, subscription, event.type, event.name, Stack(error))
+        self._throttled.error(f"{event.type} {subscription}", text, subscription, event.type, event.name, Stack(error))
 
     async def drain(self, timeout: float) -> None:
         """Give async subscribers up to `timeout` seconds to end, then cancel them."""

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
-from asyncjobs.alarms import ENTRIES
 from asyncjobs.broker.keeping import INSPECTED, Inspection
 from asyncjobs.broker.keys import Keys, parted
-from asyncjobs.consumer import Consumer
 from asyncjobs.errors import visible
+from asyncjobs.work.alarms import ENTRIES
+from asyncjobs.work.consumer import Consumer
 
 if TYPE_CHECKING:
-    from asyncjobs.parts import Parts
+    from asyncjobs.assembly import Parts
     from asyncjobs.runtime import Runtime
 
 

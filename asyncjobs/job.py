@@ -15,17 +15,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, get_
 
 import msgspec
 
-from asyncjobs import clock, payload
+from asyncjobs import clock
 from asyncjobs.broker import Keys, TakenJob
-from asyncjobs.config import FOREVER, Backoff, BackoffType, JobOptions, Retention, Seconds, duration, seconds, shown
-from asyncjobs.definition import JobSpec, limits
+from asyncjobs.declare import payload
+from asyncjobs.declare.definition import JobSpec, limits
+from asyncjobs.declare.options import (
+    FOREVER,
+    Backoff,
+    BackoffType,
+    JobOptions,
+    Retention,
+    Seconds,
+    duration,
+    seconds,
+    shown,
+)
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
 if TYPE_CHECKING:
     import asyncio
 
     from asyncjobs.broker import Broker
-    from asyncjobs.threads import InThread
+    from asyncjobs.work.threads import InThread
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")

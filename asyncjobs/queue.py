@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
-from asyncjobs.config import (
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import (
     UNSET,
     Backoff,
     JobOptions,
@@ -21,11 +22,10 @@ from asyncjobs.config import (
     seconds,
     shown,
 )
-from asyncjobs.definition import JobSpec
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
 from asyncjobs.job import NO_OVERRIDES, STATES, Job, Overrides, new_id, read_job
-from asyncjobs.steering import Bounds, Steering
+from asyncjobs.limits.controls import Bounds, Steering
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus

@@ -11,9 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from typing import Any, Final, Literal, Self, TypeVar
 
-from asyncjobs import clock, loader
+from asyncjobs import clock
+from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Parts
 from asyncjobs.broker import WORK_LANES, Broker, Store
-from asyncjobs.config import (
+from asyncjobs.cron.expression import normalise
+from asyncjobs.cron.scheduler import Scheduler
+from asyncjobs.declare import loader
+from asyncjobs.declare.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters, zone
+from asyncjobs.declare.options import (
     JobOptions,
     RuntimeConfig,
     Seconds,
@@ -26,25 +31,21 @@ from asyncjobs.config import (
     shown,
     strict,
 )
-from asyncjobs.cron import normalise
-from asyncjobs.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters, zone
+from asyncjobs.declare.services import Services, Unmade, is_factory
+from asyncjobs.embedded.location import located
 from asyncjobs.errors import ConfigError, JobTimeoutError, NotRunningError
 from asyncjobs.events import EventBus, Subscriber
 from asyncjobs.guests import Deadline
 from asyncjobs.home import Home
 from asyncjobs.integrations.sentry import Sentry
-from asyncjobs.live import LiveUpdates
-from asyncjobs.liveness import Liveness
-from asyncjobs.location import located
-from asyncjobs.maintenance import Maintenance
-from asyncjobs.parts import AFTERWARDS, LAST_WRITES, Parts
-from asyncjobs.pump import Pump
+from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.queue import Queue
-from asyncjobs.scheduler import Scheduler
-from asyncjobs.services import Services, Unmade, is_factory
-from asyncjobs.shop import Shop
-from asyncjobs.threads import Crossing, FromThread, Threads, here
-from asyncjobs.watchdog import Watchdog
+from asyncjobs.upkeep.heartbeat import Liveness
+from asyncjobs.upkeep.maintenance import Maintenance
+from asyncjobs.upkeep.watchdog import Watchdog
+from asyncjobs.work.pump import Pump
+from asyncjobs.work.shared import Shop
+from asyncjobs.work.threads import Crossing, FromThread, Threads, here
 
 logger = logging.getLogger("asyncjobs")
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from asyncjobs.embedded import EmbeddedStore, server_binary
+from asyncjobs.embedded.store import EmbeddedStore, server_binary
 from benchmarks.servers import free_port
 
 

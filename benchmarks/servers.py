@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from asyncjobs.embedded import server_binary
+from asyncjobs.embedded.store import server_binary
 
 BOUND = 30.0
 _RANDOM = random.SystemRandom()  # several processes of a test run pick at the same time

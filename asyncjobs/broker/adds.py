@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
+from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, is_transient, refusal
 from asyncjobs.broker.keys import Keys
-from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal
 from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.scripts import ADD, REGISTER
 from asyncjobs.broker.wire import Command

@@ -20,6 +20,7 @@ from asyncjobs.broker import scripts
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher, AddCall, AddReply, Place, Ride
 from asyncjobs.broker.cluster import ClusterLane, Topology
+from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, is_transient, refusal, stopped
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
     Channels,
@@ -30,7 +31,6 @@ from asyncjobs.broker.keys import (
     names_key,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
-from asyncjobs.broker.link import BYTES_A_PIPELINE, Lane, is_transient, refusal, stopped
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.subscriber import Subscriber

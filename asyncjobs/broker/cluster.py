@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.link import Lane, key_of
+from asyncjobs.broker.connection import Lane, key_of
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError

@@ -10,7 +10,8 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.asker import Asker
+from asyncjobs.broker.calling import Asker
+from asyncjobs.broker.connection import Lane, is_transient, refusal
 from asyncjobs.broker.keys import (
     Keys,
     due_key,
@@ -22,7 +23,6 @@ from asyncjobs.broker.keys import (
     split_member,
     swept_key,
 )
-from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.taken import TakenJob, shown_id, taken
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 

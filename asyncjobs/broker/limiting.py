@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.asker import Asker
+from asyncjobs.broker.calling import Asker
 from asyncjobs.broker.keys import Keys, named_gate, total_gate
 
 CHANGED: Final = -1  # in the place of the ms until due: something was set for all groups of a name

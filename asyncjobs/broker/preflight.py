@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from asyncjobs.broker.connection import Lane, is_transient, refusal
 from asyncjobs.broker.keys import Channels, ticks_key
-from asyncjobs.broker.link import Lane, is_transient, refusal
 from asyncjobs.broker.scripts import PERMIT
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, ConfigError

@@ -13,8 +13,7 @@ from redis.exceptions import RedisError
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.wire import Wire
-from asyncjobs.complaints import Complaints
-from asyncjobs.stack import said
+from asyncjobs.logs import ThrottledLog, said
 
 logger = logging.getLogger("asyncjobs")
 
@@ -33,14 +32,14 @@ class Subscriber:
     def __init__(self, address: Address, reach: Reach | None = None) -> None:
         self._address = address
         self._reach = reach
-        self._complaints = Complaints(logger)
+        self._throttled = ThrottledLog(logger)
         self.on_lost: Callable[[], None] = lambda: None
         self._handlers: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._confirmed: set[str] = set()
         self._changed = asyncio.Event()
         self._wire: Wire | None = None
         self._heard = False
-        self._complaints = Complaints(logger)
+        self._throttled = ThrottledLog(logger)
 
     @property
     def connected(self) -> bool:
@@ -137,5 +136,5 @@ class Subscriber:
                 on_confirmed()
         except Exception as error:  # anybody who may publish can make it come a thousand times a second
             text = "a message on %s could not be handled and is left out: %s, in %.80r"
-            self._complaints.error(channel, text, channel, said(error), body)
+            self._throttled.error(channel, text, channel, said(error), body)
             logger.debug("a message on %s", channel, exc_info=True)

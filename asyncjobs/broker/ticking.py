@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.asker import Asker
+from asyncjobs.broker.calling import Asker
 from asyncjobs.broker.keys import due_key, processes_key, running_key, ticks_key
 
 

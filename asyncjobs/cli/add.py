@@ -7,8 +7,8 @@ import sys
 import click
 import msgspec
 
-from asyncjobs import payload
 from asyncjobs.cli import project
+from asyncjobs.declare import payload
 from asyncjobs.errors import visible
 from asyncjobs.runtime import Runtime
 

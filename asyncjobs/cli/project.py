@@ -17,9 +17,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from asyncjobs.errors import BrokerError, ConfigError
+from asyncjobs.logs import said
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
-from asyncjobs.stack import said
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATIENCE: Final = 1.0  # seconds

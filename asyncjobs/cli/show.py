@@ -11,8 +11,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from asyncjobs.definition import JobSpec, TaskSpec
-from asyncjobs.loader import Loaded
+from asyncjobs.declare.definition import JobSpec, TaskSpec
+from asyncjobs.declare.loader import Loaded
 
 PIPE_WIDTH = 120
 

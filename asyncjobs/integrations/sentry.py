@@ -7,12 +7,11 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal
 
-from asyncjobs.complaints import Complaints
 from asyncjobs.errors import Discard, RetryLater
 from asyncjobs.events import Event, EventBus
 from asyncjobs.guests import in_thread
 from asyncjobs.job import ActiveJob
-from asyncjobs.stack import exc_info, said
+from asyncjobs.logs import ThrottledLog, exc_info, said
 
 logger = logging.getLogger("asyncjobs")
 
@@ -28,7 +27,7 @@ class Sentry:
     def __init__(self, bus: EventBus, capture: Literal["every", "final"], payload: bool) -> None:
         self._payload = payload
         self._silenced = False
-        self._complaints = Complaints(logger)
+        self._throttled = ThrottledLog(logger)
         bus.on("job.failed", self._on_job)
         if capture == "every":
             bus.on("job.retrying", self._on_job)
@@ -53,16 +52,16 @@ class Sentry:
                 ignore_logger("asyncjobs.*")
                 self._silenced = True
         except BaseException as error:
-            self._complaints.error("silence", "Sentry could not be told which loggers to ignore: %s", said(error))
+            self._throttled.error("silence", "Sentry could not be told which loggers to ignore: %s", said(error))
 
     def scope(self, job: ActiveJob) -> AbstractContextManager[Any]:
         """A scope for one try, so that what parallel handlers set never mixes."""
         try:
             sdk = self._sdk()
         except BaseException as error:
-            self._complaints.error("scope", "a try goes without its scope in Sentry: %s", said(error))
+            self._throttled.error("scope", "a try goes without its scope in Sentry: %s", said(error))
             return NOTHING
-        return NOTHING if sdk is None else _Scope(sdk, job, self._complaints)
+        return NOTHING if sdk is None else _Scope(sdk, job, self._throttled)
 
     def _on_job(self, event: Event) -> None:
         error = event.error
@@ -116,22 +115,22 @@ class Sentry:
         try:
             sdk = self._sdk()
         except BaseException as error:
-            self._complaints.warning("flush", "Sentry did not send what it holds: %s", said(error))
+            self._throttled.warning("flush", "Sentry did not send what it holds: %s", said(error))
             return
         if sdk is None or timeout <= 0:
             return
         failed = await in_thread(timeout, lambda: sdk.flush(timeout * 0.9))
         if failed is not None:
-            self._complaints.warning("flush", "Sentry did not send what it holds: %s", said(failed))
+            self._throttled.warning("flush", "Sentry did not send what it holds: %s", said(failed))
 
 
 class _Scope:
     """An isolation scope around one try. Sentry raising in it, or in leaving it, is no concern of the try."""
 
-    __slots__ = ("_complaints", "_job", "_scope", "_sdk")
+    __slots__ = ("_job", "_scope", "_sdk", "_throttled")
 
-    def __init__(self, sdk: Any, job: ActiveJob, complaints: Complaints) -> None:
-        self._sdk, self._job, self._complaints = sdk, job, complaints
+    def __init__(self, sdk: Any, job: ActiveJob, throttled: ThrottledLog) -> None:
+        self._sdk, self._job, self._throttled = sdk, job, throttled
         self._scope: Any = None
 
     def __enter__(self) -> Any:
@@ -157,7 +156,7 @@ class _Scope:
                 self._failed(raised)
 
     def _failed(self, error: BaseException) -> None:
-        self._complaints.error("scope", "Sentry's scope of a try raised: %s", said(error))
+        self._throttled.error("scope", "Sentry's scope of a try raised: %s", said(error))
 
 
 def _drop_locals(record: Any) -> None:

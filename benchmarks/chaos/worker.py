@@ -154,8 +154,8 @@ def leave_out(protection: str) -> None:
         object.__setattr__(scripts.WORK, "sha", scripts.digest(weak))
         scripts.BY_SHA[scripts.WORK.sha] = scripts.WORK
     elif protection == "adoption":
-        from asyncjobs.pump import Pump
-        from asyncjobs.turn import Turn
+        from asyncjobs.work.pump import Pump
+        from asyncjobs.work.turn import Turn
 
         async def nothing(self: Pump, turns: list[Turn]) -> list[Turn]:
             for turn in turns:

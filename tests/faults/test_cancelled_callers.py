@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from asyncjobs.broker.link import Lane
+from asyncjobs.broker.connection import Lane
 from asyncjobs.errors import BrokerUnavailableError, NotRunningError
 from tests.helpers import eventually
 

@@ -169,7 +169,7 @@ async def test_what_is_adopted_late_waits_for_a_token_like_any_other(proxy, pref
 
 async def test_a_group_that_is_in_doubt_is_not_reaped(proxy, prefix, monkeypatch):
     """What was once lost is asked for again later: by a Consumer that was reaped, it took the jobs of its successor."""
-    monkeypatch.setattr("asyncjobs.alarms.REPLY_TIMEOUT", 0.4)
+    monkeypatch.setattr("asyncjobs.work.alarms.REPLY_TIMEOUT", 0.4)
     runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=20)
     ran: Counter[str] = Counter()
     seen = Watcher(runtime)

@@ -277,7 +277,7 @@ async def test_a_job_that_cannot_begin_is_not_taken_again_at_once(tcp_server, pr
             if what == "begin":
                 monkeypatch.setattr(broker, "note", refuse)
             else:
-                monkeypatch.setattr("asyncjobs.attempts.in_time", refuse)
+                monkeypatch.setattr("asyncjobs.work.attempts.in_time", refuse)
             for n in range(5, 8):
                 await runtime.queue.job("work").pause()
                 await runtime.queue.add("work", n, job_id=str(n))

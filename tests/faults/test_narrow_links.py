@@ -10,7 +10,7 @@ from asyncjobs import Runtime
 from asyncjobs.broker import adds, link
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.cluster import ClusterLane, Topology
-from asyncjobs.broker.link import Lane
+from asyncjobs.broker.connection import Lane
 from asyncjobs.errors import BrokerUnavailableError
 from benchmarks.proxy import Proxy
 from tests.helpers import LOOPS, eventually, run_on

@@ -288,7 +288,9 @@ async def test_the_jobs_of_a_killed_worker_run_elsewhere_within_a_lease_and_a_th
     """On another host, that is: here the name of the dead tells that it is gone, so its host is made up."""
     write(tmp_path, PROJECT)
     env = {"ASYNCJOBS_REDIS_URL": durable_server.url}
-    elsewhere = "import asyncjobs.liveness as one; one._host = lambda: {!r}; from asyncjobs.cli import main; main()"
+    elsewhere = (
+        "import asyncjobs.upkeep.heartbeat as one; one._host = lambda: {!r}; from asyncjobs.cli import main; main()"
+    )
     victim, heir = [Process(tmp_path, "-c", elsewhere.format(host), module=False, env=env) for host in ("a", "b")]
     runtime = Runtime(durable_server.url, jobs=tmp_path / "jobs", consume=False)
     try:

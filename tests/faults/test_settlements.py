@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from asyncjobs.errors import BrokerError
-from asyncjobs.executor import Completed
-from asyncjobs.refusals import Refusals
-from asyncjobs.turn import Finished
+from asyncjobs.work.executor import Completed
+from asyncjobs.work.refusals import Refusals
+from asyncjobs.work.turn import Finished
 from tests.helpers import Server, eventually
 from tests.unit.test_retry import job as active_job
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_settled_is_found_in_few_turns(size, bad):
 
 
 def _completed(one: Any) -> Any:
-    from asyncjobs.retry import decide
+    from asyncjobs.work.decide import decide
 
     return decide(one, Completed(b"1"))
 

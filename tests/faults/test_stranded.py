@@ -16,8 +16,8 @@ import pytest
 from redis.asyncio import Redis
 
 from asyncjobs import BrokerUnavailableError, Limiter, NotRunningError, Runtime
-from asyncjobs.attempts import Attempts
 from asyncjobs.invariants import of_runtime, of_store
+from asyncjobs.work.attempts import Attempts
 from tests.helpers import Watcher, eventually
 
 AN_HOUR = 3600
@@ -88,7 +88,7 @@ async def test_replies_that_are_lost_while_all_slots_are_busy_strand_nothing(own
 
 async def test_a_turn_that_arrives_after_the_question_what_is_ours_is_found_all_the_same(make_runtime, monkeypatch):
     """The server answers nobody for a while, and reads the turn last of all."""
-    monkeypatch.setattr("asyncjobs.alarms.REPLY_TIMEOUT", 0.2)
+    monkeypatch.setattr("asyncjobs.work.alarms.REPLY_TIMEOUT", 0.2)
     ran: Counter[int] = Counter()
     runtime = make_runtime(sweep_interval=AN_HOUR)
     runtime.job("work", limiter=None, concurrency=4)(handler(ran))
@@ -231,8 +231,8 @@ async def test_a_stop_in_the_middle_of_anything_hands_everything_back(make_runti
         for consumer in first._parts.all_consumers():
             consumer.lost_reply = True
     if verb == "spend":
-        monkeypatch.setattr("asyncjobs.consumer.least_margin", lambda *args: 0.0)
-        monkeypatch.setattr("asyncjobs.margin.least_margin", lambda *args: 0.0)
+        monkeypatch.setattr("asyncjobs.work.consumer.least_margin", lambda *args: 0.0)
+        monkeypatch.setattr("asyncjobs.limits.start_margin.least_margin", lambda *args: 0.0)
     hold = Hold(broker, verb, monkeypatch, only)
     jobs = numbered("work", grouped, range(30))
     await first.queue.add_bulk(jobs[:15])

@@ -11,8 +11,8 @@ import pytest
 from asyncjobs import Runtime
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import AddBatcher, AddCall, Place
+from asyncjobs.broker.connection import Lane
 from asyncjobs.broker.keys import Keys
-from asyncjobs.broker.link import Lane
 from asyncjobs.errors import BrokerUnavailableError
 from tests.helpers import eventually
 

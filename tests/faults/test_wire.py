@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.link import Lane
+from asyncjobs.broker.connection import Lane
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.wire import PIECE
 from asyncjobs.errors import BrokerUnavailableError

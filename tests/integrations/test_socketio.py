@@ -13,7 +13,7 @@ from aiohttp import web
 
 from asyncjobs import JobFailedError
 from asyncjobs.errors import PayloadError
-from asyncjobs.live import OUTBOX, LiveUpdates
+from asyncjobs.live_updates import OUTBOX, LiveUpdates
 from tests.helpers import Server, eventually, free_port
 
 

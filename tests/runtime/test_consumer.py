@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from asyncjobs import BrokerError
 from asyncjobs.broker import Keys, WorkReply
-from asyncjobs.consumer import Consumer
-from asyncjobs.definition import JobDefinition, JobSpec
-from asyncjobs.pump import Pump
+from asyncjobs.declare.definition import JobDefinition, JobSpec
+from asyncjobs.work.consumer import Consumer
+from asyncjobs.work.pump import Pump
 
 
 class NoBroker:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncjobs import ConfigError, Runtime
-from asyncjobs.embedded import EmbeddedStore, server_binary, socket_path
+from asyncjobs.embedded.store import EmbeddedStore, server_binary, socket_path
 from tests.helpers import Process, eventually, write
 
 

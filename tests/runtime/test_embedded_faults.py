@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from asyncjobs import BrokerError, BrokerUnavailableError, ConfigError, Runtime
-from asyncjobs.embedded import LONGEST_SOCKET_PATH, EmbeddedStore, server_binary
+from asyncjobs.embedded.store import LONGEST_SOCKET_PATH, EmbeddedStore, server_binary
 from tests.helpers import Process, eventually, write
 from tests.runtime.test_embedded import keepers_of, new_runtime, processes_in
 
@@ -417,7 +417,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
 import asyncio  # its own Unix half needs fcntl for subprocesses alone
 for name in ("register_at_fork", "getuid", "fork"):
     delattr(os, name)
-import asyncjobs, asyncjobs.cli.run, asyncjobs.embedded
+import asyncjobs, asyncjobs.cli.run, asyncjobs.embedded.store
 runtime = asyncjobs.Runtime(data_dir="store")
 try:
     asyncio.run(runtime.start())

@@ -11,10 +11,10 @@ import warnings
 import pytest
 
 from asyncjobs import ConfigError, JobFailedError, RateLimited, RetryLater
-from asyncjobs.crew import Crew
 from asyncjobs.events import EVENT_TYPES, MOST_RUNNING, MOST_WAITING, Event, EventBus
 from asyncjobs.guests import leave_behind
-from asyncjobs.live import MOST_STUCK, LiveUpdates
+from asyncjobs.live_updates import MOST_STUCK, LiveUpdates
+from asyncjobs.upkeep.supervisor import Crew
 from tests.helpers import BOUND, Watcher, eventually
 
 
@@ -151,7 +151,7 @@ async def stubborn(*args, **kwargs):
 
 
 async def test_socketio_that_swallows_cancellation_holds_neither_the_next_nor_the_stop(make_runtime, monkeypatch):
-    monkeypatch.setattr("asyncjobs.live.SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncjobs.live_updates.SEND_TIMEOUT", 0.05)
 
     class Stubborn:
         async def emit(self, event, data, **options):
@@ -217,7 +217,7 @@ def test_what_cannot_be_sent_is_refused_at_the_emit_by_name(data):
 
 
 async def test_the_outbox_is_bounded_in_bytes(monkeypatch):
-    monkeypatch.setattr("asyncjobs.live.OUTBOX_BYTES", 10_000)
+    monkeypatch.setattr("asyncjobs.live_updates.OUTBOX_BYTES", 10_000)
 
     class Never:
         async def emit(self, *args, **kwargs): ...

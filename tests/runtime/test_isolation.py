@@ -11,7 +11,7 @@ from contextvars import ContextVar
 import pytest
 
 from asyncjobs import Runtime
-from asyncjobs.slot import IN_A_ROW
+from asyncjobs.work.task_reuse import IN_A_ROW
 from tests.helpers import LOOPS, eventually, run_on
 
 JOBS = 300

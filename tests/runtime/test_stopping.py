@@ -177,8 +177,8 @@ async def test_a_killed_worker_loses_nothing_and_its_jobs_run_elsewhere(project,
     """On one host a dead process is known at once; elsewhere its lease (1 s) has to run out."""
     runtime = Runtime(jobs=project.folder / "jobs", data_dir=project.folder / ".asyncjobs")
     if not known_host:
-        monkeypatch.setattr("asyncjobs.liveness._host", lambda: "elsewhere")
-        monkeypatch.setattr("asyncjobs.maintenance.died_here", lambda process: False)
+        monkeypatch.setattr("asyncjobs.upkeep.heartbeat._host", lambda: "elsewhere")
+        monkeypatch.setattr("asyncjobs.upkeep.maintenance.died_here", lambda process: False)
     seen = Watcher(runtime)
     victim = project()
     await victim.says("ready")

@@ -26,7 +26,7 @@ from asyncjobs import (
     UnknownJobError,
 )
 from asyncjobs.job import Job, current
-from asyncjobs.threads import Crossing, FromThread
+from asyncjobs.work.threads import Crossing, FromThread
 from tests.helpers import LOOPS, Process, Watcher, eventually, free_port, ledger, run_on, write
 
 on_both_loops = pytest.mark.parametrize("loop", LOOPS)

@@ -18,8 +18,8 @@ from asyncjobs import (
     Runtime,
     WorkerOptions,
 )
-from asyncjobs.config import UNSET, build
-from asyncjobs.definition import JobSpec
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import UNSET, build
 
 DAY = 86_400
 

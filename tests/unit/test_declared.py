@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncjobs import ConfigError, JobDefinition, PayloadError
-from asyncjobs.definition import JobSpec
-from asyncjobs.payload import Codec
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.payload import Codec
 
 MOST = 1 << 20
 T = TypeVar("T")

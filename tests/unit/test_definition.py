@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from asyncjobs import ConfigError
 from asyncjobs.broker import keys as catalogue
 from asyncjobs.broker.keys import Keys, encode_group, index_member, split_member
-from asyncjobs.definition import JOB_ARGUMENTS, Call
+from asyncjobs.declare.definition import JOB_ARGUMENTS, Call
 
 GIVEN = {"data": 1, "job": 2, "queue": 3, "io": 4, "services": 5}
 

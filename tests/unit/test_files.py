@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from asyncjobs import AsyncjobsWarning, Backoff, JobOptions, Limiter, LoadError, Retention, Runtime, WorkerOptions
-from asyncjobs.config import UNSET
+from asyncjobs.declare.options import UNSET
 from tests.helpers import write
 
 
@@ -317,7 +317,7 @@ async def test_a_load_error_names_the_innermost_line_of_the_app(tmp_path, name):
 
 
 async def test_an_app_that_is_installed_is_still_the_app(tmp_path, monkeypatch):
-    monkeypatch.setattr("asyncjobs.importer.LIBRARIES", (str(tmp_path / "site") + "/",))
+    monkeypatch.setattr("asyncjobs.declare.importer.LIBRARIES", (str(tmp_path / "site") + "/",))
     files = {
         "site/shop9/__init__.py": "",
         "site/shop9/mail.py": "def handle(data): pass\ndef broken(): 1 / 0",

@@ -83,7 +83,7 @@ async def test_files_that_differ_by_little_are_modules_of_their_own(tmp_path):
         "päy.py", "class.py", "class/x.py", "json.py", "x/json.py", "x-/json.py", "ab.py", "ab/c.py", "ab/d-.py",
     )  # fmt: skip
     # What follows has other names than letters, digits, dots and dashes, and is tested without the spec.
-    from asyncjobs.importer import Importer
+    from asyncjobs.declare.importer import Importer
 
     write(tmp_path, {f"jobs/{name}": text.format(name) for name in files})
     importer = Importer(tmp_path / "jobs")

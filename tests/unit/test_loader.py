@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from asyncjobs import AsyncjobsWarning, Limiter, LoadError, Runtime
-from asyncjobs.config import Retention
+from asyncjobs.declare.options import Retention
 from tests.helpers import write
 
 GOOD_JOBS = {

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import PayloadError
-from asyncjobs.payload import Codec, decode, encode, encode_result
+from asyncjobs.declare.payload import Codec, decode, encode, encode_result
 
 CIRCULAR: list = []
 CIRCULAR.append(CIRCULAR)

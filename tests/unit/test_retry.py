@@ -8,11 +8,11 @@ import pytest
 
 from asyncjobs import Backoff, Discard, JobDefinition, JobOptions
 from asyncjobs.broker import Keys, TakenJob
-from asyncjobs.definition import JobSpec
-from asyncjobs.executor import Completed, Failed, Later, Lost, Released
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.job import ActiveJob, Overrides
-from asyncjobs.retry import decide, store
-from asyncjobs.stack import told
+from asyncjobs.logs import told
+from asyncjobs.work.decide import decide, store
+from asyncjobs.work.executor import Completed, Failed, Later, Lost, Released
 
 
 def job(attempts_made: int = 0, overrides: bytes = b"", **options) -> ActiveJob:

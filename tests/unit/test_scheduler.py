@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from asyncjobs import ConfigError, TaskDefinition
-from asyncjobs.cron import Ticks, last_tick, next_tick, normalise
-from asyncjobs.definition import TaskSpec
-from asyncjobs.scheduler import Tick
+from asyncjobs.cron.expression import Ticks, last_tick, next_tick, normalise
+from asyncjobs.cron.scheduler import Tick
+from asyncjobs.declare.definition import TaskSpec
 
 
 class Handle:

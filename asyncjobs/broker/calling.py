@@ -1,0 +1,54 @@
+"""The Asker: one idempotent command at a time, sent until it is answered; the base of the broker's verbs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from asyncjobs import clock
+from asyncjobs.broker.connection import Lane, is_transient, key_of, refusal
+from asyncjobs.broker.keys import Channels, Keys
+from asyncjobs.broker.reach import PATIENCE
+from asyncjobs.broker.wire import Command
+from asyncjobs.errors import BrokerUnavailableError
+
+
+class Asker:
+    """Has a lane for whatever is not hot, and the names under which this process speaks."""
+
+    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float, channels: Channels) -> None:
+        self.prefix = prefix
+        self.channels = channels
+        self._process = process
+        self._misc = lane
+        self._timeout = timeout
+        self._lines = itertools.count(1)
+
+    def queue_keys(self, name: str, group_id: str | None) -> Keys:
+        return Keys(self.prefix, name, group_id)
+
+    async def _ask(self, command: Command, lane: Lane | None = None, patient: bool = False) -> Any:
+        """Send one idempotent command until it is answered, for as long as a caller should wait.
+
+        A store that is known to be down is tried once, unless the caller is `patient`: an act that is due now, and
+        that may well be late, would be lost.
+        """
+        lane = lane or self._misc
+        once = not patient and lane.known_down(key_of(command))
+        deadline, pause = clock.monotonic() + (PATIENCE if once else self._timeout), 0.02
+        while True:
+            try:
+                return await lane.call(command, max(0.0, deadline - clock.monotonic()))
+            except BrokerUnavailableError:
+                if once or clock.monotonic() + pause >= deadline:
+                    raise
+            except ResponseError as error:
+                if not is_transient(error):
+                    raise refusal(error) from error
+                if once or clock.monotonic() + pause >= deadline:
+                    raise BrokerUnavailableError(f"the store is busy: {error}") from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)

@@ -1,0 +1,1 @@
+"""What a user writes, checked: options, jobs and tasks, payloads, files."""

@@ -1,0 +1,169 @@
+"""Steering: what an operator sets of a queue while it runs, kept in the store and valid for every process at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from asyncjobs import clock
+from asyncjobs.broker import AddCall, Broker
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import UNSET, Limits, Unset, limiters, whole
+from asyncjobs.errors import BrokerError, ConfigError, visible
+from asyncjobs.job import STATES
+from asyncjobs.limits.queue_limits import NO_WINDOWS, windows_text
+
+FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
+HEAVIEST: Final = 1000
+FRESH: Final = 1.0  # seconds for which a bound that holds for all groups of a name is not read again
+
+
+class Steering:
+    """One job name, or one group of it, as `queue.job(name)` and `queue.group(name, group_id)` return it."""
+
+    def __init__(self, broker: Broker, spec: JobSpec, group_id: str | None) -> None:
+        self._broker, self._spec, self.group_id = broker, spec, group_id
+        self.name = spec.name
+        self._keys = broker.queue_keys(spec.name, group_id)
+
+    def __repr__(self) -> str:
+        return f"<Steering {self.name}{'' if self.group_id is None else ' ' + visible(self.group_id)}>"
+
+    async def set(
+        self,
+        *,
+        limiter: Limits | Unset = UNSET,
+        concurrency: int | Unset | None = UNSET,
+        weight: int | Unset | None = UNSET,
+        max_waiting: int | Unset | None = UNSET,
+    ) -> None:
+        """Lay values over those of the code; what is left out stays as it is.
+
+        Args:
+            limiter: one or several `Limiter`; None: none.
+            concurrency: most tries at once; None: as the code has it.
+            weight: from 1 to 1000, how many jobs it may start in its turn when the process has too few slots for
+                everybody; None: 1.
+            max_waiting: an add is refused while so many wait or are delayed; None: no bound.
+        Raises:
+            ConfigError: a value that cannot be; nothing was changed.
+        """
+        fields: dict[str, str] = {}
+        if not isinstance(limiter, Unset):
+            made = limiters(limiter, "limiter")
+            if any(one.name for one in made):
+                raise ConfigError("limiter: a named one is shared by those whose code names it; it cannot be set here")
+            fields["w"] = windows_text(made) or NO_WINDOWS
+        for option, value, most in (
+            ("concurrency", concurrency, None),
+            ("weight", weight, HEAVIEST),
+            ("max_waiting", max_waiting, None),
+        ):
+            if not isinstance(value, Unset):
+                least = 0 if option == "max_waiting" else 1
+                fields[FIELDS[option]] = "" if value is None else str(whole(value, option, least=least, most=most))
+        if self._spec.ordered and fields.get("c", "1") not in ("", "1"):
+            raise ConfigError(f"concurrency={concurrency!r}: {self.name} keeps its order, which needs concurrency 1")
+        if not fields:
+            raise ConfigError(f"set() was given nothing; it takes {', '.join(FIELDS)}")
+        await self._steer(fields)
+
+    async def clear(self) -> None:
+        """As the code has it again; a pause is over as well, and so is a hold."""
+        await self._steer(dict.fromkeys((*FIELDS.values(), "p", "h"), ""))
+        if self._whole_name:
+            await self.release()
+
+    async def release(self) -> None:
+        """End the hold of a handler that was rate limited, or of a job that is `ordered` and waits for its next try.
+
+        The queue goes on at once, in every process; without a hold nothing happens. For a grouped name: in all groups.
+        """
+        if not self._whole_name:
+            await self._steer({"h": ""})
+            return
+        async for held in self._broker.holds(self.name):
+            queues = [self._broker.queue_keys(self.name, group_id) for group_id in held]
+            await asyncio.gather(*(self._broker.steer(self.name, keys, {"h": ""}, False) for keys in queues))
+
+    async def pause(self) -> None:
+        """Start nothing any more, in any process; what runs goes on, adds are taken, and all of it waits."""
+        await self._steer({"p": "1"})
+
+    async def resume(self) -> None:
+        """Go on."""
+        await self._steer({"p": ""})
+
+    async def info(self) -> dict[str, Any]:
+        """What holds now, and how much there is.
+
+        Returns:
+            name, group_id, paused, limiter and concurrency (as set here, else None), weight, max_waiting, held_until
+            (None unless a handler was rate limited or an ordered job waits for its next try; of all groups together
+            the latest), and the counts: waiting, active, delayed, completed, failed.
+        """
+        found = await self._broker.settings(self._keys)
+        if self._whole_name:
+            counts = await self._broker.total_counts(self.name)
+        else:
+            counts = await self._broker.counts(self._keys)
+        until = [int(found["h"])] if "h" in found else []
+        if self._whole_name:
+            async for holds in self._broker.holds(self.name):
+                until += holds.values()
+        held = clock.from_ms(max(until)) if until else None
+
+        def number(field: str) -> int | None:
+            return int(found[field]) if field in found else None
+
+        return {
+            "name": self.name,
+            "group_id": self.group_id,
+            "paused": "p" in found,
+            "limiter": found.get("w"),
+            "concurrency": number("c"),
+            "weight": number("g") or 1,
+            "max_waiting": number("m"),
+            "held_until": held if held is not None and held > clock.now() else None,
+            **dict(zip(STATES, counts, strict=True)),
+        }
+
+    @property
+    def _whole_name(self) -> bool:
+        """Whether it is about all groups of a name."""
+        return self._spec.grouped and self.group_id is None
+
+    async def _steer(self, fields: dict[str, str]) -> None:
+        await self._broker.steer(self.name, self._keys, fields, self._whole_name)
+
+
+class Bounds:
+    """`max_waiting` as it was set for all groups of a name: read when it is needed, at most once a second.
+
+    State: `_known`, name → the bound, and when it was read.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, float]] = {}
+
+    async def laid_over(self, broker: Broker, calls: Sequence[AddCall]) -> list[AddCall]:
+        """`calls` with the bounds of their names."""
+        names = {call.place.name for call in calls if call.place.registry}
+        if not names:
+            return list(calls)
+        for name in names:
+            _, at = self._known.get(name, ("", float("-inf")))
+            if clock.monotonic() - at > FRESH:
+                try:
+                    found = await broker.settings(broker.queue_keys(name, None))
+                except BrokerError:
+                    continue  # the add itself will say so, with the ids that it was to add
+                self._known[name] = (found.get("m", ""), clock.monotonic())
+        return [
+            call._replace(most=known) if call.place.registry and (known := self._most(call.place.name)) else call
+            for call in calls
+        ]
+
+    def _most(self, name: str) -> str:
+        return self._known[name][0] if name in self._known else ""

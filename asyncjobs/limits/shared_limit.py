@@ -1,0 +1,296 @@
+"""The Gate: a limit over many queues. All groups of a job together, or all jobs that name one limiter.
+
+The queues lie in different slots, so no one script can see the limit and the jobs: a gate is asked first, how many may
+start, then jobs are taken for that many, and what found no job is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.declare.options import Limiter
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.limits.queue_limits import terms
+
+if TYPE_CHECKING:
+    from asyncjobs.work.consumer import Consumer
+    from asyncjobs.work.turn import Turn
+
+logger = logging.getLogger("asyncjobs")
+
+LET_IN: Final = 64  # queues that are looked at when there is room again; more follow while there is
+BLIND: Final = 1.0  # seconds until the next look, where the store did not say when
+FIRST_PAUSE: Final = 0.05  # seconds until the next question, where the last one was not answered
+LONGEST_PAUSE: Final = 15.0  # seconds until the next question, where the last ones were not answered
+PATIENCE: Final = 1.0  # seconds in which a gate answers; the queues that it limits wait, and no other
+IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted and found no job for is back
+
+
+class Grant:
+    """How many may start under one gate, by how much they may lag, and the words by which they are given back."""
+
+    __slots__ = ("count", "gate", "margin", "token")
+
+    def __init__(self, gate: Gate, token: str, count: int, margin: float = 0.0) -> None:
+        self.gate, self.token, self.count, self.margin = gate, token, count, margin
+
+
+class Gate:
+    """One such limit, as this process sees it.
+
+    State:
+        running: jobs of this process under it.
+        pending: jobs that were let in and are being fetched.
+        full: the last question was granted less than it asked for. Until there is room again nobody asks: a queue that
+            wants to start something is parked at once, behind those that wait already.
+        _parked: queues that wait, the next one first.
+        _told: how many jobs the store was last told are running here.
+        _unanswered: questions in a row without an answer. One queue asks again after a pause, and the others when that
+            was answered.
+        margin: seconds that a start may lag behind its token: more while starts are late, since each of these takes
+            another token.
+        _surprised: the store said once that nothing is left; what other processes did not need may be back in a moment.
+    """
+
+    def __init__(
+        self, broker: Broker, key: str, name: str, limiters: tuple[Limiter, ...], slots: int | None, lease: float
+    ) -> None:
+        self._broker, self._key, self._name, self._lease = broker, key, name, lease
+        self._slots = slots or 0
+        self._terms = terms(limiters, None)
+        self.margin = self._terms.least_margin
+        self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
+        self._parked: OrderedDict[Consumer, None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = 0
+        self._asking = asyncio.Lock()
+        self._surprised = self._correcting = self._closed = False
+        self._unanswered = 0
+        self.full = False
+        self.running = self.pending = 0
+
+    def __repr__(self) -> str:
+        state = "full" if self.full else "open"
+        return f"<Gate {self._key} [{state}, {self.running} running, {len(self._parked)} waiting]>"
+
+    @property
+    def window(self) -> float:
+        return self._terms.window
+
+    def late(self, lag: float) -> None:
+        """A start has lagged by more than its token allows for."""
+        if lag < self.window:
+            self.margin = min(max(self.margin, 2 * lag), self.window)
+
+    def punctual(self) -> None:
+        """A start has not."""
+        self.margin = max(self._terms.least_margin, self.margin * 0.98)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the store believes that more runs here than does."""
+        return bool(self._slots) and self._told > self.running + self.pending
+
+    @property
+    def parked(self) -> tuple[Consumer, ...]:
+        """The queues that wait, the next one first."""
+        return tuple(self._parked)
+
+    @property
+    def will_open(self) -> bool:
+        """Whether something is going to open it: a timer, or a job under it that ends.
+
+        The timer for news that was lost does not count where it is this process alone that has news.
+        """
+        if self._slots and self.running + self.pending > 0:
+            return True
+        if self._timer is None:
+            return False
+        return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
+
+    async def admit(self, want: int) -> Grant:
+        """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
+
+        Raises:
+            BrokerError: no answer; nothing may start, and the gate is full for a moment.
+        """
+        grant, _ = await self._ask(want)
+        return grant
+
+    async def _ask(self, want: int, again: bool = False) -> tuple[Grant, float]:
+        """The grant, and the seconds until more may be had.
+
+        `again`: for a job that has its slot already and runs, so that its token alone is asked for.
+        """
+        token = next(self._tokens)
+        async with self._asking:  # what another turn is being granted counts as running
+            if self.full and want and not again:
+                return Grant(self, token, 0), BLIND
+            slots, stated, margin = 0 if again else self._slots, self.running + self.pending, self.margin
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    granted, wait = await self._broker.admit(
+                        self._key, self._name, stated, want, slots, self._lease,
+                        self._terms.windows, round(margin * 1e6), token,
+                    )  # fmt: skip
+            except TimeoutError:
+                self._no_answer(want, BLIND)
+                raise BrokerUnavailableError(f"the limit {self._key} did not answer within {PATIENCE:g} s") from None
+            except BrokerError:  # a connection that was lost is made again at once
+                self._no_answer(want, FIRST_PAUSE)
+                raise
+            self._unanswered = 0
+            if again:
+                return Grant(self, token, granted, margin), BLIND if wait is None else wait
+            self.pending += granted
+            self._told = stated + granted  # jobs may have ended meanwhile, of which the store does not know
+            if granted:
+                self._surprised = False
+            if granted < want and self._slots and self.running + self.pending < stated + granted:
+                self._close_for(0.0)  # jobs have ended since the question: it is asked anew
+            elif granted < want:
+                self._close(wait)
+            elif want:
+                self.open()
+            return Grant(self, token, granted, margin), BLIND if wait is None else wait
+
+    def _no_answer(self, want: int, pause: float) -> None:
+        """The store may have counted `want` jobs that do not start; the next question comes after `pause` or more."""
+        self._told = max(self._told, self.running + self.pending + want)
+        self._unanswered += 1
+        self._close_for(min(pause * 2 ** (self._unanswered - 1), LONGEST_PAUSE))
+
+    async def give_back(self, grant: Grant, unused: int) -> None:
+        """Tell the store that `unused` of a grant, which are not pending any more, found no job; others may have it."""
+        try:
+            if self._terms.windows:
+                await self._broker.refund(self._key, self._name, grant.token, grant.count, unused, self._terms.windows)
+            grant.count -= unused
+        except BrokerError as error:
+            logger.debug("a grant of %s was not given back, it runs out by itself: %s", self._key, error)
+        await self.correct()
+        self.reconsider()
+
+    async def correct(self) -> None:
+        """Tell the store how many jobs run here, if it believes that there are more."""
+        if not self.stale or self._correcting or self._unanswered:
+            return
+        self._correcting = True
+        try:
+            await self.admit(0)
+        except BrokerError as error:
+            logger.debug("%s was not told what runs here: %s", self._key, error)
+        finally:
+            self._correcting = False
+
+    def ended(self) -> None:
+        """A job under it has ended: where a number of jobs is its limit, the next queue may start one."""
+        self.running -= 1
+        if self._slots:
+            self.open(1)
+
+    def reconsider(self) -> None:
+        """Fewer jobs may be under it than were: those that wait look again, unless it does not answer anyway."""
+        if not self._unanswered:
+            self.open()
+
+    async def pass_again(self) -> tuple[float, float]:
+        """A token again for a start that comes late: since when it counts, and by how much the start may lag.
+
+        Its slot, if there are any, it has.
+        """
+        while True:
+            since = clock.monotonic()
+            grant, wait = await self._ask(1, again=True)
+            if grant.count:
+                return since, grant.margin
+            await asyncio.sleep(max(self.margin, wait))
+
+    async def tell(self) -> None:
+        """Say what runs here: that there is room again, or that this process still lives."""
+        if self._slots and (self.running or self._told):
+            await self.admit(0)
+
+    def park(self, consumer: Consumer, first: bool = False) -> None:
+        """Let `consumer` wait until there is room, behind all others or before them."""
+        if consumer.parked is not None:
+            return
+        consumer.parked = self
+        self._parked[consumer] = None
+        if first:
+            self._parked.move_to_end(consumer, last=False)
+
+    def unpark(self, consumer: Consumer) -> None:
+        """`consumer` wants nothing any more."""
+        consumer.parked = None
+        del self._parked[consumer]
+
+    def open(self, most: int = LET_IN) -> None:
+        """There may be room: the first `most` that wait look again."""
+        self.full = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _ in range(min(most, len(self._parked))):
+            consumer, _ = self._parked.popitem(last=False)
+            consumer.parked = None
+            consumer.look_again()
+        if self._parked:
+            self._open_in(BLIND)  # those in front may want nothing any more, and then nobody asks
+
+    def _close(self, wait: float | None) -> None:
+        """It is full, for `wait` seconds as far as the store knows."""
+        if wait is None:
+            # Told by news, or by a job of ours that ends; the timer is for news that was lost.
+            self._close_for(self._lease / 3 if self._slots else BLIND)
+        elif self._surprised or wait <= IN_FLIGHT:
+            self._close_for(wait)
+        else:
+            self._surprised = True
+            self._close_for(IN_FLIGHT)
+
+    def _close_for(self, wait: float) -> None:
+        self.full = True
+        self._open_in(wait)
+
+    def _open_in(self, wait: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.open(1 if self._unanswered else LET_IN)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def share(turns: Sequence[Turn], granted: int) -> list[int]:
+    """How many of `granted` starts each of `turns` gets: in turn, each its weight at a time.
+
+    A queue that has had its weight stands behind all others when it waits for more; `Consumer.let_in` counts that.
+    """
+    given = [0] * len(turns)
+    while granted > 0:
+        before = granted
+        for i, turn in enumerate(turns):
+            consumer = turn.consumer
+            more = min(granted, turn.reserved - given[i], max(1, consumer.terms.weight - consumer.let_in))
+            given[i] += more
+            granted -= more
+            consumer.let_in = (consumer.let_in + more) % consumer.terms.weight
+        if granted == before:
+            break
+    return given

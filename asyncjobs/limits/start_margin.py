@@ -1,0 +1,65 @@
+"""The margin: by how much a start may lag behind its token, and what becomes of one that lags more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.limits.queue_limits import Terms
+from asyncjobs.limits.shared_limit import Gate
+
+if TYPE_CHECKING:
+    from asyncjobs.work.consumer import Consumer
+
+
+def least_margin(terms: Terms, gates: Sequence[Gate]) -> float:
+    """Seconds; the least that one of the limits asks for, 0 without a limit."""
+    margins = [gate.margin for gate in gates if gate.window]
+    if terms.window:
+        margins.append(terms.least_margin)
+    return min(margins, default=0.0)
+
+
+async def in_time(consumer: Consumer, broker: Broker, sent_at: float, margin: float) -> None:
+    """Wait until a try may start. Never later than its token's margin: the window that counted it would be over.
+
+    Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin keeps every
+    window exact; for one that lags more the token is taken again first, with a margin that fits. Each limit has a token
+    of its own: waiting for one must not cost those that are still in time, or jobs would take tokens from each other
+    and none would ever have all of its own.
+
+    Raises:
+        BrokerError: no token could be had, since the store does not answer.
+    """
+    gates = consumer.gates
+    limits: list[Gate | None] = [gate for gate in gates if gate.window]
+    if consumer.terms.window:
+        limits.insert(0, None)  # its own
+    if not limits:
+        return
+    taken = dict.fromkeys(limits, (sent_at, margin))
+    while late := {limit: lag for limit in limits if (lag := clock.monotonic() - taken[limit][0]) > taken[limit][1]}:
+        for limit, lag in late.items():
+            window = consumer.terms.window if limit is None else limit.window
+            if limit is not None:
+                limit.late(lag)
+            elif lag < window:
+                consumer.margin = min(max(consumer.margin, 2 * lag), window)
+            taken[limit] = (
+                await _own_again(consumer, broker, lag < window) if limit is None else await limit.pass_again()
+            )
+    consumer.margin = max(least_margin(consumer.terms, gates), consumer.margin * 0.98)
+    for gate in gates:
+        gate.punctual()
+
+
+async def _own_again(consumer: Consumer, broker: Broker, first_is_out: bool) -> tuple[float, float]:
+    """Take a token of the queue's own limit once more: since when it counts, and by how much the start may lag."""
+    since, margin = clock.monotonic(), consumer.margin
+    while wait := await broker.spend(consumer.keys, consumer.terms.windows, round(margin * 1e6), first_is_out):
+        await asyncio.sleep(wait)
+        since, first_is_out = clock.monotonic(), False
+    return since, margin

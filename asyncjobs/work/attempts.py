@@ -1,0 +1,323 @@
+"""The Attempts: the tries of one queue in this process, each from a job that was taken to its outcome.
+
+What a handler does, and what is done to it, ends here: every try that has begun comes to exactly one outcome, which
+the queue is told, and frees its slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Literal
+
+from asyncjobs import clock
+from asyncjobs.broker import TakenJob
+from asyncjobs.errors import BrokerError
+from asyncjobs.job import ActiveJob, current
+from asyncjobs.limits.start_margin import in_time
+from asyncjobs.logs import is_closing, said, say
+from asyncjobs.work.executor import Failed, Later, Lost, Outcome, Released, execute, late, timed_out
+from asyncjobs.work.prefetch import Fetched
+from asyncjobs.work.shared import Shop
+from asyncjobs.work.task_reuse import Slot
+from asyncjobs.work.threads import InThread
+
+if TYPE_CHECKING:
+    from asyncjobs.work.consumer import Consumer
+
+logger = logging.getLogger("asyncjobs")
+
+STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
+AGAIN: Final = 60.0  # seconds until the next try of a job that could not be started, uncounted
+SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
+
+
+def given_up(job: ActiveJob) -> Lost | Released:
+    """The outcome of a try that was cancelled for no fault of its job."""
+    return Lost() if job.leaving == "lost" else Released()
+
+
+class Attempts:
+    """What of one queue runs here.
+
+    State: `running`, id → job whose outcome is not known yet; `zombies`, how many handlers go on after their job was
+    settled: they keep their slot.
+    """
+
+    __slots__ = ("_queue", "_shop", "running", "zombies")
+
+    def __init__(self, shop: Shop, queue: Consumer) -> None:
+        self._shop, self._queue = shop, queue
+        self.running: dict[str, ActiveJob] = {}
+        self.zombies = 0
+
+    @property
+    def slots_used(self) -> int:
+        return len(self.running) + self.zombies
+
+    def active(self, taken: TakenJob) -> ActiveJob:
+        return ActiveJob(self._shop.broker, self._shop.bus.emit, self._queue.spec, self._queue.keys, taken)
+
+    def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
+        """Start it in a slot of its own."""
+        job = self._enter(taken)
+        if job is None:
+            return
+        loop, context = asyncio.get_running_loop(), self._shop.context.copy()
+        work = self._work(job, sent_at, margin)
+        try:
+            aio_task = loop.create_task(work, context=context)
+        except BaseException as error:  # the app may have set a factory that cannot do this
+            self._complain("the loop's task factory failed: %s", error)
+            aio_task = asyncio.Task(work, loop=loop, context=context)
+        if not job.ended:  # it has, where the loop starts an aio_task at once
+            job.aio_task = aio_task
+
+    def _enter(self, taken: TakenJob) -> ActiveJob | None:
+        if taken.job_id in self.running:
+            return None
+        job = self.active(taken)
+        self.running[job.id] = job
+        self._shop.pump.running += 1
+        for gate in self._queue.gates:
+            gate.running += 1
+        return job
+
+    def runs(self, taken: TakenJob) -> bool:
+        """Whether a job that has been taken runs here already; its try goes on under the new entry and token.
+
+        Others may have given the job back because this process was silent, or a failover may have forgotten the take.
+        Under its old token the try could not be settled, and nothing else would ever settle the new take.
+        """
+        job = self.running.get(taken.job_id)
+        if job is None:
+            return False
+        job.entry, job.token, job.stalled_count = taken.entry, taken.token, taken.stalled_count
+        if job.leaving == "lost":  # cancelled for that: it is ours once more, and must go back
+            job.leaving = "stop"
+        return True
+
+    async def _work(self, first: ActiveJob, sent_at: float, margin: float) -> None:
+        """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
+        slot, job = Slot(self._shop.rounds), first
+        while True:
+            job.aio_task = slot.aio_task
+            current.set(job)
+            slot.begin()
+            outcome = await self._try(job, sent_at, margin)
+            if job.thread is not None:
+                self._leave_to(job, job.thread)
+                return
+            held = self._ended(job, outcome)
+            following = None
+            if held is not None and slot.fit():
+                following = self._enter(held.job)
+            elif held is not None:
+                self.start(*held)
+            job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
+            self._shop.pump.slot_freed()
+            if held is None or following is None:
+                return
+            job, sent_at, margin = following, held.sent_at, held.margin
+
+    async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        """The whole of one try, from its token to its outcome: nothing else comes out of it."""
+        job.began_at = clock.monotonic()
+        job.began = True
+        try:
+            if job.leaving:
+                return given_up(job)
+            if job.unreadable is not None:
+                return Failed(job.unreadable, final=True)
+            if job.stalled_count >= max(1, min(SUSPECT, self._queue.spec.worker_options.max_stalled_count)):
+                async with self._shop.suspects:
+                    return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
+            elif job.stalled_count:
+                return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
+            return self._unless_all_ends(job, await self._run(job, sent_at, margin))
+        except asyncio.CancelledError:
+            return given_up(job)  # before its handler began
+        except BaseException as error:
+            if issubclass(type(error), GeneratorExit) and is_closing(job.aio_task):
+                raise
+            # What a handler raises has been an outcome for long; this is ours, and must not cost the job a try.
+            self._shop.pump.throttled.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
+            return Later(AGAIN)
+
+    def _unless_all_ends(self, job: ActiveJob, outcome: Outcome) -> Outcome:
+        """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
+
+        That is no failure of the job: it goes back uncounted.
+        """
+        if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
+            aio_task = job.aio_task
+            if aio_task is not None and aio_task.cancelling() and self._shop.pump.ends_with_the_loop:
+                return Released()
+        return outcome
+
+    async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        """Begin for all to see: should this process die too, it is this job that is charged with it."""
+        token = job.token
+        try:
+            ours = await self._shop.broker.note(self._queue.keys, job.id, token, "begin", b"")
+        except BrokerError:
+            return Released()
+        if not ours:
+            return Lost() if job.token == token else Released()  # it was taken anew in between
+        return await self._run(job, sent_at, margin)
+
+    async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        if job.overrides.newer:
+            self._shop.pump.throttled.warning(
+                "newer", "%r was added by a newer release: an option that this one does not know is ignored", job
+            )
+        if self._queue.terms.window or self._queue.gates:
+            try:
+                await in_time(self._queue, self._shop.broker, sent_at, margin)
+            except BrokerError as error:
+                self._shop.pump.throttled.warning(
+                    "late", "%r gives a job back that would start late: %s", self._queue, error
+                )
+                return Released()
+        if self._queue.quiet:
+            return given_up(job)
+        job.entered = True
+        limit = job.overrides.timeout(self._queue.spec.job_options)
+        if limit is not None:
+            job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
+        if self._shop.bus.wants("job.active"):
+            self._announce(job)
+        scope = None  # what an integration keeps around a try; whatever that raises is no concern of the job
+        try:
+            scope = self._shop.scope(job)
+            job.context = scope.__enter__()
+        except BaseException as error:
+            self._complain("a try goes without its scope, which raised %s", error)
+            scope = None
+        outcome = await execute(job, self._shop.environment, self._shop.threads)
+        if scope is not None:
+            try:
+                scope.__exit__(None, None, None)
+            except BaseException as error:
+                self._complain("the scope of a try raised %s", error)
+        return outcome
+
+    def _announce(self, job: ActiveJob) -> None:
+        """Tell that it begins; whatever a subscriber raises is no concern of the job."""
+        try:
+            self._shop.bus.emit(
+                "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
+            )
+        except BaseException as error:
+            self._complain("a subscriber of job.active raised %s", error)
+
+    def _complain(self, message: str, error: BaseException) -> None:
+        self._shop.pump.throttled.error(message, message, said(error))
+
+    def _time_out(self, job: ActiveJob) -> None:
+        self.cancel(job, "timeout")
+
+    def cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
+        """Cancel a try; if its handler swallows that, the job is settled without it."""
+        if job.thread is not None and job.thread.running:
+            self._cancel_in_thread(job, job.thread, why)
+            return
+        if job.ended or job.aio_task is None:
+            return
+        if job.timer is not None:
+            job.timer.cancel()
+        job.leaving = why if job.leaving != "lost" else "lost"
+        if job.began:  # an aio_task cancelled before its first step would never come to settle anything
+            job.aio_task.cancel()
+        job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
+
+    def _abandon(self, job: ActiveJob) -> None:
+        if job.thread is not None and job.thread.running and job.leaving:
+            self._cancel_in_thread(job, job.thread, job.leaving)
+        elif not job.ended:
+            self._settle_without(job)
+
+    def _settle_without(self, job: ActiveJob) -> None:
+        """Its handler goes on, and keeps its slot."""
+        say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
+        self.zombies += 1
+        if job.aio_task is not None:
+            self._shop.stubborn.add(job.aio_task)
+            job.aio_task.add_done_callback(self._shop.stubborn.discard)
+        held = self._record(job, Failed(timed_out(job), job.discarded) if job.leaving == "timeout" else given_up(job))
+        if held is not None:
+            self.start(*held)
+
+    # Threads ----------------------------------------------------------------------------------------------
+    def _cancel_in_thread(self, job: ActiveJob, thread: InThread, why: Literal["timeout", "stop", "lost"]) -> None:
+        """Cancel a try that a thread runs. What it waits for on the loop ends; the thread itself cannot be stopped.
+
+        So its job must not run once more before it has ended. Only a try that ran too long and was the last is settled
+        at once, and keeps its slot; not so where the store counts the slots, which would give this one to others.
+        """
+        if job.ended:
+            return
+        if job.timer is not None:
+            job.timer.cancel()
+        if why == "lost" or not job.leaving:
+            job.leaving = why
+        thread.interrupt()
+        last = job.discarded or (job.attempts is not None and job.attempts_made + 1 >= job.attempts)
+        if job.leaving == "timeout" and last and not self._queue.spec.slots:
+            self._settle_without(job)
+        else:
+            text = "%r runs in a thread, which cannot be cancelled (%s); it keeps its job and its slot until it ends"
+            say(logger, logging.WARNING, text, job, why)
+
+    def _leave_to(self, job: ActiveJob, thread: InThread) -> None:
+        """The app has cancelled the aio_task of a try that a thread runs: the end of the thread is that of the try."""
+        job.aio_task = None
+        thread.ended.add_done_callback(lambda ended: self._thread_ended(job, thread))
+
+    def _thread_ended(self, job: ActiveJob, thread: InThread) -> None:
+        held = self._ended(job, late(job, thread))
+        if held is not None:
+            self.start(*held)
+        self._shop.pump.slot_freed()
+
+    def in_threads(self) -> int:
+        """How many jobs cannot be settled yet because a thread runs them."""
+        return sum(job.thread is not None for job in self.running.values())
+
+    def _ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """Its aio_task has done with it; the job that is to begin instead."""
+        if job.timer is not None:
+            job.timer.cancel()
+        if not job.ended:
+            return self._record(job, outcome)
+        self.zombies -= 1  # it was abandoned before
+        self._queue.look_again()
+        return None
+
+    def _record(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """The outcome is known; the job that is to begin instead."""
+        job.ended = True
+        self.running.pop(job.id, None)
+        for gate in self._queue.gates:
+            gate.ended()
+        return self._queue.ended(job, outcome)
+
+    def hush(self) -> None:
+        """Cancel the tries whose handlers have not begun, because nothing may begin any more."""
+        for job in tuple(self.running.values()):
+            if not job.entered:
+                self.cancel(job, "stop")
+
+    def cancel_all(self) -> None:
+        """Cancel what runs, because the process stops."""
+        for job in tuple(self.running.values()):
+            self.cancel(job, "stop")
+
+    async def keep_owned(self, process: str) -> None:
+        """Cancel the tries that another process took over while this one lapsed; the others go on as `process`."""
+        jobs = list(self.running.values())
+        tries = [(job.id, job.entry, job.token) for job in jobs]
+        kept = await self._shop.broker.retain(self._queue.keys, process, tries)
+        for job, (_, _, token), ours in zip(jobs, tries, kept, strict=True):
+            if not ours and job.token == token:  # else it was taken anew in between
+                self.cancel(job, "lost")

@@ -1,0 +1,464 @@
+"""The Consumer: one queue in this process. take → execute → decide → settle, with no loop of its own.
+
+It is a record and a handful of callbacks: the Pump gives it turns, tries run in slots, and between them an idle queue
+costs its memory alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from asyncjobs import clock
+from asyncjobs.broker import WORK_LANES, BrokerBusyError, Keys, TakenJob, WorkReply
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.errors import BrokerError, JobStalledError, visible
+from asyncjobs.job import ActiveJob
+from asyncjobs.limits.queue_limits import Terms
+from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.limits.start_margin import least_margin
+from asyncjobs.logs import say
+from asyncjobs.work.attempts import Attempts
+from asyncjobs.work.decide import decide
+from asyncjobs.work.executor import Completed, Failed, Later, Outcome, Released
+from asyncjobs.work.prefetch import Ahead, Fetched
+from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
+from asyncjobs.work.reports import settled
+from asyncjobs.work.shared import Shop
+from asyncjobs.work.turn import Finished, Turn, renew
+
+logger = logging.getLogger("asyncjobs")
+
+BATCH: Final = 256  # jobs taken in one turn at most
+TURNS: Final = WORK_LANES
+RELEASED: Final = 1.0  # seconds until jobs are taken again after one of them could not begin
+LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
+
+
+class Consumer:
+    """One queue: what of it runs here, what has finished and is not settled, and whether to look for more.
+
+    State:
+        attempts: what of it runs here.
+        outbox: decisions not yet acknowledged by the store, in order.
+        refusals: those that it has refused; None: there are none.
+        hungry: there may be something to take; cleared by a take that came back short.
+        flowing: the last take brought all that it asked for, so that a second one beside it is worth its while.
+        calls: how often there was news; a reply is short only of what its turn could know of.
+        alarm_at: when the pump's alarms wake it, or None.
+        ahead: what it holds beyond its slots.
+        spent: jobs started in its present turn among those that starve, up to its weight.
+        parked: the gate that keeps it waiting, or None.
+        appetite: jobs that a turn asks the gates for at most; more with every turn that brings all it asked for, so
+            that a queue with little work does not hold what others could use.
+        let_in: jobs that the gates have let in of its weight.
+        indexed: finished jobs of groups are listed beside its own, so that no turn of it may trim that list.
+        took: whether this process has taken jobs here, so that its name may be in the queue's stream.
+        queued, starving: in the pump's ring; waiting for a slot of the process.
+        turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
+        lost_reply: something may be pending for this process that it does not know of.
+        margin: seconds that a start may lag behind its token.
+        base, set, terms: what holds for all queues of its name; what was set of this one; the one laid over the other.
+    """
+
+    __slots__ = (
+        "_shop", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry",
+        "indexed", "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
+        "refusals", "rested_at", "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shop: Shop,
+        spec: JobSpec,
+        keys: Keys,
+        group_id: str | None = None,
+        base: Terms | None = None,
+        on_rest: Callable[[Consumer], None] | None = None,
+    ) -> None:
+        self._shop = shop
+        self.on_rest = on_rest
+        self.spec = spec
+        self.keys = keys
+        self.group_id = group_id
+        self.attempts = Attempts(shop, self)
+        self.outbox: list[Finished] = []
+        self.refusals: Refusals | None = None
+        self.turns: list[Turn] = []
+        self.hungry = True
+        self.calls = 0
+        self.flowing = False
+        self.alarm_at: float | None = None
+        self.queued = False
+        self.starving = False
+        self.lost_reply = False
+        self.gates = shop.gates.get(spec.name, ())
+        self.parked: Gate | None = None
+        self.appetite = 1
+        self.let_in = 0
+        self.took = False
+        self.indexed = False
+        self.ahead = Ahead(shop.pace.get(spec.name, 0))
+        self.spent = 0
+        self.quiet = False
+        self.resting_until = 0.0
+        self.rested_at: float | None = None
+        self.base = self.terms = base or spec.terms
+        self.set: tuple[str, str, str] | None = None
+        self.margin = least_margin(self.terms, self.gates)
+
+    def __repr__(self) -> str:
+        name = self.spec.name if self.group_id is None else f"{self.spec.name}:{visible(self.group_id)}"
+        return f"<Consumer {name} [{len(self.attempts.running)} running]>"
+
+    # Turns ------------------------------------------------------------------------------------------------
+    def look_again(self) -> None:
+        """There may be something to take."""
+        self._more_may_be_there()
+        self._shop.pump.offer(self)
+
+    def wake(self, group_id: str, delay: float) -> None:
+        """News: there is something to take, now or in `delay` seconds."""
+        if delay > 0:
+            self._shop.pump.alarms.set_earlier(self, delay)
+        else:
+            self.look_again()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, nothing waits to be settled or looked at, now or later: whatever is left of it is idle too."""
+        busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals or self.lost_reply
+        return not busy and self.alarm_at is None and self not in self._shop.pump.doubts
+
+    def retire(self) -> None:
+        """From now on somebody else may be the Consumer of this queue: this one never has a turn again."""
+        assert self.idle
+        self.queued = True  # for good: no ring holds it
+
+    @property
+    def wants_a_turn(self) -> bool:
+        """Whether there is something to settle, to sort out after a lost reply, or to take."""
+        return bool(self.outbox or self.refusals) or self.lost_reply or (self.hungry and self.free() > 0)
+
+    @property
+    def at_leisure(self) -> bool:
+        """Whether a turn of it may travel with somebody else: none is under way, and nothing is to be sorted out."""
+        busy = self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until or self.refusals
+        return not (busy or self.quiet)
+
+    @property
+    def unsettled(self) -> int:
+        """Decisions that the store has not acknowledged yet."""
+        apart = len(self.refusals.apart) if self.refusals else 0
+        return len(self.outbox) + apart + sum(len(turn.sending) for turn in self.turns)
+
+    def free(self) -> int:
+        """Slots of its own that are free and not asked for yet."""
+        if self.quiet or self.parked is not None or self.terms.paused:
+            return 0
+        if self.terms.concurrency is None:
+            return BATCH
+        used = self.attempts.slots_used
+        for turn in self.turns:
+            used += turn.reserved
+        return max(0, self.terms.concurrency - used)
+
+    def _batch(self) -> int:
+        """How many a turn takes at most: half of what may run, so that the server and this process work at once."""
+        concurrency = self.terms.concurrency
+        most = BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
+        return min(most, self.appetite) if self.gates else most
+
+    def may_fetch_ahead(self, reserved: int) -> int:
+        """How many jobs a turn that asks for `reserved` slots may bring beyond them.
+
+        None where something else than their order decides when jobs start: a limit, a gate, a group's share of slots
+        that other processes have too.
+        """
+        terms = self.terms
+        if not self.ahead.most or terms.window or self.gates or self.spec.ordered or terms.concurrency is None:
+            return 0
+        if terms.concurrency == 1:
+            return self.ahead.most if reserved else 0
+        if self.spec.slots or self.quiet or self.parked is not None or terms.paused:
+            return 0
+        held = len(self.ahead) + sum(turn.ahead for turn in self.turns)
+        return max(0, min(self.ahead.most - held, BATCH - reserved))
+
+    def _room(self) -> int:
+        """Slots in which a job may start now."""
+        if self.terms.concurrency is None:
+            return BATCH
+        return max(0, self.terms.concurrency - self.attempts.slots_used)
+
+    def hand_back(self) -> None:
+        """What was fetched ahead goes back to the head of the queue, uncounted."""
+        self._release([held.job for held in self.ahead.release()])
+
+    def _release(self, jobs: Sequence[TakenJob]) -> None:
+        """Put jobs that have not begun back to the head of the queue, uncounted."""
+        for taken in jobs:
+            job = self.attempts.active(taken)
+            decision = decide(job, Released())
+            assert decision is not None
+            self.outbox.append(Finished(job, decision))
+        self._shop.pump.offer(self)
+
+    def hush(self) -> None:
+        """From now on nothing starts: what is fetched ahead goes back, and so does what a turn on the wire brings, and
+        what waits for a token, or for its turn among those that have stalled.
+        """
+        self.quiet = True
+        if self.ahead:
+            self.hand_back()
+        self.attempts.hush()
+        self._shop.pump.offer(self)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether jobs may be pending for this process of which it does not know, or does not know yet."""
+        return self.lost_reply or bool(self.turns)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether what was fetched ahead has been waiting for too long."""
+        return self.ahead.lingers(self.terms.concurrency == 1)
+
+    def prepare(self, process_slots: int) -> Turn | None:
+        """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
+        if len(self.turns) >= TURNS or (self.turns and self.lost_reply):
+            return None  # what another turn is about to bring must not be adopted
+        if self.resting_until:
+            rest = self.resting_until - clock.monotonic()
+            if rest > 0:
+                self._shop.pump.alarms.set_earlier(self, rest + 0.001)
+                return None
+            self.resting_until = 0.0
+        if self.refusals is not None:
+            return self._prepare_in_parts(self.refusals)
+        free = min(self.free(), process_slots, self._batch()) if self.hungry else 0
+        if not (free or self.outbox or self.lost_reply):
+            return None
+        self.rested_at = None
+        ahead = self.may_fetch_ahead(free) if self.hungry and process_slots else 0
+        sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
+        turn = Turn(self, sending, free, ahead, next(self._shop.tokens))
+        self.turns.append(turn)
+        return turn
+
+    def _prepare_in_parts(self, refusals: Refusals) -> Turn | None:
+        """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
+        if refusals.over(self.outbox):
+            self.refusals = None
+            self._shop.pump.offer(self)
+            return None
+        sending = refusals.next(self.outbox)
+        if not sending:
+            self._shop.pump.alarms.set_earlier(self, refusals.rest + 0.001)
+            return None
+        turn = Turn(self, sending, 0, 0, next(self._shop.tokens))
+        self.turns.append(turn)
+        return turn
+
+    def withdraw(self, turn: Turn, reserved: int) -> bool:
+        """A gate lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
+        turn.reserved = reserved
+        if reserved or turn.sending:
+            return True
+        self.turns.remove(turn)
+        return False
+
+    def absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
+        """The turn was answered: tell what was settled, start what was taken."""
+        self.turns.remove(turn)
+        if self.refusals is not None and turn.sending:
+            self.refusals.answered()
+        for finished, status in zip(turn.sending, reply.statuses, strict=True):
+            settled(self._shop.bus, finished, status)
+            if finished.decision.settlement.op in "rbh" and finished.decision.event:
+                self._expect(finished.decision.settlement.number)
+        if reply.settings != self.set:
+            self._settle_terms(reply.settings)
+        margin = turn.margin or least_margin(self.terms, self.gates)
+        if turn.grants:
+            margins = [grant.margin for grant in turn.grants if grant.gate.window]
+            margin = min(margins if not self.terms.window else [*margins, margin], default=0.0)
+        self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
+        if self.terms.concurrency != 1:
+            self.ahead.pace()
+        if turn.reserved or turn.ahead:
+            self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
+            self.appetite = min(BATCH, 4 * self.appetite) if self.flowing else 1
+            if not self.flowing:
+                self.hungry = self.calls != turn.calls
+                if self.parked is not None and not self.hungry:
+                    self.parked.unpark(self)
+            if reply.wait is not None:
+                self._shop.pump.alarms.set_earlier(self, reply.wait)
+        if self.wants_a_turn:
+            self._shop.pump.offer(self)
+        elif self.on_rest is not None and self.idle:
+            # Emptied containers keep the room they once had: a fifth of what an idle group costs.
+            self.attempts.running, self.outbox, self.turns = {}, [], []
+            self.rested_at = clock.monotonic()
+            self.on_rest(self)
+
+    def rebase(self, base: Terms) -> None:
+        """Other terms hold for all queues of this name."""
+        self.base = base
+        self._settle_terms(self.set)
+
+    def _settle_terms(self, settings: tuple[str, str, str] | None) -> None:
+        """What was set of this queue has changed."""
+        self.set = settings
+        self.terms = self.base if settings is None else self.base.laid_over(*settings)
+        self.margin = least_margin(self.terms, self.gates)
+        self._more_may_be_there()
+
+    def _expect(self, delay_ms: int) -> None:
+        """A retry is due in `delay_ms`; the news of it may be lost, and other processes may be gone by then."""
+        if delay_ms:
+            self._shop.pump.alarms.set_earlier(self, delay_ms / 1000)
+        else:
+            self._more_may_be_there()
+
+    def _more_may_be_there(self) -> None:
+        """Since the turns on the wire were made up; a short reply of theirs must not hide it."""
+        self.hungry = True
+        self.calls += 1
+
+    def unanswered(self, turn: Turn, rest: float = 0.0) -> None:
+        """The reply was lost: settle again with the same tokens, and see what we own before taking more.
+
+        `rest`: seconds to leave the queue alone, where the pump itself goes on.
+        """
+        self.resting_until = clock.monotonic() + rest if rest else self.resting_until
+        self.lost_reply = self.lost_reply or turn.takes
+        self._back_to_outbox(turn)
+        self._shop.pump.offer(self)
+
+    def refused(self, turn: Turn, error: BrokerError) -> None:
+        """The store refused this queue's turn; the others go on."""
+        unsure = self.lost_reply  # it may be the question what is ours that was refused, and not the turn
+        self.lost_reply = unsure or turn.takes  # a script that failed half way may have taken some
+        pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
+        if pause == QUARANTINE:
+            self._shop.pump.throttled.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
+            if turn.sending and not unsure:
+                self.refusals = self.refusals or Refusals()
+                turn.sending[:] = self.refusals.refused(turn.sending, turn.reserved + turn.ahead > 0, error)
+                pause = PAUSE
+        self._back_to_outbox(turn)
+        self.resting_until = clock.monotonic() + pause
+        self._shop.pump.offer(self)
+
+    def _back_to_outbox(self, turn: Turn) -> None:
+        self.turns.remove(turn)
+        self.outbox[:0] = [finished._replace(resent=True) for finished in turn.sending]
+        self._more_may_be_there()
+
+    def adopt(self, owned: list[TakenJob]) -> None:
+        """Start what is pending for this process and not known here; no other turn is on the wire.
+
+        What is known goes on as the store has it: it may have been given back, and taken again by a lost reply.
+        """
+        known = {taken.job_id: taken for taken in owned}
+        apart = self.refusals.apart if self.refusals is not None else []
+        for finished in (self.outbox, apart, *(turn.sending for turn in self.turns)):
+            renew(finished, known)
+        self.ahead.renew(known)
+        mine = []
+        for taken in known.values():
+            if taken.stalled_count > self.spec.worker_options.max_stalled_count and not self.attempts.runs(taken):
+                self.fail_stalled(taken)
+            else:
+                mine.append(taken)
+        self._start_all(mine, LONG_AGO, 0.0)
+
+    def make_room(self, turn: Turn) -> None:
+        """What was adopted has taken slots that `turn`, the only one, had asked for."""
+        if self.terms.concurrency is not None:
+            left = self.terms.concurrency - self.attempts.slots_used
+            turn.reserved = max(0, min(turn.reserved, left))
+
+    # Tries ------------------------------------------------------------------------------------------------
+    def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
+        """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
+        self.took = self.took or bool(jobs)
+        if running := self.attempts.running:
+            jobs = [taken for taken in jobs if taken.job_id not in running or not self.attempts.runs(taken)]
+        if self.quiet:
+            self._release(jobs)
+            return
+        room = self._room()
+        for taken in jobs[:room]:
+            self.attempts.start(taken, sent_at, margin)
+        if len(jobs) > room:
+            self.ahead.hold([Fetched(taken, sent_at, margin) for taken in jobs[room:]])
+            self._shop.pump.patience(self)
+
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """A try of this queue has come to `outcome`; the job that is to begin instead."""
+        decision = decide(job, outcome)
+        if decision is None:
+            say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)
+        else:
+            self.outbox.append(Finished(job, decision))
+        if self.spec.slots:
+            self._more_may_be_there()  # a slot of the group is free
+        if isinstance(outcome, Released) and not job.leaving:
+            self._pause()
+        return self._follow(job, outcome)
+
+    def _pause(self) -> None:
+        """The store refused what a try needs before its handler begins: settle, and take nothing for a moment.
+
+        The job that went back stands at the head of the queue, so this process would take it again at once.
+        """
+        self.refusals = self.refusals or Refusals()
+        self.refusals.pause(RELEASED)
+        self._shop.pump.offer(self)
+
+    def _follow(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
+        alone, quick = self.terms.concurrency == 1, True
+        if alone:
+            quick = self.ahead.learn(clock.monotonic() - job.began_at)
+            self._shop.pace[self.spec.name] = self.ahead.most
+        else:
+            self.ahead.count()
+        if not self.ahead:
+            self._shop.pump.offer(self)
+        elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Completed, Failed, Later)):
+            self.hand_back()
+        else:
+            if not alone:
+                self._shop.pump.offer(self)
+            if self._room():
+                return self.ahead.next()
+        return None
+
+    def fail_stalled(self, taken: TakenJob) -> None:
+        """Fail a job whose processes died too often."""
+        self.took = True
+        most = self.spec.worker_options.max_stalled_count
+        error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
+        job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
+        decision = decide(job, Failed(error, final=True))
+        assert decision is not None
+        self.outbox.append(Finished(job, decision))
+        self._shop.pump.offer(self)
+
+    # Stopping ---------------------------------------------------------------------------------------------
+    def cancel_all(self) -> None:
+        """Cancel what runs, because the process stops."""
+        if self.ahead:
+            self.hand_back()
+        self.attempts.cancel_all()
+
+    async def keep_owned(self, process: str) -> None:
+        """We were declared dead and live on as `process`: keep the tries that are still ours, cancel the others."""
+        if self.ahead:
+            self.hand_back()
+        await self.attempts.keep_owned(process)

@@ -1,0 +1,110 @@
+"""Decide what follows from an outcome: complete, retry at a time, fail, or go back. Pure, and always with an answer."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final, NamedTuple
+
+import msgspec
+
+from asyncjobs import clock
+from asyncjobs.broker import Op, Settlement
+from asyncjobs.declare.options import FOREVER, Backoff
+from asyncjobs.job import ActiveJob, StoredError
+from asyncjobs.logs import Told, log, said, say, told
+from asyncjobs.work.executor import Completed, Failed, Held, Later, Lost, Outcome, Released
+
+logger = logging.getLogger("asyncjobs")
+
+FALLBACK: Final = Backoff("fixed", 60)
+
+
+class Decision(NamedTuple):
+    """What to write, the event to tell when it is written, and the error that goes with it, itself and in words."""
+
+    settlement: Settlement
+    event: str
+    error: BaseException | None = None
+    told: Told | None = None
+
+
+def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
+    """What `outcome` means for `job`; None: nothing may be written, the job is not ours any more."""
+    try:
+        options, job_id = job.spec.job_options, job.stored_id
+        if isinstance(outcome, Completed):
+            keep = job.overrides.keep(options, "c")
+            return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
+        if isinstance(outcome, Released):
+            return Decision(Settlement("b", job_id, job.entry, job.token), "")
+        if isinstance(outcome, Later):
+            delay = math.ceil(outcome.delay * 1000)
+            if job.spec.ordered:  # nothing may overtake it: it stays at the head, and the queue waits with it
+                return Decision(Settlement("b", job_id, job.entry, job.token, b"", delay), "job.retrying")
+            return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
+        if isinstance(outcome, Held):
+            hold = math.ceil(outcome.delay * 1000)
+            return Decision(Settlement("b", job_id, job.entry, job.token, b"", hold), "job.retrying")
+        if not isinstance(outcome, Failed):
+            return None
+        failures = job.attempts_made + 1
+        most = job.attempts
+        final = outcome.final or (most is not None and failures >= most)
+        words = told(outcome.error)
+        body = store(words)
+        if final:
+            keep = job.overrides.keep(options, "f")
+            settlement = Settlement("f", job_id, job.entry, job.token, body, 0, keep)
+            return Decision(settlement, "job.failed", outcome.error, words)
+        delay = math.ceil(wait(job, failures, outcome.error) * 1000)
+        op: Op = "h" if job.spec.ordered else "r"
+        settlement = Settlement(op, job_id, job.entry, job.token, body, delay, "1")
+        return Decision(settlement, "job.retrying", outcome.error, words)
+    except BaseException as error:
+        say(logger, logging.ERROR, "what %s %s came to could not be decided: %s", job.name, job.id, said(error))
+        return _fallback(job, outcome, error)
+
+
+def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:
+    """What needs nothing but the record of the job: no outcome may stay without a settlement."""
+    job_id = job.stored_id
+    if isinstance(outcome, Lost):
+        return None
+    if isinstance(outcome, Completed):
+        return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body), "job.completed")
+    delay = math.ceil(FALLBACK.wait(1) * 1000)
+    words = told(error)
+    op: Op = "h" if job.spec.ordered else "r"
+    settlement = Settlement(op, job_id, job.entry, job.token, store(words), delay, "1")
+    return Decision(settlement, "job.retrying", error, words)
+
+
+def wait(job: ActiveJob, failures: int, error: BaseException) -> float:
+    """Seconds until the next try after the `failures`-th failed one; 0: at once, behind what is waiting."""
+    rule = job.overrides.backoff(job.spec.job_options)
+    if rule is None:
+        return 0.0
+    if isinstance(rule, Backoff):
+        return rule.wait(failures)
+    delay = None
+    try:
+        delay = rule(failures, error)
+        pause = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        if not math.isfinite(pause) or pause > FOREVER:
+            raise ValueError(f"it returned {pause}")
+        return max(0.0, pause)
+    except BaseException as wrong:  # it is a guest, whatever it raises
+        with suppress(BaseException):
+            if inspect.iscoroutine(delay):
+                delay.close()
+            log(logger, logging.ERROR, told(wrong), wrong, "the backoff function of %s failed; 60 s instead", job.name)
+        return FALLBACK.wait(failures)
+
+
+def store(error: Told) -> bytes:
+    """An error as the record of the job keeps it."""
+    return msgspec.json.encode(StoredError(error.text, error.stack, int(clock.wall() * 1000)))

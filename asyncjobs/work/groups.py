@@ -1,0 +1,153 @@
+"""Groups: ``group_id`` → its Consumer, opened on demand and reaped when idle.
+
+absent ──news, a due job, found at start──► open ──nothing waiting, active or delayed──► idle
+   ▲                                         ▲                                             │
+   │                                         └──────────── news, a due job ────────────────┤
+   └──────────────── reaped after `group_idle`, by one script that looks once more ────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.errors import BrokerError
+from asyncjobs.work.consumer import Consumer
+from asyncjobs.work.shared import Shop
+
+logger = logging.getLogger("asyncjobs")
+
+REAPED_AT_ONCE = 200
+REST = 1.0  # seconds after which reaping is tried again that the store did not answer
+SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # of terms, as the store names them
+
+
+class GroupRegistry:
+    """All open groups of one job name in this process.
+
+    State: `open`; `_resting`, a heap of (since, tie breaker, consumer), with one entry for each of `_listed`. A group
+    that had work since then comes back with the time at which it rested last.
+    """
+
+    def __init__(self, shop: Shop, spec: JobSpec) -> None:
+        self._shop = shop
+        self.spec = spec
+        self.open: dict[str, Consumer] = {}
+        self._resting: list[tuple[float, int, Consumer]] = []
+        self._listed: set[Consumer] = set()
+        self._ties = itertools.count()
+        self._rested = asyncio.Event()
+        self.quiet = False
+        self.terms = spec.terms
+
+    @property
+    def _broker(self) -> Broker:
+        return self._shop.broker
+
+    def wake(self, group_id: str, delay: float = 0.0) -> None:
+        """There is work for a group, now or in `delay` seconds: open it if need be."""
+        consumer = self.open.get(group_id)
+        if consumer is None:
+            if self.quiet:
+                return
+            keys = self._broker.queue_keys(self.spec.name, group_id)
+            consumer = self.open[group_id] = Consumer(self._shop, self.spec, keys, group_id, self.terms, self._rest)
+            if self._shop.bus.wants("group.opened"):
+                self._shop.bus.emit("group.opened", self.spec.name, group_id=group_id)
+            consumer.look_again()
+        else:
+            consumer.wake(group_id, delay)
+
+    async def discover(self, look_at_open: bool = True) -> None:
+        """Open every registered group that is not open: at start, and now and then.
+
+        `look_at_open`: those that are open get a turn as well, since their news may have been lost.
+        """
+        async for group_ids in self._broker.groups(self.spec.name):
+            for group_id in group_ids:
+                if look_at_open or group_id not in self.open:
+                    self.wake(group_id)
+
+    async def look(self) -> None:
+        """Whatever news may have been missed: settings, and groups with work."""
+        await self.reload()
+        await self.discover()
+
+    async def reload(self) -> None:
+        """Learn what was set for all groups of this name, and look at all of them if that has changed."""
+        found = await self._broker.settings(self._broker.queue_keys(self.spec.name, None))
+        given = {long: found.get(short, "") for long, short in SETTINGS.items()}
+        new = self.spec.terms.laid_over(**given)
+        if new != self.terms:
+            self.terms = new
+            for consumer in self.open.values():
+                consumer.rebase(new)
+                consumer.look_again()
+
+    @property
+    def resting(self) -> int:
+        """Entries that are kept for groups that may be reaped."""
+        return len(self._resting)
+
+    def _rest(self, consumer: Consumer) -> None:
+        assert consumer.rested_at is not None
+        if consumer not in self._listed:
+            self._listed.add(consumer)
+            heapq.heappush(self._resting, (consumer.rested_at, next(self._ties), consumer))
+            self._rested.set()
+
+    async def run(self) -> None:
+        """Reap what has been idle for `group_idle` seconds, until cancelled."""
+        while True:
+            if not self._resting:
+                self._rested.clear()
+                await self._rested.wait()
+                continue
+            await asyncio.sleep(max(0.0, self._resting[0][0] + self.spec.group_idle - clock.monotonic()))
+            due = self._due()
+            await asyncio.gather(*(self._reap(consumer) for consumer in due))
+
+    def _due(self) -> list[Consumer]:
+        due: list[Consumer] = []
+        latest = clock.monotonic() - self.spec.group_idle
+        while self._resting and self._resting[0][0] <= latest and len(due) < REAPED_AT_ONCE:
+            _, _, consumer = heapq.heappop(self._resting)
+            self._listed.discard(consumer)
+            if consumer.rested_at is None or not consumer.idle:
+                continue  # it rests again after its next turn
+            if consumer.rested_at <= latest:
+                due.append(consumer)
+            else:
+                self._rest(consumer)
+        return due
+
+    async def _reap(self, consumer: Consumer) -> None:
+        group_id = consumer.keys.group
+        try:
+            score, age = await self._broker.idle(self.spec.name, group_id)
+            if score and age < self.spec.group_idle - 0.002:
+                # Another process gave it work, or has just finished some.
+                consumer.rested_at = clock.monotonic() - age
+                self._rest(consumer)
+                return
+            gone, wait = await self._broker.reap(self.spec.name, consumer.keys, score)
+        except BrokerError as error:
+            logger.debug("reaping %r: %s", consumer, error)
+            consumer.rested_at = clock.monotonic() + REST
+            self._rest(consumer)
+            return
+        if not consumer.idle:
+            return
+        if gone:
+            self.open.pop(group_id, None)
+            consumer.retire()
+            self._shop.bus.emit("group.reaped", self.spec.name, group_id=group_id)
+        elif wait > 0:
+            self._shop.pump.alarms.set_earlier(consumer, wait)
+        else:
+            consumer.look_again()

@@ -1,0 +1,70 @@
+"""Reports: what became of a try, told as an event and as a line of the log once the store has it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from asyncjobs.errors import Discard, named
+from asyncjobs.events import EventBus
+from asyncjobs.job import ActiveJob
+from asyncjobs.logs import Told, log, said, say
+from asyncjobs.work.decide import Decision
+from asyncjobs.work.turn import Finished
+
+logger = logging.getLogger("asyncjobs")
+
+STALE, GONE = b"03"
+
+
+def settled(bus: EventBus, finished: Finished, status: int) -> None:
+    """Tell what became of a try, once the store has it. Status: see ``lua/work.lua``.
+
+    Never raises: behind it in the same reply are the other jobs that were settled, and those that were taken.
+    """
+    job, decision, resent = finished
+    try:
+        if status == STALE:
+            logger.warning("%r had been taken over by another process; its outcome does not count", job)
+        elif status == GONE and not resent:  # else it was applied the first time, and the job removed
+            logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
+        elif decision.event and bus.wants(decision.event):
+            _tell(bus, job, decision)
+    except BaseException as error:
+        say(logger, logging.ERROR, "what became of %r could not be told: %s", job, said(error))
+    if decision.error is not None and decision.told is not None:
+        with suppress(BaseException):
+            _log(job, decision, decision.error, decision.told)
+
+
+def _tell(bus: EventBus, job: ActiveJob, decision: Decision) -> None:
+    # A later RetryLater and a release count no attempt.
+    counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
+    bus.emit(
+        decision.event,
+        job.name,
+        job_id=job.id,
+        group_id=job.group_id,
+        attempts_made=job.attempts_made + counted,
+        error=decision.error,
+        data=job.data,
+        context=job.context,
+    )
+
+
+def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:
+    """A line for a try that failed, with the stack at the first and at the last."""
+    who = named(job.name, job.id, job.group_id)
+    number = job.attempts_made + 1
+    if issubclass(type(error), Discard):
+        logger.warning("%s was discarded at try %d: %s", who, number, words.text)
+    elif decision.settlement.op == "f":
+        log(logger, logging.ERROR, words, error, "%s failed for good at try %d: %s", who, number, words.text)
+    else:
+        most = "" if job.attempts is None else f" of {job.attempts}"
+        again = f"again in {decision.settlement.number / 1000:g} s"
+        line = ("%s failed at try %d%s, %s: %s", who, number, most, again, words.text)
+        if number == 1:
+            log(logger, logging.WARNING, words, error, *line)
+        else:
+            logger.warning(*line)

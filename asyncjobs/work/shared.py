@@ -1,0 +1,58 @@
+"""The Shop: what all queues of a process share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from asyncjobs.broker import Broker
+from asyncjobs.events import EventBus
+from asyncjobs.job import ActiveJob
+from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.work.task_reuse import Rounds
+from asyncjobs.work.threads import Threads
+
+if TYPE_CHECKING:
+    from asyncjobs.work.pump import Pump
+
+
+class Shop:
+    """What all consumers of a process share."""
+
+    __slots__ = (
+        "broker", "bus", "context", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn", "suspects",
+        "threads", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        broker: Broker,
+        bus: EventBus,
+        pump: Pump,
+        environment: Mapping[str, Any],
+        threads: Threads,
+        scope: Callable[[ActiveJob], AbstractContextManager[Any]],
+        boot: str,
+    ) -> None:
+        self.broker, self.bus, self.pump, self.environment, self.threads = (
+            broker,
+            bus,
+            pump,
+            environment,
+            threads,
+        )
+        self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
+        self.rounds = Rounds()
+        # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
+        # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
+        self.suspects = asyncio.Lock()
+        self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
+        self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others
+        self.scope = scope  # entered around each try; what it yields travels with the try's events
+        self.stubborn: set[asyncio.Task[None]] = set()  # tries that go on although their job was settled
+        numbers = itertools.count(1)
+        self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)

@@ -1,0 +1,78 @@
+"""The Turn: what one queue settles and asks for in one round trip."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from asyncjobs.broker import NO_LIMIT, TakenJob, WorkCall
+from asyncjobs.job import ActiveJob
+from asyncjobs.work.decide import Decision
+
+if TYPE_CHECKING:
+    from asyncjobs.limits.shared_limit import Grant
+    from asyncjobs.work.consumer import Consumer
+
+
+class Finished(NamedTuple):
+    """A decision on its way to the store."""
+
+    job: ActiveJob
+    decision: Decision
+    resent: bool = False
+
+
+def renew(finished: list[Finished], owned: dict[str, TakenJob]) -> None:
+    """Settle what has `finished` as the takes that are in `owned`, and take those out of it."""
+    for i, one in enumerate(finished):
+        taken = owned.pop(one.job.id, None)
+        if taken is not None:
+            settlement = one.decision.settlement._replace(entry=taken.entry, token=taken.token)
+            finished[i] = one._replace(decision=one.decision._replace(settlement=settlement))
+
+
+class Turn:
+    """One queue's turn on the wire: what it settles, how many slots it asked for, and what it cannot know.
+
+    Attributes:
+        reserved: slots that wait for its reply.
+        ahead: jobs that it may bring beyond that, to run as others end.
+        calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
+        margin: seconds that a start may lag behind the tokens that it takes.
+        grants, sent_at: what the gates have let in, and when they were asked; 0: they were not.
+    """
+
+    __slots__ = ("ahead", "calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
+
+    def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, ahead: int, token: bytes) -> None:
+        self.consumer, self.sending, self.reserved, self.ahead, self.token = consumer, sending, reserved, ahead, token
+        self.calls = consumer.calls
+        self.margin = consumer.margin
+        self.grants: tuple[Grant, ...] = ()
+        self.sent_at = 0.0
+
+    @property
+    def takes(self) -> bool:
+        """Whether its reply may bring jobs."""
+        return self.reserved + self.ahead > 0
+
+    def let_in(self, jobs: int) -> None:
+        """`jobs` of what the gates let in are no longer on their way: they run, or will not."""
+        for grant in self.grants:
+            grant.gate.pending -= jobs
+
+    def dropped(self) -> None:
+        """No reply says what became of what the gates let in: what has been taken is adopted, the rest is free."""
+        self.let_in(self.reserved)
+        for grant in self.grants:
+            grant.gate.reconsider()
+
+    def call(self) -> WorkCall:
+        """The turn, as the broker takes it."""
+        consumer, spec, terms = self.consumer, self.consumer.spec, self.consumer.base
+        slots = terms.concurrency or 0 if spec.slots else 0
+        settlements = [finished.decision.settlement for finished in self.sending]
+        return WorkCall(
+            spec.name, consumer.keys, consumer.group_id is not None, self.token, self.reserved + self.ahead, slots,
+            terms.windows, round(self.margin * 1e6), self.ahead, NO_LIMIT if consumer.indexed else spec.retention,
+            settlements,
+        )  # fmt: skip
