@@ -16,7 +16,7 @@ from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import Limiter
 from asyncjobs.embedded.store import EmbeddedStore
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
-from asyncjobs.guests import Deadline, leave_behind, within
+from asyncjobs.guests.calls import Deadline, leave_behind, within
 from asyncjobs.invariants import at_a_glance
 from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.logs import said

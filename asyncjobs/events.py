@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 from asyncjobs import clock
 from asyncjobs.declare.options import shown
 from asyncjobs.errors import ConfigError
-from asyncjobs.guests import Deadline, contained, ended, leave_behind
+from asyncjobs.guests.calls import Deadline, contained, ended, leave_behind
 from asyncjobs.logs import Stack, ThrottledLog
 
 logger = logging.getLogger("asyncjobs")

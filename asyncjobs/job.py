@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from asyncjobs.broker import Broker
-    from asyncjobs.work.threads import InThread
+    from asyncjobs.guests.threads import InThread
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from asyncjobs.declare.options import shown
 from asyncjobs.errors import ConfigError, PayloadError
-from asyncjobs.guests import Deadline, contained, ended, leave_behind
+from asyncjobs.guests.calls import Deadline, contained, ended, leave_behind
 from asyncjobs.home import running_loop
 from asyncjobs.logs import ThrottledLog, said
 

@@ -173,7 +173,7 @@ def contain(*names: str) -> None:
             one.__class__ = type("Logger", (_Contained, type(one)), {})
 
 
-contain("asyncjobs", "asyncjobs.io", "asyncjobs.cron.expression")
+contain("asyncjobs", "asyncjobs.io", "asyncjobs.declare.cron_expression")
 
 
 def from_the_handler(error: BaseException) -> TracebackType | None:

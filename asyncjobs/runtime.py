@@ -14,9 +14,9 @@ from typing import Any, Final, Literal, Self, TypeVar
 from asyncjobs import clock
 from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Parts
 from asyncjobs.broker import WORK_LANES, Broker, Store
-from asyncjobs.cron.expression import normalise
 from asyncjobs.cron.scheduler import Scheduler
 from asyncjobs.declare import loader
+from asyncjobs.declare.cron_expression import normalise
 from asyncjobs.declare.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters, zone
 from asyncjobs.declare.options import (
     JobOptions,
@@ -35,7 +35,8 @@ from asyncjobs.declare.services import Services, Unmade, is_factory
 from asyncjobs.embedded.location import located
 from asyncjobs.errors import ConfigError, JobTimeoutError, NotRunningError
 from asyncjobs.events import EventBus, Subscriber
-from asyncjobs.guests import Deadline
+from asyncjobs.guests.calls import Deadline
+from asyncjobs.guests.threads import Crossing, FromThread, Threads, here
 from asyncjobs.home import Home
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live_updates import LiveUpdates
@@ -45,7 +46,6 @@ from asyncjobs.upkeep.maintenance import Maintenance
 from asyncjobs.upkeep.watchdog import Watchdog
 from asyncjobs.work.pump import Pump
 from asyncjobs.work.shared import Shop
-from asyncjobs.work.threads import Crossing, FromThread, Threads, here
 
 logger = logging.getLogger("asyncjobs")
 

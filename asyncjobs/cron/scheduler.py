@@ -16,16 +16,16 @@ import aiocron
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.cron.expression import Ticks, last_tick
+from asyncjobs.declare.cron_expression import Ticks, last_tick
 from asyncjobs.declare.definition import TaskSpec
 from asyncjobs.declare.options import duration
 from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
 from asyncjobs.events import EventBus
-from asyncjobs.guests import leave_behind
+from asyncjobs.guests.calls import leave_behind
+from asyncjobs.guests.threads import InThread, Threads
 from asyncjobs.logs import is_closing, log, told
-from asyncjobs.work.threads import InThread, Threads
 
-logger = logging.getLogger("asyncjobs.cron.expression")
+logger = logging.getLogger("asyncjobs.declare.cron_expression")
 
 LONGEST_NAP: Final = 30.0
 MOST_PAST: Final = 1000  # ticks that are passed over one by one

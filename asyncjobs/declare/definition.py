@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from asyncjobs.cron.expression import next_tick, normalise
 from asyncjobs.declare.annotations import annotation_of
+from asyncjobs.declare.cron_expression import next_tick, normalise
 from asyncjobs.declare.options import (
     UNSET,
     JobOptions,
@@ -31,9 +31,9 @@ from asyncjobs.declare.options import (
     strict,
 )
 from asyncjobs.declare.payload import MOST, Codec
+from asyncjobs.declare.queue_limits import terms
 from asyncjobs.errors import ConfigError
-from asyncjobs.limits.queue_limits import terms
-from asyncjobs.work.threads import Owner, Threads
+from asyncjobs.guests.threads import Owner, Threads
 
 JOB_ARGUMENTS: Final = ("data", "job", "queue", "io", "services")
 TASK_ARGUMENTS: Final = ("services", "queue", "io")

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from typing import Any, Final
 
 from asyncjobs.errors import ConfigError
-from asyncjobs.guests import ended
+from asyncjobs.guests.calls import ended
 from asyncjobs.logs import is_closing, said, say
 
 logger = logging.getLogger("asyncjobs")

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from asyncjobs.errors import Discard, RetryLater
 from asyncjobs.events import Event, EventBus
-from asyncjobs.guests import in_thread
+from asyncjobs.guests.calls import in_thread
 from asyncjobs.job import ActiveJob
 from asyncjobs.logs import ThrottledLog, exc_info, said
 

@@ -10,9 +10,9 @@ from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import UNSET, Limits, Unset, limiters, whole
+from asyncjobs.declare.queue_limits import NO_WINDOWS, windows_text
 from asyncjobs.errors import BrokerError, ConfigError, visible
 from asyncjobs.job import STATES
-from asyncjobs.limits.queue_limits import NO_WINDOWS, windows_text
 
 FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
 HEAVIEST: Final = 1000

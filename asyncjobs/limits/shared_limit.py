@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.declare.options import Limiter
+from asyncjobs.declare.queue_limits import terms
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.limits.queue_limits import terms
 
 if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer

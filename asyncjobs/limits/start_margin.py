@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.limits.queue_limits import Terms
+from asyncjobs.declare.queue_limits import Terms
 from asyncjobs.limits.shared_limit import Gate
 
 if TYPE_CHECKING:

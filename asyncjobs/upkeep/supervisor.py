@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
 from asyncjobs.errors import BrokerUnavailableError
-from asyncjobs.guests import ended, leave_behind
+from asyncjobs.guests.calls import ended, leave_behind
 from asyncjobs.logs import Stack, ThrottledLog, said
 
 logger = logging.getLogger("asyncjobs")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from asyncjobs import clock
 from asyncjobs.broker import TakenJob
 from asyncjobs.errors import BrokerError
+from asyncjobs.guests.threads import InThread
 from asyncjobs.job import ActiveJob, current
 from asyncjobs.limits.start_margin import in_time
 from asyncjobs.logs import is_closing, said, say
@@ -20,7 +21,6 @@ from asyncjobs.work.executor import Failed, Later, Lost, Outcome, Released, exec
 from asyncjobs.work.prefetch import Fetched
 from asyncjobs.work.shared import Shop
 from asyncjobs.work.task_reuse import Slot
-from asyncjobs.work.threads import InThread
 
 if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer

@@ -13,9 +13,9 @@ from typing import Final
 from asyncjobs import clock
 from asyncjobs.broker import WORK_LANES, BrokerBusyError, Keys, TakenJob, WorkReply
 from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.queue_limits import Terms
 from asyncjobs.errors import BrokerError, JobStalledError, visible
 from asyncjobs.job import ActiveJob
-from asyncjobs.limits.queue_limits import Terms
 from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.limits.start_margin import least_margin
 from asyncjobs.logs import say

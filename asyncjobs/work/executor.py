@@ -18,9 +18,9 @@ from asyncjobs.errors import (
     RetryLater,
     named,
 )
+from asyncjobs.guests.threads import InThread, Threads
 from asyncjobs.job import ActiveJob
 from asyncjobs.logs import is_closing, said
-from asyncjobs.work.threads import InThread, Threads
 
 DATA_ALONE: Final = ("data",)
 STEERING: Final = (Discard, RateLimited, RetryLater)

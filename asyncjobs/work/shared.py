@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
+from asyncjobs.guests.threads import Threads
 from asyncjobs.job import ActiveJob
 from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.work.task_reuse import Rounds
-from asyncjobs.work.threads import Threads
 
 if TYPE_CHECKING:
     from asyncjobs.work.pump import Pump

@@ -12,7 +12,7 @@ import pytest
 
 from asyncjobs import ConfigError, JobFailedError, RateLimited, RetryLater
 from asyncjobs.events import EVENT_TYPES, MOST_RUNNING, MOST_WAITING, Event, EventBus
-from asyncjobs.guests import leave_behind
+from asyncjobs.guests.calls import leave_behind
 from asyncjobs.live_updates import MOST_STUCK, LiveUpdates
 from asyncjobs.upkeep.supervisor import Crew
 from tests.helpers import BOUND, Watcher, eventually

@@ -25,8 +25,8 @@ from asyncjobs import (
     Runtime,
     UnknownJobError,
 )
+from asyncjobs.guests.threads import Crossing, FromThread
 from asyncjobs.job import Job, current
-from asyncjobs.work.threads import Crossing, FromThread
 from tests.helpers import LOOPS, Process, Watcher, eventually, free_port, ledger, run_on, write
 
 on_both_loops = pytest.mark.parametrize("loop", LOOPS)

@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from asyncjobs import ConfigError, TaskDefinition
-from asyncjobs.cron.expression import Ticks, last_tick, next_tick, normalise
 from asyncjobs.cron.scheduler import Tick
+from asyncjobs.declare.cron_expression import Ticks, last_tick, next_tick, normalise
 from asyncjobs.declare.definition import TaskSpec
 
 
