@@ -7,6 +7,7 @@ queue.py ──► broker/ ══ Redis stream ══► pump.py ──► consu
                                              maintenance.py, liveness.py  the dead, the lost, the old
 """
 
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.declare.definition import JobDefinition, TaskDefinition
 from asyncjobs.declare.options import Backoff, JobOptions, Limiter, Retention, WorkerOptions
 from asyncjobs.errors import (
@@ -32,7 +33,7 @@ from asyncjobs.errors import (
     UpstreamError,
 )
 from asyncjobs.events import Event
-from asyncjobs.job import ActiveJob, Job
+from asyncjobs.job import Job
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 

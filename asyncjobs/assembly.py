@@ -1,116 +1,182 @@
-"""The Parts: what a started runtime consists of."""
+"""The Assembly: the parts of a started runtime, in what order they are built, started, drained and closed, and why.
+
+The broker is first and last: everything else asks it. A process shows a sign of life before it takes anything, so that
+nobody gives back what it takes; it listens for news before it looks for what is there, so that nothing falls between.
+A stop goes the other way round: nothing begins, what runs ends or goes back, what was decided is settled, and only then
+does the process take its name off.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections import Counter
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from typing import Any, Final
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
+from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker, Place, Store
+from asyncjobs.active_job import ActiveJob
+from asyncjobs.broker import WORK_LANES, Broker, Store
 from asyncjobs.cron.scheduler import Scheduler
-from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.options import Limiter
+from asyncjobs.declare.definition import JobSpec, TaskSpec
+from asyncjobs.declare.options import RuntimeConfig, duration
+from asyncjobs.declare.services import Services
 from asyncjobs.embedded.store import EmbeddedStore
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
+from asyncjobs.errors import BrokerError, ConfigError
+from asyncjobs.events import EventBus
 from asyncjobs.guests.calls import Deadline, leave_behind, within
+from asyncjobs.guests.crossing import Crossing
+from asyncjobs.guests.threads import Threads
 from asyncjobs.invariants import at_a_glance
-from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.logs import said
+from asyncjobs.supervisor import Crew
 from asyncjobs.upkeep.heartbeat import Liveness
-from asyncjobs.upkeep.maintenance import Maintenance
-from asyncjobs.upkeep.supervisor import Crew
+from asyncjobs.upkeep.recovery import Recovery
+from asyncjobs.upkeep.retention import Trimmer
+from asyncjobs.upkeep.watchdog import Watchdog
 from asyncjobs.work.attempts import STUBBORN
-from asyncjobs.work.consumer import Consumer
-from asyncjobs.work.groups import GroupRegistry
 from asyncjobs.work.pump import Pump
+from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shop
 
 logger = logging.getLogger("asyncjobs")
 
+Scope: TypeAlias = Callable[[ActiveJob], AbstractContextManager[Any]]
+TASK_THREADS: Final = 100  # most sync tasks at once
 LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and flushing each
 AFTER_GRACE: Final = 2.5  # seconds that a drain takes at most beyond its grace
 AGAIN: Final = 1.0  # seconds until it is tried again to consume a job
-SHOWN_GROUPS: Final = 5
-DEFAULT_LEASE: Final = 30.0
 UNDOING: Final = 2.0  # seconds for undoing what a failed start has got to
 CLOSING: Final = 0.5  # seconds that closing gets, however late it is
 AFTERWARDS: Final = 4.3  # seconds, after the grace, for all that a stop does then
 LINGERING: Final[set[asyncio.Task[None]]] = set()  # of stopped runtimes, held strongly
 
 
-class Parts:
-    """What a started runtime consists of; the attributes without a default are set while it is built."""
+class Assembly:
+    """What a started runtime consists of: built, launched, drained and closed in this order.
+
+    The attributes without a default are set by `build`, each with what undoes it on `stack`.
+    """
 
     broker: Broker
     liveness: Liveness
     pump: Pump
     shop: Shop
-    maintenance: Maintenance
+    queues: Queues
+    recovery: Recovery
+    trimmer: Trimmer
     scheduler: Scheduler
 
-    def __init__(self) -> None:
+    def __init__(self, config: RuntimeConfig, bus: EventBus) -> None:
+        self.config, self.bus = config, bus
         self.stack, self.crew = AsyncExitStack(), Crew()
         self.lifeline = Crew()  # what must go on for as long as a thread runs a job or a task
         self.embedded: EmbeddedStore | None = None
         self.end = Deadline(float("inf"))  # by when a stop must be over
         self.store: Store | None = None  # what it said of itself
-        self.consumers: dict[str, Consumer] = {}
-        self.registries: dict[str, GroupRegistry] = {}
-        self.gates: dict[str, Gate] = {}
-        self.expected: list[JobSpec] = []  # jobs that are about to be consumed: the first beat tells their leases
         self._beats = False
-        self.quiet = False  # nothing is to begin any more
 
-    def gates_of(self, spec: JobSpec) -> tuple[Gate, ...]:
-        """The limits that hold over the queues of a job and others, one object each in a process."""
-        total, named = self.broker.gate_keys(spec.name, [one.name or "" for one in spec.named_limiters])
-        wanted: list[tuple[str, tuple[Limiter, ...], int | None]] = []
-        if spec.total_limiters or spec.total_concurrency:
-            wanted.append((total, spec.total_limiters, spec.total_concurrency))
-        wanted += [(key, (limiter,), None) for key, limiter in zip(named, spec.named_limiters, strict=True)]
-        for key, limiters, slots in wanted:
-            if key not in self.gates:
-                self.gates[key] = Gate(self.broker, key, spec.name, limiters, slots, spec.lease)
-                self.stack.callback(self.gates[key].close)
-        return tuple(self.gates[key] for key, _, _ in wanted)
+    # Starting ---------------------------------------------------------------------------------------------
+    async def enter(self, services: Any) -> Any:
+        """Enter the services. Returns what handlers get of them."""
+        entered = Services(services)
+        self.stack.push_async_callback(lambda: entered.leave(self.end.left(keep=0.3)))
+        return await entered.enter()
 
-    async def consume(self, spec: JobSpec) -> None:
-        """Open the queue of one job, or the registry of its groups; the first look comes with the news link.
+    def crossing(self) -> Crossing:
+        """The way from threads to this loop, closed with all else."""
+        way = Crossing()
+        self.stack.callback(way.close)
+        return way
 
-        May be called again after an error. Jobs that were added while the job had groups and now has none, or the other
-        way round, are run as well.
+    def build(
+        self, target: Any, given: Mapping[str, Any], way: Crossing, tasks: tuple[TaskSpec, ...], scope: Scope
+    ) -> None:
+        """Make every part; nothing runs yet.
+
+        Args:
+            target: what to connect to.
+            given: what handlers may ask for by name.
+            scope: entered around each try.
         """
-        gates = self.shop.gates[spec.name] = self.gates_of(spec)
-        if spec.grouped:
-            await self.registry(spec).reload()
-        else:
-            self.queue(spec)
-        await self._look_elsewhere(spec)
+        config, stack = self.config, self.stack
+        threads, task_threads = Threads(config.concurrency, way), Threads(TASK_THREADS, way)
+        stack.callback(threads.close)
+        stack.callback(task_threads.close)
+        self.broker = Broker(
+            target,
+            prefix=config.prefix,
+            process=os.urandom(6).hex(),
+            connect_timeout=duration(config.connect_timeout),
+            replicas=1 if config.durability == "replicated" else 0,
+        )
+        stack.push_async_callback(lambda: self.broker.close(self.end.left(keep=0.5)))
+        self.liveness = Liveness(
+            self.broker,
+            lambda: self.queues.leases(),
+            lambda dead, silent, done: self.recovery.sweep(dead, silent, done),
+            lambda process: self.queues.keep_owned(process),
+        )
+        process = lambda: self.liveness.process  # noqa: E731 - it has another name after a lapse
+        self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place))
+        stack.callback(self.pump.close)
+        self.shop = Shop(self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex())
+        self.queues = Queues(self.shop, self.crew)
+        stack.callback(self.queues.close)
+        self.recovery = Recovery(self.shop, self.queues, process, duration(config.sweep_interval))
+        self.trimmer = Trimmer(self.shop, self.queues)
+        self.scheduler = Scheduler(self.broker, self.bus, tasks, given, task_threads, process)
 
-        def room() -> None:
-            for gate in gates:
-                gate.open()
+    async def launch(self, jobs: Sequence[JobSpec]) -> None:
+        """Start the parts; the store has been reached."""
+        crew = self.crew
+        if self.embedded is not None:
+            embedded = self.embedded
+            self.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure)
+        works = bool(jobs or self.scheduler.specs)
+        if works:
+            self.queues.expected = list(jobs)
+            await self.join()
+        for spec in jobs:
+            await self.queues.consume(spec)
+        crew.start("subscriber", self.broker.subscriber.run)
+        if works:
+            self.show_life()
+            longest = self.config.blocking_warning
+            if longest is not None:
+                lease = min(self.queues.leases().values())
+                crew.start("watchdog", Watchdog(min(duration(longest), lease / 3)).run)
+        if self.config.consume:
+            for lane in range(WORK_LANES):
+                self.lifeline.start("work", functools.partial(self.pump.run, lane))
+            crew.start("sweeping", self.recovery.sweep_strangers, may_return=True)
+            crew.start("sweep", self.recovery.run_looking)
+            self.lifeline.start("gates", self.recovery.run_telling)
+            crew.start("retention", self.trimmer.run_trimming)
+            crew.start("forgetting", self.trimmer.run_forgetting)
+        await self.scheduler.start()
 
-        def news(group_id: str, delay: float) -> None:
-            if group_id:
-                self.registry(spec).wake(group_id, delay)
-            else:
-                self.queue(spec).wake(group_id, delay)
+    async def check(self) -> None:
+        """Reach the store, and say in the log what it is.
 
-        def look() -> None:
-            if spec.name in self.consumers:
-                self.consumers[spec.name].look_again()
-            if spec.name in self.registries:
-                self.crew.once(f"looking at the groups of {spec.name}", self.registries[spec.name].look)
-
-        def reload() -> None:
-            self.crew.once(f"looking at the groups of {spec.name}", self.registry(spec).reload)
-
-        await self.broker.listen_for_news(spec.name, news, look, reload, room)
+        Raises:
+            ConfigError: it may delete jobs by itself.
+            BrokerError: see `Runtime.start`.
+        """
+        config, address = self.config, self.broker.address
+        store = self.store = await self.broker.check()
+        logger.info("the store %s is %s", address.text, store)
+        if store.evicts and not config.allow_eviction:
+            raise ConfigError(
+                f"the store's maxmemory-policy is {store.policy!r}: short of memory it would delete jobs; "
+                "set it to 'noeviction', or say Runtime(allow_eviction=True)"
+            )
+        if not store.durable:
+            logger.warning("the store keeps nothing over a restart of its own; set appendonly to yes to keep jobs")
+        if config.durability == "replicated" and not store.replicas:
+            logger.warning("durability='replicated', and the store has no replica: every add will fail")
 
     async def join(self) -> None:
         """Show the first sign of life, before anything is taken; once."""
@@ -119,11 +185,11 @@ class Parts:
 
     async def begin(self, spec: JobSpec) -> None:
         """Consume a job that was registered while this runs, as soon as the store answers."""
-        while not self.quiet:
+        while not self.queues.quiet:
             try:
                 await self.join()
                 self.show_life()
-                await self.consume(spec)
+                await self.queues.consume(spec)
                 return
             except BrokerError as error:
                 self.pump.throttled.warning(f"begin {spec.name}", "%s is not consumed yet: %s", spec.name, error)
@@ -136,100 +202,12 @@ class Parts:
             self.lifeline.start("heartbeat", self.liveness.run)
             self.lifeline.start("lapses and the dead", self.liveness.run_consequences)
 
-    def queue(self, spec: JobSpec) -> Consumer:
-        """The consumer of what is added without a group."""
-        consumer = self.consumers.get(spec.name)
-        if consumer is None:
-            consumer = Consumer(self.shop, spec, self.broker.queue_keys(spec.name, None))
-            consumer.quiet = self.quiet
-            self.consumers[spec.name] = consumer
-            self._mind_shapes(spec)
-        return consumer
-
-    def registry(self, spec: JobSpec) -> GroupRegistry:
-        """The groups of a job."""
-        registry = self.registries.get(spec.name)
-        if registry is None:
-            registry = self.registries[spec.name] = GroupRegistry(self.shop, spec)
-            registry.quiet = self.quiet
-            self.crew.start(f"reaper of {spec.name}", registry.run)
-            self._mind_shapes(spec)
-        return registry
-
-    def _mind_shapes(self, spec: JobSpec) -> None:
-        """Finished jobs with and without a group stand in one list: what they may keep is decided for all of them."""
-        if spec.name in self.consumers and spec.name in self.registries:
-            self.consumers[spec.name].indexed = True
-
-    async def _look_elsewhere(self, spec: JobSpec) -> None:
-        """Find the jobs of a name that another release has added with groups, where it has none, or without."""
-        try:
-            found = await self.broker.other_shape(spec.name, spec.grouped)
-        except BrokerUnavailableError:
-            raise
-        except BrokerError as error:  # a key of a foreign type: said where the queue has its turns
-            logger.debug("looking at %s: %s", spec.name, error)
-            return
-        if found is None:
-            return
-        if spec.grouped:
-            text = (
-                "%s has groups, and %d of its jobs were added when it had none; they run one after the other, with no "
-            )
-            logger.warning(text + "group_id", spec.name, found.jobs)
-            self.queue(spec)
-            return
-        if found.jobs:
-            some = ", ".join(visible(one) for one in found.groups[:SHOWN_GROUPS])
-            more = ", …" if len(found.groups) > SHOWN_GROUPS else ""
-            text = "%s has no groups, and %d of its jobs were added when it had some (%s%s); each group's run in order"
-            logger.warning(text, spec.name, found.jobs, some, more)
-        registry = self.registry(spec)
-        for group_id in found.groups:
-            registry.wake(group_id)
-
-    def leases(self) -> dict[str, float]:
-        """By which the others judge this process: job name → seconds, '' for what runs besides jobs."""
-        found = {spec.name: spec.lease for spec in (*self.expected, *self.specs())}
-        usual = Counter(found.values()).most_common(1)
-        rest = usual[0][0] if usual else DEFAULT_LEASE
-        return {"": rest, **{name: lease for name, lease in found.items() if lease != rest}}
-
-    def specs(self) -> list[JobSpec]:
-        consumed = [consumer.spec for consumer in self.consumers.values()]
-        return consumed + [registry.spec for registry in self.registries.values()]
-
-    def consumer_at(self, place: Place) -> Consumer | None:
-        """Whoever consumes here what is added there."""
-        if not place.registry:
-            return self.consumers.get(place.name)
-        registry = self.registries.get(place.name)
-        return None if registry is None else registry.open.get(place.keys.group)
-
-    def all_consumers(self) -> list[Consumer]:
-        grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]
-        return [*self.consumers.values(), *grouped]
-
-    def running(self) -> int:
-        return sum(len(consumer.attempts.running) for consumer in self.all_consumers())
-
-    def unsettled(self) -> int:
-        return sum(consumer.unsettled for consumer in self.all_consumers())
-
-    def at_rest(self) -> bool:
-        """Whether nothing runs, nothing waits to be settled, and nothing may be pending of which nobody knows here."""
-        return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all_consumers())
-
-    def at_rest_but_for_threads(self) -> bool:
-        """The same, but for jobs that threads run."""
-        consumers = self.all_consumers()
-        in_threads = sum(one.attempts.in_threads() for one in consumers)
-        return self.running() == in_threads and not any(one.unsettled or one.unsure for one in consumers)
-
+    # Looking ----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, Any]:
         """How this process is doing; see `Runtime.health`."""
         connected = self.broker.subscriber.connected and self.pump.outage_since is None
-        lost_at, running, down = self.liveness.data_lost_at, self.running(), [*self.crew.down(), *self.lifeline.down()]
+        lost_at, running = self.liveness.data_lost_at, self.queues.running()
+        down = [*self.crew.down(), *self.lifeline.down()]
         return {
             "status": "ok" if connected and lost_at is None and not down else "degraded",
             "store": self.broker.address.text,
@@ -240,12 +218,13 @@ class Parts:
             "loops_down": down,
             "seconds_since_beat": round(self.liveness.since_last_beat(), 3),
             "running": running,
-            "unsettled": self.unsettled(),
+            "unsettled": self.queues.unsettled(),
             "invariants": at_a_glance(self, running),
-            "groups": {name: len(registry.open) for name, registry in self.registries.items()},
+            "groups": {name: len(registry.open) for name, registry in self.queues.registries.items()},
             "tasks": self.scheduler.planned(),
         }
 
+    # Stopping ---------------------------------------------------------------------------------------------
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
         """Wait until `reached()`, for `timeout` seconds at most."""
         deadline = clock.monotonic() + timeout
@@ -262,35 +241,30 @@ class Parts:
         def left(most: float) -> float:
             return max(0.1, min(most, deadline + AFTER_GRACE - clock.monotonic()))
 
-        self.quiet = True
         self.scheduler.quiet()
-        for registry in self.registries.values():
-            registry.quiet = True
-        for consumer in self.all_consumers():
-            consumer.hush()
+        self.queues.hush()
         tasks_end = asyncio.ensure_future(self.scheduler.stop(grace))
         try:
-            await self.settled(self.at_rest, deadline - clock.monotonic())
-            if self.running():
-                for consumer in self.all_consumers():
-                    consumer.cancel_all()
-                await self.settled(lambda: self.running() == 0, left(STUBBORN + 0.5))
+            await self.settled(self.queues.at_rest, deadline - clock.monotonic())
+            if self.queues.running():
+                self.queues.cancel_all()
+                await self.settled(lambda: self.queues.running() == 0, left(STUBBORN + 0.5))
             await tasks_end
         finally:
             tasks_end.cancel()
         # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
         # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
-        await self.settled(self.at_rest_but_for_threads, left(LAST_WRITES))
+        await self.settled(self.queues.at_rest_but_for_threads, left(LAST_WRITES))
         if not self.in_threads():
             await self.leave(left(LAST_WRITES))
 
     async def leave(self, timeout: float = LAST_WRITES) -> None:
         """This process is gone, for all others."""
-        queues = [one.keys for one in self.all_consumers() if one.group_id is None or one.took or one.unsure]
+        queues = [one.keys for one in self.queues.all() if one.group_id is None or one.took or one.unsure]
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.gather(*(gate.correct() for gate in self.gates.values()))
-                if self.specs() or self.scheduler.specs:
+                await asyncio.gather(*(gate.correct() for gate in self.queues.gates.values()))
+                if self.queues.specs() or self.scheduler.specs:
                     await self.broker.leave(queues, self.liveness.process)
         except (BrokerError, TimeoutError) as error:
             logger.debug("leaving: %s", error)
@@ -326,7 +300,7 @@ class Parts:
     # Threads ----------------------------------------------------------------------------------------------
     def in_threads(self) -> int:
         """How many jobs and runs of tasks cannot be cancelled, because threads run them."""
-        return sum(one.attempts.in_threads() for one in self.all_consumers()) + self.scheduler.in_threads()
+        return self.queues.in_threads() + self.scheduler.in_threads()
 
     def linger(self) -> None:
         """Close when the threads have ended that run jobs or tasks: until then nobody else may run the same.
@@ -345,12 +319,8 @@ class Parts:
             while self.in_threads():  # noqa: ASYNC110 - a thread ends whenever it likes
                 await asyncio.sleep(0.05)
             self.end = Deadline(AFTERWARDS)
-            await self.settled(self.at_rest, LAST_WRITES)
+            await self.settled(self.queues.at_rest, LAST_WRITES)
             await self.leave()
         finally:
             self.end = Deadline(UNDOING)
             await self.close()
-
-    async def keep_owned(self, process: str) -> None:
-        """After a lapse: every try that another process took over meanwhile is cancelled."""
-        await asyncio.gather(*(one.keep_owned(process) for one in self.all_consumers() if one.attempts.running))

@@ -18,22 +18,22 @@ from asyncjobs.work.alarms import ENTRIES
 from asyncjobs.work.consumer import Consumer
 
 if TYPE_CHECKING:
-    from asyncjobs.assembly import Parts
+    from asyncjobs.assembly import Assembly
     from asyncjobs.runtime import Runtime
 
 
 def of_runtime(runtime: Runtime) -> list[str]:
     """What should hold of `runtime` and does not, a sentence each; empty for one that is stopped."""
-    return [] if runtime._parts is None else of_parts(runtime._parts)
+    return [] if runtime._assembly is None else of_parts(runtime._assembly)
 
 
-def of_parts(parts: Parts) -> list[str]:
+def of_parts(parts: Assembly) -> list[str]:
     """The same for what a started runtime consists of."""
-    consumers = parts.all_consumers()
+    consumers = parts.queues.all()
     return [*_slots(parts, consumers), *_wakes(parts, consumers), *_gates(parts, consumers)]
 
 
-def at_a_glance(parts: Parts, running: int) -> list[str]:
+def at_a_glance(parts: Assembly, running: int) -> list[str]:
     """As much of it as costs no look at each queue; `running` jobs run."""
     pump = parts.pump
     broken = []
@@ -44,13 +44,13 @@ def at_a_glance(parts: Parts, running: int) -> list[str]:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {pump.reserved} are reserved")
     if pump.starved and pump.free_slots() > 0 and not pump.ring:
         broken.append(f"{len(pump.starved)} queues wait for a slot, and {pump.free_slots()} are free")
-    for gate in parts.gates.values():
+    for gate in parts.queues.gates.values():
         if gate.parked and not gate.will_open:
             broken.append(f"{len(gate.parked)} queues wait at {gate!r}, and nothing is going to open it")
     return broken
 
 
-def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:
+def _slots(parts: Assembly, consumers: list[Consumer]) -> list[str]:
     """Slots are counted as often as they are used, in the process and at the gates."""
     broken = []
     running = sum(len(one.attempts.running) for one in consumers)
@@ -70,7 +70,7 @@ def _slots(parts: Parts, consumers: list[Consumer]) -> list[str]:
     return broken
 
 
-def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
+def _wakes(parts: Assembly, consumers: list[Consumer]) -> list[str]:
     """Whatever a queue waits for, something is going to wake it."""
     broken = []
     pump, ring, starved, fetched = parts.pump, set(parts.pump.ring), set(parts.pump.starved), set(parts.pump.fetched)
@@ -96,10 +96,10 @@ def _wakes(parts: Parts, consumers: list[Consumer]) -> list[str]:
     return broken
 
 
-def _gates(parts: Parts, consumers: list[Consumer]) -> list[str]:
+def _gates(parts: Assembly, consumers: list[Consumer]) -> list[str]:
     """A gate counts what runs under it, and whoever it keeps waiting is let in one day."""
     broken = []
-    for gate in parts.gates.values():
+    for gate in parts.queues.gates.values():
         under = [one for one in consumers if gate in one.gates]
         running = sum(len(one.attempts.running) for one in under)
         if gate.running != running:
@@ -124,7 +124,7 @@ async def of_store(runtime: Runtime, settled: bool = False) -> list[str]:
     Raises:
         BrokerError: the store does not answer.
     """
-    parts = runtime._parts
+    parts = runtime._assembly
     if parts is None:
         return []
     broken: list[str] = []
@@ -175,7 +175,7 @@ async def of_keys(runtime: Runtime, keys: Iterable[str], expires: Callable[[str]
     Raises:
         BrokerError: the store does not answer.
     """
-    parts = runtime._parts
+    parts = runtime._assembly
     if parts is None:
         return []
     broken: list[str] = []

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import contextvars
 import itertools
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from asyncjobs import clock
-from asyncjobs.broker import Keys, TakenJob
+from asyncjobs.broker import Keys
 from asyncjobs.declare import payload
-from asyncjobs.declare.definition import JobSpec, limits
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import (
-    FOREVER,
-    Backoff,
-    BackoffType,
-    JobOptions,
-    Retention,
     Seconds,
-    duration,
     seconds,
-    shown,
 )
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
 if TYPE_CHECKING:
-    import asyncio
-
     from asyncjobs.broker import Broker
-    from asyncjobs.guests.threads import InThread
+from asyncjobs.active_job import current
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")
 NUMBERED: Final = re.compile(r"[el]([0-9]{1,15})", re.ASCII)
-LONGEST_LINE: Final = 8192  # bytes of a log line
-BACKOFF: Final = frozenset(one.name for one in fields(Backoff))
+
+
 LOOK_EVERY: Final = 2.0  # seconds between two looks of a wait() that hears nothing
 
-current: contextvars.ContextVar[ActiveJob] = contextvars.ContextVar("asyncjobs_current_job")
 
 _boot = os.urandom(4).hex()
 _counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
@@ -257,205 +246,3 @@ def _try_error(attempt: int, raw: bytes) -> TryError | None:
         stored = msgspec.json.decode(raw, type=StoredError)
         return TryError(attempt, stored.text, stored.stack, clock.from_ms(stored.at_ms))
     return None
-
-
-class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """The options that one `add` gave, as the record of the job holds them; UNSET: the job's own apply."""
-
-    newer: ClassVar[bool] = False  # a newer release gave others too, which are not known here
-
-    a: int | msgspec.UnsetType | None = msgspec.UNSET  # attempts
-    b: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET  # backoff
-    t: float | msgspec.UnsetType | None = msgspec.UNSET  # timeout
-    c: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # remove_on_complete: count, age in ms
-    f: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # remove_on_fail
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], checked: JobOptions) -> Overrides:
-        """What `given` names, with the values that `checked` made of them."""
-        made = cls()
-        if "attempts" in given:
-            made.a = checked.attempts
-        if "backoff" in given:
-            rule = checked.backoff
-            if rule is not None and not isinstance(rule, Backoff):
-                raise ConfigError("backoff: a function cannot travel with one job; give it to the job's JobOptions")
-            made.b = (
-                None if rule is None else {one: getattr(rule, one) for one in ("type", "delay", "max_delay", "jitter")}
-            )
-        if "timeout" in given:
-            made.t = None if checked.timeout is None else duration(checked.timeout)
-        if "remove_on_complete" in given:
-            made.c = limits(checked.remove_on_complete)
-        if "remove_on_fail" in given:
-            made.f = limits(checked.remove_on_fail)
-        return made
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Overrides:
-        """The inverse of `encode`; what a newer release has added to it is left out, and `newer` set.
-
-        Raises:
-            msgspec.MsgspecError: it cannot be read.
-        """
-        return _overrides(raw) if raw else NO_OVERRIDES
-
-    def encode(self) -> bytes:
-        raw = msgspec.json.encode(self)
-        return b"" if raw == b"{}" else raw
-
-    def attempts(self, options: JobOptions) -> int | None:
-        return options.attempts if isinstance(self.a, msgspec.UnsetType) else self.a
-
-    def backoff(self, options: JobOptions) -> Any:
-        if isinstance(self.b, msgspec.UnsetType):
-            return options.backoff
-        return None if self.b is None else _backoff(self.b)
-
-    def timeout(self, options: JobOptions) -> float | None:
-        given = options.timeout if isinstance(self.t, msgspec.UnsetType) else self.t
-        return None if given is None else duration(given)
-
-    def keep(self, options: JobOptions, op: str) -> str:
-        """How `lua/work.lua` is told what to keep of a finished job: '' by the defaults, '0' none, 'count:age'."""
-        given = self.c if op == "c" else self.f
-        if isinstance(given, msgspec.UnsetType):
-            rule = options.remove_on_complete if op == "c" else options.remove_on_fail
-            assert isinstance(rule, Retention)
-            return "0" if rule.keeps_none else ""
-        return "0" if 0 in given else f"{given[0]}:{given[1]}"
-
-
-class NewerOverrides(Overrides, forbid_unknown_fields=False):
-    """The same from a newer release: the options that are known here."""
-
-    newer: ClassVar[bool] = True
-
-
-NO_OVERRIDES: Final = Overrides()
-
-
-@lru_cache(maxsize=256)
-def _overrides(raw: bytes) -> Overrides:
-    made: Overrides
-    try:
-        made = msgspec.json.decode(raw, type=Overrides)
-    except msgspec.ValidationError:
-        made = msgspec.json.decode(raw, type=NewerOverrides)
-    rule = made.b
-    if not isinstance(rule, dict):
-        return made
-    if rule.get("type", "fixed") not in get_args(BackoffType):
-        made = NewerOverrides(made.a, msgspec.UNSET, made.t, made.c, made.f)
-    else:
-        known = {key: value for key, value in rule.items() if key in BACKOFF}
-        if len(known) < len(rule):
-            made = NewerOverrides(made.a, known, made.t, made.c, made.f)
-        try:
-            _backoff(known)
-        except ConfigError as error:
-            raise msgspec.ValidationError(str(error)) from error
-    return made
-
-
-def _backoff(rule: Mapping[str, Any]) -> Backoff:
-    """A backoff as a record holds it. As timedeltas, since a plain number is warned of that looks like milliseconds."""
-
-    def pause(value: Any) -> Any:
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= FOREVER
-        return timedelta(seconds=value) if plain else value
-
-    return Backoff(**{key: pause(value) if "delay" in key else value for key, value in rule.items()})
-
-
-class ActiveJob:
-    """The job that a handler is running.
-
-    Attributes:
-        attempts_made: finished tries before this one: 0 on the first.
-        attempts: the most tries in all; None: no bound.
-        stalled_count: how often its process died.
-    """
-
-    __slots__ = (
-        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
-        "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw",
-        "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
-    )  # fmt: skip
-
-    def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
-        self._broker = broker
-        self._notify = notify
-        self.spec = spec
-        self.keys = keys
-        self.name = spec.name
-        self.group_id = keys.group or None
-        (
-            self.id,
-            self.entry,
-            self.raw,
-            self.attempts_made,
-            self.stalled_count,
-            self.added_ms,
-            options,
-            self.token,
-            fault,
-        ) = taken
-        self.overrides = NO_OVERRIDES
-        self.unreadable: PayloadError | None = None
-        self.stored_id: str | bytes = self.id
-        if fault is not None:
-            self.stored_id = fault.stored_id
-            self.unreadable = PayloadError(f"the record of {named(self.name, self.id)} is damaged: {fault.text}")
-        elif options:
-            try:
-                self.overrides = Overrides.decode(options)
-            except Exception as error:  # not only msgspec's: what is nested too deeply is a RecursionError
-                self.unreadable = PayloadError(f"the options of {named(self.name, self.id)} cannot be read: {error}")
-        self.data: Any = None
-        self.discarded = False
-        # Kept by the consumer:
-        self.aio_task: asyncio.Task[None] | None = None
-        self.context: Any = None  # what integrations keep with this try
-        self.began = False
-        self.entered = False  # its handler is called, or is about to be
-        self.began_at = 0.0
-        self.timer: asyncio.TimerHandle | None = None
-        self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it
-        self.thread: InThread | None = None  # while one runs its handler
-        self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts
-
-    @property
-    def attempts(self) -> int | None:
-        return self.overrides.attempts(self.spec.job_options)
-
-    @property
-    def added_at(self) -> datetime:
-        return clock.from_ms(self.added_ms)
-
-    def discard(self) -> None:
-        """From now on no further try: a raise fails the job for good, a return completes it."""
-        self.discarded = True
-
-    async def update_progress(self, value: Any) -> None:
-        """Record how far the job is, any JSON; the event `job.progress` carries it.
-
-        Raises:
-            PayloadError: `value` cannot be written, or is larger than `max_result`; a handler that ends with this error
-                is not tried again.
-        """
-        body = payload.encode_result(value, "progress", self.spec.max_result)
-        await self._broker.note(self.keys, self.id, self.token, "progress", body)
-        self._notify("job.progress", self.name, job_id=self.id, group_id=self.group_id, data=value)
-
-    async def log(self, text: str) -> None:
-        """Keep a line with the job, its first 8192 bytes of UTF-8; the last 1000 stay."""
-        if not isinstance(text, str):
-            raise PayloadError(f"job.log({shown(text)}): expected text")
-        line = text[:LONGEST_LINE].encode(errors="replace")
-        if len(line) > LONGEST_LINE:
-            line = line[:LONGEST_LINE].decode(errors="ignore").encode()  # not within a character
-        await self._broker.note(self.keys, self.id, self.token, "log", line)
-
-    def __repr__(self) -> str:
-        return f"<ActiveJob {named(self.name, self.id, self.group_id)} try {self.attempts_made + 1}>"

@@ -22,9 +22,10 @@ from asyncjobs.declare.options import (
     seconds,
     shown,
 )
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
-from asyncjobs.job import NO_OVERRIDES, STATES, Job, Overrides, new_id, read_job
+from asyncjobs.job import STATES, Job, new_id, read_job
 from asyncjobs.limits.controls import Bounds, Steering
 
 if TYPE_CHECKING:

@@ -8,55 +8,37 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
-from typing import Any, Final, Literal, Self, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, Self
 
-from asyncjobs import clock
-from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Parts
-from asyncjobs.broker import WORK_LANES, Broker, Store
-from asyncjobs.cron.scheduler import Scheduler
+from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Assembly
 from asyncjobs.declare import loader
-from asyncjobs.declare.cron_expression import normalise
-from asyncjobs.declare.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters, zone
+from asyncjobs.declare.definition import JobDefinition, TaskSpec, zone
 from asyncjobs.declare.options import (
-    JobOptions,
     RuntimeConfig,
     Seconds,
-    WorkerOptions,
-    build,
     duration,
     folder,
     keywords,
     seconds,
-    shown,
     strict,
 )
-from asyncjobs.declare.services import Services, Unmade, is_factory
+from asyncjobs.declare.services import Unmade, is_factory
 from asyncjobs.embedded.location import located
-from asyncjobs.errors import ConfigError, JobTimeoutError, NotRunningError
+from asyncjobs.errors import NotRunningError
 from asyncjobs.events import EventBus, Subscriber
 from asyncjobs.guests.calls import Deadline
-from asyncjobs.guests.threads import Crossing, FromThread, Threads, here
+from asyncjobs.guests.crossing import Crossing, here
 from asyncjobs.home import Home
+from asyncjobs.idle import idle
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.queue import Queue
-from asyncjobs.upkeep.heartbeat import Liveness
-from asyncjobs.upkeep.maintenance import Maintenance
-from asyncjobs.upkeep.watchdog import Watchdog
-from asyncjobs.work.pump import Pump
-from asyncjobs.work.shared import Shop
+from asyncjobs.registrations import JOB_OPTIONS, WORKER_OPTIONS, Function, Registrations, name_of
 
 logger = logging.getLogger("asyncjobs")
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 State = Literal["stopped", "starting", "running", "stopping"]
-
-
-TASK_THREADS: Final = 100  # most sync tasks at once
-JOB_OPTIONS: Final = tuple(one.name for one in fields(JobOptions))
-WORKER_OPTIONS: Final = tuple(one.name for one in fields(WorkerOptions))
-TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.name not in ("task", "cron_time"))
 
 
 @strict
@@ -146,13 +128,11 @@ class Runtime:
         self._io = LiveUpdates(io)
         self._home = Home()
         self._queue = Queue(self._bus, max_payload, self._home)
-        self._own_jobs: dict[str, JobSpec] = {}
-        self._own_tasks: dict[str, TaskSpec] = {}
-        self._loaded = loader.Loaded([], [])
+        self._registered = Registrations(self.config, self._queue)
         self._looking = False
         self._state: State = "stopped"
         self._lock = asyncio.Lock()  # a new one in each loop
-        self._parts: Parts | None = None
+        self._assembly: Assembly | None = None
         self._starting: asyncio.Timeout | None = None  # ends a start that `stop` is called in
 
     @property
@@ -166,7 +146,7 @@ class Runtime:
         return here(self._io)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
-        where = self._parts.broker.address.text if self._parts else "no store"
+        where = self._assembly.broker.address.text if self._assembly else "no store"
         return f"<Runtime {self.config.prefix} [{self._state}, {where}]>"
 
     # Registering in code ----------------------------------------------------------------------------------
@@ -182,34 +162,11 @@ class Runtime:
         given = keywords(options, ("group", *JOB_OPTIONS, *WORKER_OPTIONS), "@runtime.job")
 
         def register(function: Function) -> Function:
-            definition = JobDefinition(
-                handle=function,
-                job_options=JobOptions(**{key: given[key] for key in JOB_OPTIONS if key in given}),
-                worker_options=WorkerOptions(**{key: given[key] for key in WORKER_OPTIONS if key in given}),
-                group=given.get("group", False),
-            )
-            known = _kebab(function) if name is None else name
-            self.add_job(known, definition)
-            return self._with_add(function, known)
+            known = name_of(function) if name is None else name
+            self.add_job(known, self._registered.definition(function, given))
+            return self._registered.with_add(function, known, self._add)
 
         return register
-
-    def _with_add(self, function: Function, name: str) -> Function:
-        """`function` with an `add`; a method, or an object with an `add` of its own, is wrapped to have one."""
-        add = functools.partial(self._add, name)
-        plain: Any = getattr(function, "__func__", function) if isinstance(function, staticmethod) else function
-        other = getattr(plain, "add", None)
-        if other is None or isinstance(other, functools.partial):
-            try:
-                plain.add = add
-                function.add = add  # type: ignore[attr-defined]
-                return function
-            except AttributeError:
-                pass
-        wrapped: Any = functools.partial(function)
-        wrapped.add = add
-        self.queue.refer(wrapped, name)
-        return wrapped  # type: ignore[no-any-return]
 
     def _add(self, name: str, *args: Any, **options: Any) -> Any:
         return self.queue.add(name, *args, **options)
@@ -220,33 +177,17 @@ class Runtime:
         Raises:
             ConfigError: the name is taken, or an option is bad.
         """
-        spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", self.config.max_result)
-        if name in self.queue.names:
-            raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
-        check_limiters(spec, self.loaded.jobs)
-        starts = self._parts is not None and self.config.consume and spec.worker_options.autorun
-        if starts:
+        spec = self._registered.add_job(name, definition)
+        parts = self._assembly if self.config.consume and spec.worker_options.autorun else None
+        if parts is not None:
             self._home.check("runtime.add_job with autorun=True")
-        self._own_jobs[name] = spec
-        self.queue.register(spec)
-        if starts and self._parts is not None:
-            self._parts.crew.once(f"starting {name}", functools.partial(self._parts.begin, spec))
+        self._registered.keep_job(spec)
+        if parts is not None:
+            parts.crew.once(f"starting {name}", functools.partial(parts.begin, spec))
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
-        cron_time = normalise(cron_time)
-        given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
-
-        def register(function: Function) -> Function:
-            known = _kebab(function) if name is None else name
-            definition = TaskDefinition(task=function, cron_time=cron_time, **given)
-            spec = TaskSpec(known, definition, self.config.timezone, "in code")
-            if known in self._own_tasks:
-                raise ConfigError(f"a task called {known!r} is registered already; name this one, name='…'")
-            self._own_tasks[known] = spec
-            return function
-
-        return register
+        return self._registered.task(cron_time, name, options)
 
     def on(self, event_type: str, callback: Subscriber | None = None) -> Any:
         """Call `callback`, sync or async, with each `Event` of a type, ``"*"`` for all; also as a decorator.
@@ -278,18 +219,18 @@ class Runtime:
             if self._state == "running":
                 return self
             self._state = "starting"
-            parts = Parts()
+            parts = Assembly(self.config, self._bus)
             limit = self._starting = asyncio.timeout(None)
             try:
                 try:
                     async with limit:
                         await self._build(parts)
-                        self._parts = parts
+                        self._assembly = parts
                         await self._launch(parts)
                 finally:
                     self._starting = None
             except BaseException as error:
-                self._parts = None
+                self._assembly = None
                 self._queue.close()
                 await parts.undo()
                 self._state = "stopped"
@@ -306,13 +247,13 @@ class Runtime:
         Raises:
             NotRunningError: it lives in another loop.
         """
-        left: Parts | None = None
+        left: Assembly | None = None
         if not self._home.is_here():
             if self._state != "stopped":
                 lost = self._home.lost()
                 if not lost:
                     self._home.check(what)
-                left, self._parts, self._state = self._parts if lost == "closed" else None, None, "stopped"
+                left, self._assembly, self._state = self._assembly if lost == "closed" else None, None, "stopped"
                 self._queue.close()
                 self._bus.abandon()
                 self._io.close()
@@ -326,122 +267,30 @@ class Runtime:
                 await left.abandon()
             yield
 
-    async def _build(self, parts: Parts) -> None:
-        """Every part, each undone by its stack in reverse; nothing runs yet."""
-        stack = parts.stack
-        given = {"queue": self._queue, "io": self._io, "services": await self._entered(parts)}
-        way = Crossing()
-        stack.callback(way.close)
+    async def _build(self, parts: Assembly) -> None:
+        """Load what there is, and make every part of it."""
+        unmade = self._looking and is_factory(self._services)  # nothing will run
+        services = Unmade() if unmade else await parts.enter(self._services)
+        given = {"queue": self._queue, "io": self._io, "services": services}
+        way = parts.crossing()
         await self._load(given, way)
-        threads, task_threads = Threads(self.config.concurrency, way), Threads(TASK_THREADS, way)
-        stack.callback(threads.close)
-        stack.callback(task_threads.close)
-        target, parts.embedded = await located(self._redis, self.config, self._jobs_folder or self._tasks_folder, stack)
-        timeout = duration(self.config.connect_timeout)
-        parts.liveness = Liveness(
-            broker := Broker(
-                target,
-                prefix=self.config.prefix,
-                process=os.urandom(6).hex(),
-                connect_timeout=timeout,
-                replicas=1 if self.config.durability == "replicated" else 0,
-            ),
-            parts.leases,
-            lambda dead, silent, done: parts.maintenance.sweep(dead, silent, done),
-            parts.keep_owned,
-        )
-        parts.broker = broker
-        stack.push_async_callback(lambda: broker.close(parts.end.left(keep=0.5)))
-        parts.pump = Pump(broker, self.config.concurrency, lambda: parts.liveness.process, parts.consumer_at)
-        stack.callback(parts.pump.close)
-        boot = os.urandom(6).hex()
-        parts.shop = Shop(broker, self._bus, parts.pump, given, threads, self._sentry.scope, boot)
-        parts.maintenance = Maintenance(
-            parts.shop,
-            parts.consumers,
-            parts.registries,
-            lambda: parts.liveness.process,
-            duration(self.config.sweep_interval),
-        )
-        parts.scheduler = Scheduler(
-            broker, self._bus, self._active_tasks(), given, task_threads, lambda: parts.liveness.process
-        )
+        files = self._jobs_folder or self._tasks_folder
+        target, parts.embedded = await located(self._redis, self.config, files, parts.stack)
+        parts.build(target, given, way, self._active_tasks(), self._sentry.scope)
 
-    async def _entered(self, parts: Parts) -> Any:
-        """The services; where nothing is run, a stand-in for those that would have to be made."""
-        if self._looking and is_factory(self._services):
-            return Unmade()
-        services = Services(self._services)
-        parts.stack.push_async_callback(lambda: services.leave(parts.end.left(keep=0.3)))
-        return await services.enter()
-
-    async def _launch(self, parts: Parts) -> None:
-        """Reach the store, then start the parts."""
-        parts.store = await self._checked(parts.broker)
+    async def _launch(self, parts: Assembly) -> None:
+        """Reach the store, then begin to work."""
+        await parts.check()
         self._sentry.silence_logs()
         self.queue.open(parts.broker)
-        specs = self.loaded.jobs if self.config.consume else []
-        crew = parts.crew
-        if parts.embedded is not None:
-            embedded = parts.embedded
-            parts.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure)
-        if specs or self._active_tasks():
-            parts.expected = list(specs)
-            await parts.join()
-        crew.start("live update", self.io.run)
-        for spec in specs:
-            await parts.consume(spec)
-        crew.start("subscriber", parts.broker.subscriber.run)
-        if specs or self._active_tasks():
-            parts.show_life()
-            longest = self.config.blocking_warning
-            if longest is not None:
-                crew.start("watchdog", Watchdog(min(duration(longest), min(parts.leases().values()) / 3)).run)
-        if self.config.consume:
-            for lane in range(WORK_LANES):
-                parts.lifeline.start("work", functools.partial(parts.pump.run, lane))
-            crew.start("sweeping", parts.maintenance.sweep_strangers, may_return=True)
-            crew.start("sweep", parts.maintenance.run_looking)
-            parts.lifeline.start("gates", parts.maintenance.run_telling)
-            crew.start("retention", parts.maintenance.run_trimming)
-            crew.start("forgetting", parts.maintenance.run_forgetting)
-        await parts.scheduler.start()
+        parts.crew.start("live update", self.io.run)
+        await parts.launch(self.loaded.jobs if self.config.consume else [])
         if not self._looking:
-            crew.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
-
-    async def _checked(self, broker: Broker) -> Store:
-        """What the store is; said in the log, and refused where it may delete jobs by itself."""
-        store = await broker.check()
-        logger.info("the store %s is %s", broker.address.text, store)
-        if store.evicts and not self.config.allow_eviction:
-            raise ConfigError(
-                f"the store's maxmemory-policy is {store.policy!r}: short of memory it would delete jobs; "
-                "set it to 'noeviction', or say Runtime(allow_eviction=True)"
-            )
-        if not store.durable:
-            logger.warning("the store keeps nothing over a restart of its own; set appendonly to yes to keep jobs")
-        if self.config.durability == "replicated" and not store.replicas:
-            logger.warning("durability='replicated', and the store has no replica: every add will fail")
-        return store
+            parts.crew.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
 
     async def _load(self, given: Mapping[str, Any], way: Crossing) -> None:
-        """Load both folders. Sync functions may use what their `define` was given, so it works in threads as well."""
-        given = {**given, **{name: FromThread(given[name], way) for name in ("queue", "io")}}
-        for spec in self._loaded.jobs:
-            self.queue.unregister(spec.name)
-        in_test = self.config.environment == "test"
-        self._loaded = await loader.load(
-            self._jobs_folder,
-            None if in_test or not self.config.schedule else self._tasks_folder,
-            given=given,
-            timezone=self.config.timezone,
-            known=tuple(self._own_jobs.values()),
-            known_tasks=tuple(self._own_tasks.values()),
-            strict=self.config.strict_load,
-            max_result=self.config.max_result,
-        )
-        for spec in self._loaded.jobs:
-            self.queue.register(spec)
+        schedules = self.config.schedule and self.config.environment != "test"
+        await self._registered.load(self._jobs_folder, self._tasks_folder if schedules else None, given, way)
 
     async def load(self) -> loader.Loaded:
         """Load and check both folders without a store, as `python -m asyncjobs check` does.
@@ -456,9 +305,7 @@ class Runtime:
     @property
     def loaded(self) -> loader.Loaded:
         """All jobs and tasks that are registered in code and, since the last start or `load`, found in files."""
-        return loader.Loaded(
-            [*self._own_jobs.values(), *self._loaded.jobs], [*self._own_tasks.values(), *self._loaded.tasks]
-        )
+        return self._registered.loaded
 
     def _active_tasks(self) -> tuple[TaskSpec, ...]:
         if not self.config.schedule:
@@ -475,12 +322,12 @@ class Runtime:
         Stopping a stopped runtime does nothing; it may be started again.
         """
         allowed = duration(self.config.grace) if grace is None else seconds(grace, "grace")
-        if self._state == "stopped" and self._parts is None:
+        if self._state == "stopped" and self._assembly is None:
             return
         if self._starting is not None and self._home.is_here() and not self._starting.expired():
             self._starting.reschedule(0.0)
         async with self._claimed("runtime.stop"):
-            parts = self._parts
+            parts = self._assembly
             if parts is None:
                 return
             self._state = "stopping"
@@ -488,7 +335,7 @@ class Runtime:
             try:
                 await self._drain(parts, allowed)
             finally:
-                self._parts = None
+                self._assembly = None
                 self._queue.close()
                 self._state = "stopped"
                 parts.shop.threads.way.close()
@@ -499,7 +346,7 @@ class Runtime:
                 else:
                     await parts.close()
 
-    async def _drain(self, parts: Parts, grace: float) -> None:
+    async def _drain(self, parts: Assembly, grace: float) -> None:
         await parts.drain(grace)
         last = parts.end.left(LAST_WRITES, keep=1.0)
         await asyncio.gather(self._bus.drain(last), self._io.flush(last), self._sentry.flush(last))
@@ -544,29 +391,11 @@ class Runtime:
         Raises:
             JobTimeoutError: there still is work after `timeout` seconds.
         """
-        limit = None if timeout is None else seconds(timeout, "timeout")
-        deadline = None if limit is None else clock.monotonic() + limit
-        pause = 0.01
-        while True:
-            busy = await self._busy()
-            if not busy:
-                return
-            if deadline is not None and clock.monotonic() + pause >= deadline:
-                raise JobTimeoutError(f"not idle after {limit:g} s: {busy}")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 0.25)
+        await idle(self.queue, self._running_here, None if timeout is None else seconds(timeout, "timeout"))
 
-    async def _busy(self) -> str:
-        """The first job with work left, in words; empty when idle."""
-        parts = self._parts
-        if parts is not None and (parts.running() or parts.unsettled()):
-            return f"{parts.running()} running here"
-        for name in self.queue.names:
-            counts = await self.queue.counts(name)
-            left = {state: counts[state] for state in ("waiting", "active", "delayed") if counts[state]}
-            if left:
-                return f"{name}: " + ", ".join(f"{count} {state}" for state, count in left.items())
-        return ""
+    def _running_here(self) -> int:
+        parts = self._assembly
+        return 0 if parts is None else parts.queues.running() + parts.queues.unsettled()
 
     def health(self) -> dict[str, Any]:
         """How this process is doing, without asking the store.
@@ -580,19 +409,12 @@ class Runtime:
             dropped: what was too much for slow ones), and status: ``ok``, ``stopped``, or ``degraded`` while the store
             does not answer or a loop is down, or lost data until `acknowledge_data_loss`.
         """
-        parts = {"status": "stopped"} if self._parts is None else self._parts.health()
+        parts = {"status": "stopped"} if self._assembly is None else self._assembly.health()
         io = {"accepted": self._io.accepted, "sent": self._io.sent, "dropped": self._io.dropped}
         events = {"failed": self._bus.failed, "dropped": self._bus.dropped}
         return {**parts, "state": self._state, "io": io, "events": events}
 
     def acknowledge_data_loss(self) -> None:
         """Somebody knows that the store has lost its data: `health` is well again."""
-        if self._parts is not None:
-            self._parts.liveness.data_lost_at = None
-
-
-def _kebab(function: Callable[..., Any]) -> str:
-    name = getattr(function, "__name__", "")
-    if not name or name == "<lambda>":
-        raise ConfigError(f"{shown(function)} has no name to be called by; give one")
-    return str(name).strip("_").replace("_", "-")
+        if self._assembly is not None:
+            self._assembly.liveness.data_lost_at = None

@@ -95,7 +95,7 @@ class Beat(NamedTuple):
 
 
 class Keeping(Asker):
-    """The verbs of liveness and maintenance."""
+    """The verbs of upkeep: heartbeat, recovery, retention."""
 
     _scattered: bool  # a Cluster, where the groups of a name lie in different slots
     _beats: Lane  # a connection of their own: a beat never queues behind anything

@@ -21,7 +21,7 @@ from typing import Any, Final
 from asyncjobs.declare.annotations import innermost
 
 PRIVATE: Final = "_asyncjobs_"
-OWN_FOLDER: Final = os.path.dirname(os.path.realpath(__file__))
+OWN_FOLDER: Final = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 LIBRARIES: Final = tuple(
     os.path.join(os.path.realpath(path), "")
     for name, path in sysconfig.get_paths().items()

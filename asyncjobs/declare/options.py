@@ -55,7 +55,7 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-OWN_FOLDER: Final = str(Path(__file__).parent) + os.sep
+OWN_FOLDER: Final = str(Path(__file__).parent.parent) + os.sep
 # The file of jobs/ or tasks/ that is being loaded, for what is said meanwhile.
 loading: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("asyncjobs_loading", default="")
 

@@ -7,10 +7,10 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal
 
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.errors import Discard, RetryLater
 from asyncjobs.events import Event, EventBus
 from asyncjobs.guests.calls import in_thread
-from asyncjobs.job import ActiveJob
 from asyncjobs.logs import ThrottledLog, exc_info, said
 
 logger = logging.getLogger("asyncjobs")

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any, Final
 
 from asyncjobs import clock
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.events import Subscription
-from asyncjobs.job import ActiveJob
 from asyncjobs.logs import ThrottledLog
 from asyncjobs.work.attempts import Attempts
 

@@ -11,10 +11,10 @@ import logging
 from typing import TYPE_CHECKING, Final, Literal
 
 from asyncjobs import clock
+from asyncjobs.active_job import ActiveJob, current
 from asyncjobs.broker import TakenJob
 from asyncjobs.errors import BrokerError
 from asyncjobs.guests.threads import InThread
-from asyncjobs.job import ActiveJob, current
 from asyncjobs.limits.start_margin import in_time
 from asyncjobs.logs import is_closing, said, say
 from asyncjobs.work.executor import Failed, Later, Lost, Outcome, Released, execute, late, timed_out

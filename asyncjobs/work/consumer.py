@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from asyncjobs import clock
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import WORK_LANES, BrokerBusyError, Keys, TakenJob, WorkReply
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.queue_limits import Terms
 from asyncjobs.errors import BrokerError, JobStalledError, visible
-from asyncjobs.job import ActiveJob
 from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.limits.start_margin import least_margin
 from asyncjobs.logs import say

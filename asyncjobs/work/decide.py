@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from asyncjobs import clock
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Op, Settlement
 from asyncjobs.declare.options import FOREVER, Backoff
-from asyncjobs.job import ActiveJob, StoredError
+from asyncjobs.job import StoredError
 from asyncjobs.logs import Told, log, said, say, told
 from asyncjobs.work.executor import Completed, Failed, Held, Later, Lost, Outcome, Released
 

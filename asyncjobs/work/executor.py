@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.declare import payload
 from asyncjobs.declare.options import seconds
 from asyncjobs.errors import (
@@ -19,7 +20,6 @@ from asyncjobs.errors import (
     named,
 )
 from asyncjobs.guests.threads import InThread, Threads
-from asyncjobs.job import ActiveJob
 from asyncjobs.logs import is_closing, said
 
 DATA_ALONE: Final = ("data",)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.errors import Discard, named
 from asyncjobs.events import EventBus
-from asyncjobs.job import ActiveJob
 from asyncjobs.logs import Told, log, said, say
 from asyncjobs.work.decide import Decision
 from asyncjobs.work.turn import Finished

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
-from asyncjobs.job import ActiveJob
 from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.work.task_reuse import Rounds
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import NO_LIMIT, TakenJob, WorkCall
-from asyncjobs.job import ActiveJob
 from asyncjobs.work.decide import Decision
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ async def down(proxy, way, runtime):
         proxy.cut_all()
     with pytest.raises(BrokerUnavailableError):
         await runtime.queue.add("job", 0)
-    lane = runtime._parts.broker._misc
+    lane = runtime._assembly.broker._misc
     await eventually(lambda: lane.known_down())
 
 
@@ -119,7 +119,7 @@ async def test_a_store_that_says_not_now_for_long_is_no_better(started, tcp_serv
     await client.execute_command("CONFIG", "SET", "min-replicas-to-write", "1")
     with pytest.raises(BrokerUnavailableError):
         await started.queue.add("job", 0)
-    await eventually(lambda: started._parts.broker._adds.lane.known_down())
+    await eventually(lambda: started._assembly.broker._adds.lane.known_down())
     began = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="busy"):
         await started.queue.add("job", 1)
@@ -133,7 +133,7 @@ async def test_an_outage_in_which_nobody_calls_is_known_too(started, proxy):
     """The connection that listens has noticed."""
     proxy.mode = "refuse"
     proxy.cut_all()
-    await eventually(lambda: started._parts.broker._misc.known_down())
+    await eventually(lambda: started._assembly.broker._misc.known_down())
     began = time.monotonic()
     with pytest.raises(BrokerUnavailableError):
         await started.queue.add("job", 1)
@@ -160,7 +160,7 @@ async def test_of_a_cluster_the_queues_of_a_node_that_is_down_alone(prefix, monk
             dead.kill()
             with pytest.raises(BrokerUnavailableError):
                 await runtime.queue.add(gone)
-            adds, stream = runtime._parts.broker._adds, f"{{{prefix}:{gone}}}:s"
+            adds, stream = runtime._assembly.broker._adds, f"{{{prefix}:{gone}}}:s"
             await eventually(lambda: adds.lane.known_down(stream))
             for _ in range(5):
                 began = time.monotonic()

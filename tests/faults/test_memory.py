@@ -273,7 +273,7 @@ async def test_a_job_that_cannot_begin_is_not_taken_again_at_once(tcp_server, pr
         async with runtime:
             await seen("job.completed", count=5)
             order.clear()
-            broker = runtime._parts.broker
+            broker = runtime._assembly.broker
             if what == "begin":
                 monkeypatch.setattr(broker, "note", refuse)
             else:

@@ -219,7 +219,7 @@ async def test_without_its_news_a_job_starts_all_the_same(tcp_server, prefix):
     adder.job("echo", limiter=None)(lambda data: data)
     async with runtime, adder:
         assert await (await adder.queue.add("echo", 1)).wait(5) == 1
-        runtime._parts.broker.subscriber._handlers.clear()  # as if every message were lost from now on
+        runtime._assembly.broker.subscriber._handlers.clear()  # as if every message were lost from now on
         began = time.monotonic()
         job = await adder.queue.add("echo", 2)
         assert await job.wait(5) == 2

@@ -152,9 +152,9 @@ async def test_a_foreign_type_at_one_queue_leaves_the_others_alone(runtime, redi
         for n in range(40):
             with pytest.raises(BrokerError, match="WRONGTYPE"):
                 await runtime.queue.add("tenant", n, group_id=f"g{n}")
-        runtime._parts.registries["tenant"].wake("g0")
+        runtime._assembly.queues.registries["tenant"].wake("g0")
         for n in range(1, 40):
-            runtime._parts.registries["tenant"].wake(f"g{n}")
+            runtime._assembly.queues.registries["tenant"].wake(f"g{n}")
         assert await (await runtime.queue.add("plain", 1)).wait(5) == 1
         assert await (await runtime.queue.add("tenant", 2, group_id="whole")).wait(5) == 2
         await eventually(lambda: "is left alone" in caplog.text)

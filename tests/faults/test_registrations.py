@@ -137,7 +137,7 @@ async def test_a_job_of_a_group_ends_listed_or_not_at_all(make_runtime, redis, p
         await began.wait()
         broken = damaged in (outcome, "registry")
         if broken:
-            refused = runtime._parts.pump.throttled
+            refused = runtime._assembly.pump.throttled
             await eventually(lambda: refused._said, 10, "the refusal is told")
             assert await states() == "active"
             await redis.delete(key)

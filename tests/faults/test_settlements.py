@@ -60,7 +60,7 @@ async def test_a_result_that_the_store_refuses_fails_its_job_and_no_other(make_r
         assert await (await runtime.queue.add("other", 1)).wait(10) == 1
         after = await runtime.queue.add("job", 99, group_id=group)
         assert await after.wait(10) == 99
-        await eventually(lambda: runtime._parts.unsettled() == 0)
+        await eventually(lambda: runtime._assembly.queues.unsettled() == 0)
     assert sorted(ran) == [*range(20), 99], "each once"
 
 
@@ -77,7 +77,7 @@ async def test_keys_of_a_foreign_type_hold_up_what_needs_them_alone(make_runtime
         return data
 
     async with runtime, tcp_server.client() as client:
-        keys = runtime._parts.broker.queue_keys("job", group)
+        keys = runtime._assembly.broker.queue_keys("job", group)
         await client.set(keys.completed, "somebody else's")
         jobs = await runtime.queue.add_bulk([("job", n, {"group_id": group} if group else {}) for n in range(4)])
         for job in jobs[1::2]:
@@ -85,9 +85,9 @@ async def test_keys_of_a_foreign_type_hold_up_what_needs_them_alone(make_runtime
         await client.delete(keys.completed)
         for job in jobs[::2]:
             assert (await in_state(runtime, job, "completed")).result == job.data
-        await eventually(lambda: runtime._parts.unsettled() == 0)
+        await eventually(lambda: runtime._assembly.queues.unsettled() == 0)
         if group is None:
-            assert runtime._parts.consumers["job"].refusals is None
+            assert runtime._assembly.queues.consumers["job"].refusals is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 500])
@@ -140,5 +140,5 @@ async def test_a_result_that_the_store_refuses_holds_up_no_other_queue(make_runt
         for n, job in enumerate(jobs):
             found = await in_state(runtime, job, "completed", "failed")
             assert found.state == ("failed" if n in (3, 11) else "completed")
-        await eventually(lambda: runtime._parts.unsettled() == 0)
+        await eventually(lambda: runtime._assembly.queues.unsettled() == 0)
     assert sorted(ran) == list(range(20)), "each once"

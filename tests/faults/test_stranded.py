@@ -94,8 +94,8 @@ async def test_a_turn_that_arrives_after_the_question_what_is_ours_is_found_all_
     runtime.job("work", limiter=None, concurrency=4)(handler(ran))
     async with runtime:
         await all_is_well(runtime)
-        parts = runtime._parts
-        consumer, broker = parts.consumers["work"], parts.broker
+        parts = runtime._assembly
+        consumer, broker = parts.queues.consumers["work"], parts.broker
         late: list[Any] = []
         real_work, real_own = broker.work, broker.own
         monkeypatch.setattr(parts.pump, "rides", lambda places: [])
@@ -226,9 +226,9 @@ async def test_a_stop_in_the_middle_of_anything_hands_everything_back(make_runti
     first.job("work", **options, lease=1, group=grouped)(handle)
     second.job("work", **options, lease=1, group=grouped)(handler(ran))
     await first.start()
-    broker = first._parts.broker
+    broker = first._assembly.broker
     if verb == "own":
-        for consumer in first._parts.all_consumers():
+        for consumer in first._assembly.queues.all():
             consumer.lost_reply = True
     if verb == "spend":
         monkeypatch.setattr("asyncjobs.work.consumer.least_margin", lambda *args: 0.0)
@@ -238,7 +238,7 @@ async def test_a_stop_in_the_middle_of_anything_hands_everything_back(make_runti
     await first.queue.add_bulk(jobs[:15])
     await first.queue.add_bulk(jobs[15:])
     if verb == "own":
-        for consumer in first._parts.all_consumers():
+        for consumer in first._assembly.queues.all():
             consumer.lost_reply = True
             consumer.look_again()
     elif verb == "note":
@@ -307,7 +307,7 @@ async def test_a_limit_that_does_not_answer_is_asked_seldom_and_holds_no_slot_fo
         runtime.job(f"mail-{n}", limiter=Limiter(500, 0.1, name="mailbox"))(handler(ran))
     runtime.job("plain", limiter=None)(handler(ran))
     async with runtime:
-        broker, asked = runtime._parts.broker, 0
+        broker, asked = runtime._assembly.broker, 0
         real = broker.admit
 
         async def silence(*args: Any) -> Any:
@@ -373,7 +373,7 @@ async def test_a_job_that_is_registered_while_it_runs_is_consumed_by_a_living_pr
     if others:
         runtime.job("other", limiter=None)(handler(ran))
     async with runtime:
-        parts = runtime._parts
+        parts = runtime._assembly
         real, failures = parts.broker.listen_for_news, 0
 
         async def listen(*args: Any) -> None:
@@ -404,6 +404,6 @@ async def test_what_wakes_queues_is_kept_once_a_queue(runtime):
             await runtime.queue.add("work", n, delay=60 - n / 10)
             await runtime.queue.add("sync", n, group_id="one")
             await seen("job.completed", count=n + 1)
-        parts = runtime._parts
+        parts = runtime._assembly
         await eventually(lambda: len(parts.pump.alarms) <= 2, what=f"{len(parts.pump.alarms)} alarms")
-        assert parts.registries["sync"].resting == 1
+        assert parts.queues.registries["sync"].resting == 1

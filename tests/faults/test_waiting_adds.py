@@ -113,7 +113,7 @@ async def test_what_was_added_is_recognised_for_as_long_as_it_may_be_sent_again(
         runtime.job("job")(lambda data: None)
         for size in (1, 1200):
             await runtime.queue.add_bulk([("job", i) for i in range(size)])
-            batcher = runtime._parts.broker._adds
+            batcher = runtime._assembly.broker._adds
             left = await client.pttl(Keys(prefix, "job").senders) / 1000
             assert left > batcher._resent_for + timeout + 5, "it may take as long as that to connect"
             assert batcher._resent_for > timeout, "whoever waits is not let down for it"

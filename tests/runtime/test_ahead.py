@@ -127,7 +127,7 @@ async def test_with_several_slots_too_what_is_behind_slow_ones_goes_back(make_ru
     @runtime.job("mixed", limiter=None, concurrency=4)
     async def mixed(data):
         nonlocal held, slow
-        held = max(held, len(runtime._parts.consumers["mixed"].ahead))
+        held = max(held, len(runtime._assembly.queues.consumers["mixed"].ahead))
         if data >= 3000:
             slow += 1
             await go.wait()

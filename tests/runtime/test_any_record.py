@@ -138,7 +138,7 @@ async def test_garbage_on_a_channel_is_told_seldom_and_stops_nothing(runtime, re
     runtime.job("job", limiter=None)(lambda data: data)
     runtime.job("grouped", limiter=None, group=True)(lambda data: data)
     async with runtime:
-        channels = runtime._parts.broker.subscriber._handlers
+        channels = runtime._assembly.broker.subscriber._handlers
         for _ in range(100):
             for channel, garbage in itertools.product(list(channels), CHANNEL_GARBAGE):
                 await redis.publish(channel, garbage)

@@ -129,7 +129,7 @@ async def test_the_database_behind_sentinels():
         ran: dict[str, list] = {}
         first, second = runtime_of(trio.url, ran, "a"), runtime_of(trio.url.rpartition("/")[0] + "/3", ran, "b")
         async with first, second:
-            assert (first._parts.broker.channels.database, second._parts.broker.channels.database) == (0, 3)
+            assert (first._assembly.broker.channels.database, second._assembly.broker.channels.database) == (0, 3)
             one = await first.queue.add("echo", 1, job_id="x", delay=0.1)
             two = await second.queue.add("echo", 2, job_id="x", delay=0.2)
             assert await asyncio.gather(one.wait(5), two.wait(5)) == ["a 1", "b 2"]
@@ -145,10 +145,10 @@ async def test_news_of_one_database_wake_nobody_in_the_other(tcp):
         redis = Redis(port=tcp.port, db=1)
         await (await second.queue.add("echo", 0)).wait(5)
         await asyncio.sleep(0.2)
-        looked = second._parts.consumers["echo"].calls
+        looked = second._assembly.queues.consumers["echo"].calls
         for n in range(20):
             await (await first.queue.add("echo", n)).wait(5)
-        assert second._parts.consumers["echo"].calls == looked
+        assert second._assembly.queues.consumers["echo"].calls == looked
         await redis.aclose()
 
 

@@ -165,7 +165,7 @@ async def test_a_question_that_is_never_answered_is_given_up_after_a_second(runt
         ran.append("plain")
 
     async with runtime:
-        broker = runtime._parts.broker
+        broker = runtime._assembly.broker
         asked = asyncio.Event()
 
         async def silence(*args: object) -> object:

@@ -83,8 +83,8 @@ async def test_the_places_of_a_process_that_died_are_free_after_a_lease(make_run
             ran.append(data)
 
     async with free:
-        gate = free._parts.shop.gates["sync"][0]
-        broker = free._parts.broker
+        gate = free._assembly.shop.gates["sync"][0]
+        broker = free._assembly.broker
         key = gate._key
         # As a process that was killed while it ran two.
         broker._process, alive = "somebody-dead", broker._process

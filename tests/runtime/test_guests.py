@@ -14,7 +14,7 @@ from asyncjobs import ConfigError, JobFailedError, RateLimited, RetryLater
 from asyncjobs.events import EVENT_TYPES, MOST_RUNNING, MOST_WAITING, Event, EventBus
 from asyncjobs.guests.calls import leave_behind
 from asyncjobs.live_updates import MOST_STUCK, LiveUpdates
-from asyncjobs.upkeep.supervisor import Crew
+from asyncjobs.supervisor import Crew
 from tests.helpers import BOUND, Watcher, eventually
 
 

@@ -156,7 +156,7 @@ async def test_whoever_waits_for_a_job_at_stop_is_told(url, prefix, waiters):
     await runtime.start()
     job = await runtime.queue.add("echo", 1, delay=60)
     waiting = [asyncio.create_task(job.wait()) for _ in range(waiters)]
-    await eventually(lambda: runtime._parts.broker._watched)
+    await eventually(lambda: runtime._assembly.broker._watched)
     await asyncio.sleep(0.05)
     await runtime.stop()
     done, late = await asyncio.wait(waiting, timeout=5)
@@ -175,7 +175,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(prefix):
     runtime = Runtime(f"redis://127.0.0.1:{hole.sockets[0].getsockname()[1]}", prefix=prefix, connect_timeout=30)
     for _ in range(3):
         starting = asyncio.create_task(runtime.start())
-        await eventually(lambda: runtime._parts is not None)
+        await eventually(lambda: runtime._assembly is not None)
         await asyncio.sleep(0.05)
         began = time.monotonic()
         starting.cancel()

@@ -267,8 +267,8 @@ async def the_next_one_runs(runtime: Any, group: str | None) -> None:
     job = await runtime.queue.add("job", {"kind": ""}, group_id=group)
     await job.wait(15)
     assert runtime.health()["running"] == 0
-    assert runtime._parts.pump.running == 0
-    await eventually(lambda: runtime._parts.pump.free_slots() == runtime.config.concurrency)
+    assert runtime._assembly.pump.running == 0
+    await eventually(lambda: runtime._assembly.pump.free_slots() == runtime.config.concurrency)
 
 
 @grouped
@@ -572,7 +572,7 @@ async def test_whatever_a_handler_makes_of_a_stop_its_job_goes_back_uncounted(ma
     await runtime.start()
     jobs = await runtime.queue.add_bulk([("job", kind, {"group_id": group} if group else {}) for kind in LEAVING])
     await eventually(lambda: len(begun) == len(LEAVING))
-    await eventually(lambda: not any(consumer.turns for consumer in runtime._parts.all_consumers()))
+    await eventually(lambda: not any(consumer.turns for consumer in runtime._assembly.queues.all()))
     await runtime.stop(grace=0)
 
     other = make_runtime(consume=False)
@@ -604,15 +604,15 @@ async def test_a_handler_that_swallows_its_cancellation_keeps_its_slot_while_it_
         await eventually(lambda: running == 1)
         following = await runtime.queue.add("job", "next")
         if timeout is None:
-            next(iter(runtime._parts.consumers.values())).attempts.cancel_all()
+            next(iter(runtime._assembly.queues.consumers.values())).attempts.cancel_all()
         await eventually(lambda: "settling it without its handler" in caplog.text)
         if timeout is not None:
             await all_in_state(runtime, [stubborn], "failed", None)
         assert running == 1
-        assert runtime._parts.pump.running == 1
+        assert runtime._assembly.pump.running == 1
         go_on.set()
         await following.wait(10)
-        await eventually(lambda: runtime._parts.pump.running == 0)
+        await eventually(lambda: runtime._assembly.pump.running == 0)
     assert most == 1
 
 

@@ -15,7 +15,7 @@ async def test_only_what_holds_a_job_is_looked_at(make_runtime):
     for name in NAMES:
         adder.job(name, limiter=None)(lambda data: None)
     async with adder:
-        broker = adder._parts.broker
+        broker = adder._assembly.broker
         queues = {name: broker.queue_keys(name, None) for name in NAMES}
         assert await broker.stirring(list(queues.values())) == []
         await adder.queue.add(NAMES[2])
@@ -34,7 +34,7 @@ async def test_retention_by_timer_visits_only_names_that_keep_something(make_run
     async with runtime:
         await (await runtime.queue.add(NAMES[4], 1)).wait(10)
         await runtime.wait_idle(10)
-        broker = runtime._parts.broker
+        broker = runtime._assembly.broker
         trimmed: list[str] = []
 
         async def trim(keys, retention, *, real=broker.trim):
@@ -42,7 +42,7 @@ async def test_retention_by_timer_visits_only_names_that_keep_something(make_run
             await real(keys, retention)
 
         broker.trim = trim
-        await runtime._parts.maintenance.trim_everything()
+        await runtime._assembly.trimmer.trim_everything()
         assert trimmed == [broker.queue_keys(NAMES[4], None).tag]
 
 
@@ -55,7 +55,7 @@ async def test_a_job_whose_news_was_lost_is_found(make_runtime, redis):
             runtime.job(name, limiter=None)(lambda data: ran.append(data))
     async with worker, adder:
         await worker.wait_idle(10)
-        broker = adder._parts.broker
+        broker = adder._assembly.broker
         for name in NAMES:
             broker._places[name] = broker.place(name, None)._replace(news="nobody:listens")
         await adder.queue.add(NAMES[5], 5)
@@ -68,4 +68,4 @@ async def test_the_timer_of_retention_follows_the_shortest_age(make_runtime, age
     runtime = make_runtime()
     runtime.job("kept", remove_on_complete=Retention(age=age))(lambda data: data)
     async with runtime:
-        assert runtime._parts.maintenance._trim_interval() == pause
+        assert runtime._assembly.trimmer._trim_interval() == pause

@@ -33,8 +33,8 @@ async def take_as(runtime: Any, group: str | None, process: str) -> list[Any]:
 
 
 def consumer_of(runtime: Any, group: str | None) -> Any:
-    parts = runtime._parts
-    return parts.consumers["job"] if group is None else parts.registries["job"].open[group]
+    parts = runtime._assembly
+    return parts.queues.consumers["job"] if group is None else parts.queues.registries["job"].open[group]
 
 
 async def state_of(runtime: Any, job: Any, *states: str) -> Any:
@@ -71,7 +71,7 @@ async def test_a_record_whose_counts_are_no_numbers_fails_that_job_alone(make_ru
             await eventually(lambda: consumer_.idle)
             consumer_.resting_until = float("inf")
             jobs = await runtime.queue.add_bulk(adding)
-            await take_as(runtime, group, runtime._parts.liveness.process)
+            await take_as(runtime, group, runtime._assembly.liveness.process)
             await damage(jobs)
             consumer_.lost_reply, consumer_.resting_until = True, 0.0
             consumer_.look_again()
@@ -96,7 +96,7 @@ async def self_consistent(runtime: Any, jobs: list[Any], by: str) -> None:
             assert f"its field {field!r}" in found.error[-1].text
             assert "no number" in found.error[-1].text
     await state_of(runtime, jobs[-1], "completed")
-    await eventually(lambda: runtime._parts.pump.running == 0)
+    await eventually(lambda: runtime._assembly.pump.running == 0)
 
 
 async def test_an_entry_whose_id_is_no_text_holds_up_nothing(make_runtime, redis):
@@ -142,7 +142,7 @@ async def test_what_a_newer_release_has_added_is_run_all_the_same(make_runtime, 
         await state_of(runtime, job, "delayed" if raises else "completed")
         assert "newer release" in caplog.text
         await (await runtime.queue.add("job", 0, group_id=group)).wait(10)
-        assert runtime._parts.pump.running == 0
+        assert runtime._assembly.pump.running == 0
 
 
 @grouped
@@ -164,7 +164,7 @@ async def test_options_that_cannot_be_read_fail_that_job_alone(make_runtime, red
         found = await state_of(runtime, job, "failed")
         assert "options" in found.error[0].text
         assert await (await runtime.queue.add("job", 2, group_id=group)).wait(10) == 2
-        assert runtime._parts.pump.running == 0
+        assert runtime._assembly.pump.running == 0
 
 
 @pytest.mark.parametrize("field", ["w", "c", "g", "p", "h"])
@@ -176,7 +176,7 @@ async def test_settings_that_cannot_be_read_stop_no_queue(make_runtime, redis, g
     runtime.job("job", limiter=None, group=bool(group))(lambda data: data)
     runtime.job("other", limiter=None)(lambda data: data)
     async with runtime:
-        keys = runtime._parts.broker.queue_keys("job", group)
+        keys = runtime._assembly.broker.queue_keys("job", group)
         await redis.hset(keys.settings, field, value)
         job = await runtime.queue.add("job", 1, group_id=group)
         if field != "p":  # paused, whatever it says
@@ -205,13 +205,13 @@ async def test_a_record_that_goes_while_its_job_runs_leaves_nothing_active(
     async with runtime:
         job = await runtime.queue.add("job", 1, group_id=group)
         await begun.wait()
-        record = runtime._parts.broker.queue_keys("job", group).job(job.id)
+        record = runtime._assembly.broker.queue_keys("job", group).job(job.id)
         await redis.delete(record)
         if what == "overwritten":
             await redis.set(record, "somebody else's")
         go_on.set()
         await (await runtime.queue.add("job", 0, group_id=group)).wait(10)
-        await eventually(lambda: runtime._parts.unsettled() == 0)
+        await eventually(lambda: runtime._assembly.queues.unsettled() == 0)
         assert (await runtime.queue.counts("job", group_id=group))["active"] == 0
 
 
@@ -245,13 +245,13 @@ async def test_a_job_that_is_taken_again_by_the_process_that_runs_it_is_settled(
     async with runtime:
         job = await runtime.queue.add("job", 1, group_id=group)
         await begun.wait()
-        keys, process = runtime._parts.broker.queue_keys("job", group), runtime._parts.liveness.process
+        keys, process = runtime._assembly.broker.queue_keys("job", group), runtime._assembly.liveness.process
         consumer_ = consumer_of(runtime, group)
         await eventually(lambda: not consumer_.turns)
         running = consumer_.attempts.running[job.id]
         token = running.token
         if by == "swept":
-            back, _ = await runtime._parts.broker.sweep("job", keys, process, "other", b"swept", 5)
+            back, _ = await runtime._assembly.broker.sweep("job", keys, process, "other", b"swept", 5)
             assert back == [job.id]
         elif by == "forgotten":
             await forget_the_take(redis, keys, job.id)
@@ -265,7 +265,7 @@ async def test_a_job_that_is_taken_again_by_the_process_that_runs_it_is_settled(
         go_on.set()
         await state_of(runtime, job, "failed" if raises else "completed")
         assert (await runtime.queue.counts("job", group_id=group))["active"] == 0
-        await eventually(lambda: runtime._parts.pump.free_slots() == runtime.config.concurrency)
+        await eventually(lambda: runtime._assembly.pump.free_slots() == runtime.config.concurrency)
     assert ran == [1]
 
 
@@ -288,7 +288,7 @@ async def test_a_try_that_was_lost_and_is_ours_again_goes_back(make_runtime, red
     async with runtime:
         job = await runtime.queue.add("job", 1)
         await eventually(lambda: ran)
-        keys = runtime._parts.broker.queue_keys("job", None)
+        keys = runtime._assembly.broker.queue_keys("job", None)
         consumer_ = consumer_of(runtime, None)
         running = consumer_.attempts.running[job.id]
         token = running.token
@@ -316,7 +316,7 @@ async def test_an_outcome_that_was_not_settled_is_settled_as_what_was_taken_last
         job = await runtime.queue.add("job", 1)
         await eventually(lambda: consumer_.outbox)
         await forget_the_take(redis, consumer_.keys, job.id)
-        await take_as(runtime, None, runtime._parts.liveness.process)
+        await take_as(runtime, None, runtime._assembly.liveness.process)
         consumer_.lost_reply, consumer_.resting_until = True, 0.0
         consumer_.look_again()
         await state_of(runtime, job, "completed")
@@ -336,7 +336,7 @@ async def test_of_many_failed_tries_the_first_and_the_last_ten_are_kept(make_run
 
     async with runtime:
         job = await state_of(runtime, await runtime.queue.add("job", 1, group_id=group), "failed")
-        record = await redis.hgetall(runtime._parts.broker.queue_keys("job", group).job(job.id))
+        record = await redis.hgetall(runtime._assembly.broker.queue_keys("job", group).job(job.id))
     assert [one.attempt for one in job.error] == [1, *range(31, 41)]
     assert job.error.left_out == 29
     assert "29 more failed tries" in str(job.error)

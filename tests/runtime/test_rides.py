@@ -12,14 +12,14 @@ from tests.helpers import Watcher, eventually
 async def at_rest(runtime) -> None:
     """Its first looks are done: whatever moves from now on was added."""
     await eventually(lambda: runtime.health()["connected"])
-    consumers = runtime._parts.consumers.values()
+    consumers = runtime._assembly.queues.consumers.values()
     await eventually(lambda: all(one.idle and not one.queued for one in consumers))
 
 
 def trips(runtime) -> list[tuple[str, int]]:
     """From now on, which script goes by which lane: 'adds' or 'work', in order."""
     seen: list[tuple[str, int]] = []
-    broker = runtime._parts.broker
+    broker = runtime._assembly.broker
     for name, lane in (("adds", broker._adds.lane), *(("work", lane) for lane in broker._work)):
 
         async def run(commands, needs=(), *, send=lane.run, name=name):

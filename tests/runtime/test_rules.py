@@ -134,7 +134,7 @@ async def test_a_name_that_keeps_none_keeps_what_one_add_wants_kept(runtime, see
         await finish(runtime, name, seen, outcome, "kept", 0, **rule(outcome, own))
         for n in range(4):
             await finish(runtime, name, seen, outcome, f"gone{n}", n)
-        await runtime._parts.maintenance.trim_everything()
+        await runtime._assembly.trimmer.trim_everything()
         assert await kept_of(runtime, name, ["kept"]) == ["kept"]
         assert await kept_of(runtime, name, [f"gone{n}" for n in range(4)]) == []
         assert (await runtime.queue.counts(name))[outcome] == 1
@@ -150,7 +150,7 @@ async def test_a_name_that_keeps_some_loses_nothing_to_an_add_that_keeps_none(ru
             await finish(runtime, name, seen, outcome, one, n)
         for n in range(3):
             await finish(runtime, name, seen, outcome, f"none{n}", n, **rule(outcome, True))
-        await runtime._parts.maintenance.trim_everything()
+        await runtime._assembly.trimmer.trim_everything()
         assert await kept_of(runtime, name, ids) == ids
         assert (await runtime.queue.counts(name))[outcome] == 3
 

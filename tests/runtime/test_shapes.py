@@ -89,12 +89,12 @@ async def test_retention_keeps_its_number_over_both_shapes_and_strands_no_record
     async with second:
         await second.queue.add_bulk(some(group, "abc"))
         await second.wait_idle(10)
-        await second._parts.maintenance.trim_everything()
+        await second._assembly.trimmer.trim_everything()
         counts = await second.queue.counts("sync")
         assert (counts["completed"], counts["failed"]) == (5, 5)
         records = [key async for key in redis.scan_iter(match=f"*{prefix}:sync*:j:*", count=1000)]
         assert len(records) == 10, records
-        await second._parts.maintenance.trim_everything()
+        await second._assembly.trimmer.trim_everything()
         assert (await second.queue.counts("sync"))["completed"] == 5
 
 
@@ -107,5 +107,5 @@ async def test_a_listing_that_is_nothing_of_ours_stops_no_retention(runtime, red
             await redis.zadd(f"{{{prefix}:sync}}:c", {member: 1})
         await runtime.queue.add_bulk(some(True, "abcdefghi"))
         await seen("job.completed", count=9)
-        await runtime._parts.maintenance.trim_everything()
+        await runtime._assembly.trimmer.trim_everything()
         assert await redis.zcard(f"{{{prefix}:sync}}:c") == 5

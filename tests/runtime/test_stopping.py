@@ -178,7 +178,7 @@ async def test_a_killed_worker_loses_nothing_and_its_jobs_run_elsewhere(project,
     runtime = Runtime(jobs=project.folder / "jobs", data_dir=project.folder / ".asyncjobs")
     if not known_host:
         monkeypatch.setattr("asyncjobs.upkeep.heartbeat._host", lambda: "elsewhere")
-        monkeypatch.setattr("asyncjobs.upkeep.maintenance.died_here", lambda process: False)
+        monkeypatch.setattr("asyncjobs.upkeep.recovery.died_here", lambda process: False)
     seen = Watcher(runtime)
     victim = project()
     await victim.says("ready")
@@ -204,8 +204,8 @@ async def test_a_killed_worker_loses_nothing_and_its_jobs_run_elsewhere(project,
 
 def pause(runtime: Runtime, quiet: bool = True) -> None:
     """Make this process take nothing, so that another one does."""
-    runtime._parts.consumers["work"].quiet = quiet
-    registry = runtime._parts.registries["tenant"]
+    runtime._assembly.queues.consumers["work"].quiet = quiet
+    registry = runtime._assembly.queues.registries["tenant"]
     registry.quiet = quiet
     for consumer in registry.open.values():
         consumer.quiet = quiet

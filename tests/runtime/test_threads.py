@@ -25,8 +25,9 @@ from asyncjobs import (
     Runtime,
     UnknownJobError,
 )
-from asyncjobs.guests.threads import Crossing, FromThread
-from asyncjobs.job import Job, current
+from asyncjobs.active_job import current
+from asyncjobs.guests.crossing import Crossing, FromThread
+from asyncjobs.job import Job
 from tests.helpers import LOOPS, Process, Watcher, eventually, free_port, ledger, run_on, write
 
 on_both_loops = pytest.mark.parametrize("loop", LOOPS)
@@ -728,9 +729,9 @@ def test_a_thread_goes_on_when_the_app_cancels_everything(server, prefix, loop, 
         async with runtime:
             jobs = await runtime.queue.add_bulk([("block", 1), ("block", 2)])
             await eventually(lambda: blocked.now == 2)
-            for job in runtime._parts.consumers["block"].attempts.running.values():
+            for job in runtime._assembly.queues.consumers["block"].attempts.running.values():
                 job.aio_task.cancel()
-            for run in runtime._parts.scheduler._runs:
+            for run in runtime._assembly.scheduler._runs:
                 run.aio_task.cancel()
             await asyncio.sleep(0.2)
             assert (await runtime.queue.get_job("block", jobs[0].id)).state == "active"
@@ -745,9 +746,9 @@ def test_a_thread_goes_on_when_the_app_cancels_everything(server, prefix, loop, 
 # Threads that come too late ---------------------------------------------------------------------------------------
 async def disconnect(runtime):
     """A loop that ends without a stop; uvloop would wait for its connections when it is closed."""
-    await runtime._parts.crew.stop()
-    await runtime._parts.lifeline.stop()
-    await runtime._parts.broker.close()
+    await runtime._assembly.crew.stop()
+    await runtime._assembly.lifeline.stop()
+    await runtime._assembly.broker.close()
 
 
 def call_after(blocked, calls, errors):
@@ -785,14 +786,14 @@ def test_a_thread_that_comes_too_late_is_told_so(server, prefix, loop, blocked, 
         await runtime.start()
         job = await runtime.queue.add("late", 1)
         await eventually(lambda: blocked.now == 1)
-        (active,) = runtime._parts.consumers["late"].attempts.running.values()
+        (active,) = runtime._assembly.queues.consumers["late"].attempts.running.values()
         if late == "loop closed":
             await disconnect(runtime)
             return
         if late == "stop":
             await runtime.stop(grace=0)
         elif late == "taken over":
-            runtime._parts.consumers["late"].attempts.cancel(active, "lost")
+            runtime._assembly.queues.consumers["late"].attempts.cancel(active, "lost")
         else:
             await eventually(lambda: active.leaving)
         blocked.go.set()

@@ -310,8 +310,8 @@ async def test_a_test_has_a_store_of_its_own(tmp_path, monkeypatch):
         for _ in range(2):
             async with runtime, Runtime(jobs=tmp_path / "jobs", environment="test", consume=False) as other:
                 for one in (runtime, other):
-                    folders.add(one._parts.embedded.folder)
-                    assert Path(one._parts.embedded.folder).stat().st_mode & 0o77 == 0
+                    folders.add(one._assembly.embedded.folder)
+                    assert Path(one._assembly.embedded.folder).stat().st_mode & 0o77 == 0
                 assert await (await runtime.queue.add("mail", 1)).wait(BOUND) == 1
                 job = await other.queue.add("mail", 1)
                 assert (await other.queue.counts("mail"))["waiting"] == 1
@@ -334,7 +334,7 @@ async def test_a_relative_folder_of_the_store_belongs_to_the_project(tmp_path, m
     ):
         monkeypatch.chdir(folder / here)
         async with Runtime(jobs=jobs, data_dir=data_dir) as runtime:
-            assert runtime._parts.embedded.folder == wanted
+            assert runtime._assembly.embedded.folder == wanted
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -346,5 +346,5 @@ async def test_a_store_that_is_named_is_used_in_a_test(tmp_path, monkeypatch, se
     monkeypatch.setenv("ASYNCJOBS_REDIS_URL", getattr(server, "url", "") or "redis://127.0.0.1:1")
     if hasattr(server, "url"):
         async with Runtime(environment="test") as runtime:
-            assert runtime._parts.embedded is None
+            assert runtime._assembly.embedded is None
     await asyncio.sleep(0)

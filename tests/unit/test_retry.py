@@ -7,9 +7,10 @@ import logging
 import pytest
 
 from asyncjobs import Backoff, Discard, JobDefinition, JobOptions
+from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Keys, TakenJob
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.job import ActiveJob, Overrides
+from asyncjobs.declare.overrides import Overrides
 from asyncjobs.logs import told
 from asyncjobs.work.decide import decide, store
 from asyncjobs.work.executor import Completed, Failed, Later, Lost, Released

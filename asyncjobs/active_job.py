@@ -1,0 +1,121 @@
+"""The ActiveJob: the job that a handler is running, as the handler sees it."""
+
+from __future__ import annotations
+
+import contextvars
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from asyncjobs import clock
+from asyncjobs.broker import Keys, TakenJob
+from asyncjobs.declare import payload
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import (
+    shown,
+)
+from asyncjobs.errors import PayloadError, named
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from asyncjobs.broker import Broker
+    from asyncjobs.guests.threads import InThread
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
+
+LONGEST_LINE: Final = 8192  # bytes of a log line
+
+
+current: contextvars.ContextVar[ActiveJob] = contextvars.ContextVar("asyncjobs_current_job")
+
+
+class ActiveJob:
+    """The job that a handler is running.
+
+    Attributes:
+        attempts_made: finished tries before this one: 0 on the first.
+        attempts: the most tries in all; None: no bound.
+        stalled_count: how often its process died.
+    """
+
+    __slots__ = (
+        "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
+        "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw",
+        "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
+    )  # fmt: skip
+
+    def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
+        self._broker = broker
+        self._notify = notify
+        self.spec = spec
+        self.keys = keys
+        self.name = spec.name
+        self.group_id = keys.group or None
+        (
+            self.id,
+            self.entry,
+            self.raw,
+            self.attempts_made,
+            self.stalled_count,
+            self.added_ms,
+            options,
+            self.token,
+            fault,
+        ) = taken
+        self.overrides = NO_OVERRIDES
+        self.unreadable: PayloadError | None = None
+        self.stored_id: str | bytes = self.id
+        if fault is not None:
+            self.stored_id = fault.stored_id
+            self.unreadable = PayloadError(f"the record of {named(self.name, self.id)} is damaged: {fault.text}")
+        elif options:
+            try:
+                self.overrides = Overrides.decode(options)
+            except Exception as error:  # not only msgspec's: what is nested too deeply is a RecursionError
+                self.unreadable = PayloadError(f"the options of {named(self.name, self.id)} cannot be read: {error}")
+        self.data: Any = None
+        self.discarded = False
+        # Kept by the consumer:
+        self.aio_task: asyncio.Task[None] | None = None
+        self.context: Any = None  # what integrations keep with this try
+        self.began = False
+        self.entered = False  # its handler is called, or is about to be
+        self.began_at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+        self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it
+        self.thread: InThread | None = None  # while one runs its handler
+        self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts
+
+    @property
+    def attempts(self) -> int | None:
+        return self.overrides.attempts(self.spec.job_options)
+
+    @property
+    def added_at(self) -> datetime:
+        return clock.from_ms(self.added_ms)
+
+    def discard(self) -> None:
+        """From now on no further try: a raise fails the job for good, a return completes it."""
+        self.discarded = True
+
+    async def update_progress(self, value: Any) -> None:
+        """Record how far the job is, any JSON; the event `job.progress` carries it.
+
+        Raises:
+            PayloadError: `value` cannot be written, or is larger than `max_result`; a handler that ends with this error
+                is not tried again.
+        """
+        body = payload.encode_result(value, "progress", self.spec.max_result)
+        await self._broker.note(self.keys, self.id, self.token, "progress", body)
+        self._notify("job.progress", self.name, job_id=self.id, group_id=self.group_id, data=value)
+
+    async def log(self, text: str) -> None:
+        """Keep a line with the job, its first 8192 bytes of UTF-8; the last 1000 stay."""
+        if not isinstance(text, str):
+            raise PayloadError(f"job.log({shown(text)}): expected text")
+        line = text[:LONGEST_LINE].encode(errors="replace")
+        if len(line) > LONGEST_LINE:
+            line = line[:LONGEST_LINE].decode(errors="ignore").encode()  # not within a character
+        await self._broker.note(self.keys, self.id, self.token, "log", line)
+
+    def __repr__(self) -> str:
+        return f"<ActiveJob {named(self.name, self.id, self.group_id)} try {self.attempts_made + 1}>"

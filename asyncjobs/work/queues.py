@@ -1,0 +1,197 @@
+"""The Queues: all that this process consumes, with and without groups, and the limits that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Final
+
+from asyncjobs.broker import Place
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import Limiter
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
+from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.supervisor import Crew
+from asyncjobs.work.consumer import Consumer
+from asyncjobs.work.groups import GroupRegistry
+from asyncjobs.work.shared import Shop
+
+logger = logging.getLogger("asyncjobs")
+
+SHOWN_GROUPS: Final = 5
+DEFAULT_LEASE: Final = 30.0
+
+
+class Queues:
+    """State: `consumers` and `registries` by job name; `gates` by key; `quiet`, nothing is to begin any more;
+    `expected`, the jobs that are about to be consumed: the first beat tells their leases."""
+
+    def __init__(self, shop: Shop, supervisor: Crew) -> None:
+        self._shop, self._supervisor = shop, supervisor
+        self.consumers: dict[str, Consumer] = {}
+        self.registries: dict[str, GroupRegistry] = {}
+        self.gates: dict[str, Gate] = {}
+        self.expected: list[JobSpec] = []
+        self.quiet = False
+
+    async def consume(self, spec: JobSpec) -> None:
+        """Open the queue of one job, or the registry of its groups; the first look comes with the news link.
+
+        May be called again after an error. Jobs that were added while the job had groups and now has none, or the other
+        way round, are run as well.
+        """
+        gates = self._shop.gates[spec.name] = self._gates_of(spec)
+        if spec.grouped:
+            await self.registry(spec).reload()
+        else:
+            self.queue(spec)
+        await self._look_elsewhere(spec)
+
+        def room() -> None:
+            for gate in gates:
+                gate.open()
+
+        def news(group_id: str, delay: float) -> None:
+            if group_id:
+                self.registry(spec).wake(group_id, delay)
+            else:
+                self.queue(spec).wake(group_id, delay)
+
+        def look() -> None:
+            if spec.name in self.consumers:
+                self.consumers[spec.name].look_again()
+            if spec.name in self.registries:
+                self._supervisor.once(f"looking at the groups of {spec.name}", self.registries[spec.name].look)
+
+        def reload() -> None:
+            self._supervisor.once(f"looking at the groups of {spec.name}", self.registry(spec).reload)
+
+        await self._shop.broker.listen_for_news(spec.name, news, look, reload, room)
+
+    def queue(self, spec: JobSpec) -> Consumer:
+        """The consumer of what is added without a group."""
+        consumer = self.consumers.get(spec.name)
+        if consumer is None:
+            consumer = Consumer(self._shop, spec, self._shop.broker.queue_keys(spec.name, None))
+            consumer.quiet = self.quiet
+            self.consumers[spec.name] = consumer
+            self._mind_shapes(spec)
+        return consumer
+
+    def registry(self, spec: JobSpec) -> GroupRegistry:
+        """The groups of a job."""
+        registry = self.registries.get(spec.name)
+        if registry is None:
+            registry = self.registries[spec.name] = GroupRegistry(self._shop, spec)
+            registry.quiet = self.quiet
+            self._supervisor.start(f"reaper of {spec.name}", registry.run)
+            self._mind_shapes(spec)
+        return registry
+
+    def _mind_shapes(self, spec: JobSpec) -> None:
+        """Finished jobs with and without a group stand in one list: what they may keep is decided for all of them."""
+        if spec.name in self.consumers and spec.name in self.registries:
+            self.consumers[spec.name].indexed = True
+
+    async def _look_elsewhere(self, spec: JobSpec) -> None:
+        """Find the jobs of a name that another release has added with groups, where it has none, or without."""
+        try:
+            found = await self._shop.broker.other_shape(spec.name, spec.grouped)
+        except BrokerUnavailableError:
+            raise
+        except BrokerError as error:  # a key of a foreign type: said where the queue has its turns
+            logger.debug("looking at %s: %s", spec.name, error)
+            return
+        if found is None:
+            return
+        if spec.grouped:
+            text = (
+                "%s has groups, and %d of its jobs were added when it had none; they run one after the other, with no "
+            )
+            logger.warning(text + "group_id", spec.name, found.jobs)
+            self.queue(spec)
+            return
+        if found.jobs:
+            some = ", ".join(visible(one) for one in found.groups[:SHOWN_GROUPS])
+            more = ", …" if len(found.groups) > SHOWN_GROUPS else ""
+            text = "%s has no groups, and %d of its jobs were added when it had some (%s%s); each group's run in order"
+            logger.warning(text, spec.name, found.jobs, some, more)
+        registry = self.registry(spec)
+        for group_id in found.groups:
+            registry.wake(group_id)
+
+    def _gates_of(self, spec: JobSpec) -> tuple[Gate, ...]:
+        """The limits that hold over the queues of a job and others, one object each in a process."""
+        total, named = self._shop.broker.gate_keys(spec.name, [one.name or "" for one in spec.named_limiters])
+        wanted: list[tuple[str, tuple[Limiter, ...], int | None]] = []
+        if spec.total_limiters or spec.total_concurrency:
+            wanted.append((total, spec.total_limiters, spec.total_concurrency))
+        wanted += [(key, (limiter,), None) for key, limiter in zip(named, spec.named_limiters, strict=True)]
+        for key, limiters, slots in wanted:
+            if key not in self.gates:
+                self.gates[key] = Gate(self._shop.broker, key, spec.name, limiters, slots, spec.lease)
+        return tuple(self.gates[key] for key, _, _ in wanted)
+
+    def leases(self) -> dict[str, float]:
+        """By which the others judge this process: job name → seconds, '' for what runs besides jobs."""
+        found = {spec.name: spec.lease for spec in (*self.expected, *self.specs())}
+        usual = Counter(found.values()).most_common(1)
+        rest = usual[0][0] if usual else DEFAULT_LEASE
+        return {"": rest, **{name: lease for name, lease in found.items() if lease != rest}}
+
+    def specs(self) -> list[JobSpec]:
+        """Each job once, though it may have had groups in another release."""
+        specs = {name: consumer.spec for name, consumer in self.consumers.items()}
+        specs |= {name: registry.spec for name, registry in self.registries.items()}
+        return list(specs.values())
+
+    def consumer_at(self, place: Place) -> Consumer | None:
+        """Whoever consumes here what is added there."""
+        if not place.registry:
+            return self.consumers.get(place.name)
+        registry = self.registries.get(place.name)
+        return None if registry is None else registry.open.get(place.keys.group)
+
+    def all(self) -> list[Consumer]:
+        grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]
+        return [*self.consumers.values(), *grouped]
+
+    def in_threads(self) -> int:
+        """How many jobs cannot be cancelled, because threads run them."""
+        return sum(one.attempts.in_threads() for one in self.all())
+
+    def hush(self) -> None:
+        """From now on nothing begins."""
+        self.quiet = True
+        for registry in self.registries.values():
+            registry.quiet = True
+        for consumer in self.all():
+            consumer.hush()
+
+    def cancel_all(self) -> None:
+        """Cancel what runs, because the process stops."""
+        for consumer in self.all():
+            consumer.cancel_all()
+
+    def close(self) -> None:
+        for gate in self.gates.values():
+            gate.close()
+
+    def running(self) -> int:
+        return sum(len(consumer.attempts.running) for consumer in self.all())
+
+    def unsettled(self) -> int:
+        return sum(consumer.unsettled for consumer in self.all())
+
+    def at_rest(self) -> bool:
+        """Whether nothing runs, nothing waits to be settled, and nothing may be pending of which nobody knows here."""
+        return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all())
+
+    def at_rest_but_for_threads(self) -> bool:
+        """The same, but for jobs that threads run."""
+        return self.running() == self.in_threads() and not any(one.unsettled or one.unsure for one in self.all())
+
+    async def keep_owned(self, process: str) -> None:
+        """After a lapse: every try that another process took over meanwhile is cancelled."""
+        await asyncio.gather(*(one.keep_owned(process) for one in self.all() if one.attempts.running))
