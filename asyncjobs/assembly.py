@@ -29,7 +29,6 @@ from asyncjobs.events import EventBus
 from asyncjobs.guests.calls import Deadline, leave_behind, within
 from asyncjobs.guests.crossing import Crossing
 from asyncjobs.guests.threads import Threads
-from asyncjobs.invariants import at_a_glance
 from asyncjobs.logs import said
 from asyncjobs.supervisor import Crew
 from asyncjobs.upkeep.heartbeat import Liveness
@@ -201,28 +200,6 @@ class Assembly:
             self._beats = True
             self.lifeline.start("heartbeat", self.liveness.run)
             self.lifeline.start("lapses and the dead", self.liveness.run_consequences)
-
-    # Looking ----------------------------------------------------------------------------------------------
-    def health(self) -> dict[str, Any]:
-        """How this process is doing; see `Runtime.health`."""
-        connected = self.broker.subscriber.connected and self.pump.outage_since is None
-        lost_at, running = self.liveness.data_lost_at, self.queues.running()
-        down = [*self.crew.down(), *self.lifeline.down()]
-        return {
-            "status": "ok" if connected and lost_at is None and not down else "degraded",
-            "store": self.broker.address.text,
-            "keeps": self.store.keeps if self.store else "unknown",
-            "data_lost_at": lost_at,
-            "process": self.liveness.process,
-            "connected": connected,
-            "loops_down": down,
-            "seconds_since_beat": round(self.liveness.since_last_beat(), 3),
-            "running": running,
-            "unsettled": self.queues.unsettled(),
-            "invariants": at_a_glance(self, running),
-            "groups": {name: len(registry.open) for name, registry in self.queues.registries.items()},
-            "tasks": self.scheduler.planned(),
-        }
 
     # Stopping ---------------------------------------------------------------------------------------------
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from asyncjobs.assembly import Assembly
 from asyncjobs.broker.keeping import INSPECTED, Inspection
 from asyncjobs.broker.keys import Keys, parted
+from asyncjobs.declare.options import RuntimeConfig
 from asyncjobs.errors import visible
+from asyncjobs.queue import Queue
 from asyncjobs.work.alarms import ENTRIES
 from asyncjobs.work.consumer import Consumer
 
-if TYPE_CHECKING:
-    from asyncjobs.assembly import Assembly
-    from asyncjobs.runtime import Runtime
+
+class Runtime(Protocol):
+    """As much of a `Runtime` as is looked at here."""
+
+    config: RuntimeConfig
+    _assembly: Assembly | None
+
+    @property
+    def queue(self) -> Queue: ...
 
 
 def of_runtime(runtime: Runtime) -> list[str]:

@@ -13,7 +13,7 @@ from asyncjobs.declare.cron_expression import normalise
 from asyncjobs.declare.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters
 from asyncjobs.declare.options import JobOptions, RuntimeConfig, WorkerOptions, build, keywords, shown
 from asyncjobs.errors import ConfigError
-from asyncjobs.guests.crossing import Crossing, FromThread
+from asyncjobs.guests.crossing import Crossing, FromThread, here
 from asyncjobs.queue import Queue
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -79,7 +79,14 @@ class Registrations:
 
         return register
 
-    async def load(self, jobs: Path | None, tasks: Path | None, given: Mapping[str, Any], way: Crossing) -> None:
+    def tasks_here(self, config: RuntimeConfig) -> tuple[TaskSpec, ...]:
+        """The tasks that run in this process."""
+        tasks = self.loaded.tasks if config.schedule else []
+        return tuple(spec for spec in tasks if spec.runs_in(config.environment))
+
+    async def load(
+        self, config: RuntimeConfig, jobs: Path | None, tasks: Path | None, given: Mapping[str, Any], way: Crossing
+    ) -> None:
         """Load the folders. Sync functions may use what their `define` was given, so it works in threads as well.
 
         Raises:
@@ -90,7 +97,7 @@ class Registrations:
             self._queue.unregister(spec.name)
         self._loaded = await loader.load(
             jobs,
-            tasks,
+            tasks if config.schedule and config.environment != "test" else None,
             given=given,
             timezone=self._config.timezone,
             known=tuple(self.jobs.values()),
@@ -101,9 +108,9 @@ class Registrations:
         for spec in self._loaded.jobs:
             self._queue.register(spec)
 
-    def with_add(self, function: Function, name: str, add: Callable[..., Any]) -> Function:
+    def with_add(self, function: Function, name: str) -> Function:
         """`function` with an `add`; a method, or an object with an `add` of its own, is wrapped to have one."""
-        add = functools.partial(add, name)
+        add = functools.partial(self._add, name)
         plain: Any = getattr(function, "__func__", function) if isinstance(function, staticmethod) else function
         other = getattr(plain, "add", None)
         if other is None or isinstance(other, functools.partial):
@@ -117,6 +124,9 @@ class Registrations:
         wrapped.add = add
         self._queue.refer(wrapped, name)
         return wrapped  # type: ignore[no-any-return]
+
+    def _add(self, name: str, *args: Any, **options: Any) -> Any:
+        return here(self._queue).add(name, *args, **options)
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Assembly
 from asyncjobs.declare import loader
-from asyncjobs.declare.definition import JobDefinition, TaskSpec, zone
+from asyncjobs.declare.definition import JobDefinition, zone
 from asyncjobs.declare.options import (
     RuntimeConfig,
     Seconds,
@@ -29,6 +29,7 @@ from asyncjobs.errors import NotRunningError
 from asyncjobs.events import EventBus, Subscriber
 from asyncjobs.guests.calls import Deadline
 from asyncjobs.guests.crossing import Crossing, here
+from asyncjobs.health import Health, health
 from asyncjobs.home import Home
 from asyncjobs.idle import idle
 from asyncjobs.integrations.sentry import Sentry
@@ -164,12 +165,9 @@ class Runtime:
         def register(function: Function) -> Function:
             known = name_of(function) if name is None else name
             self.add_job(known, self._registered.definition(function, given))
-            return self._registered.with_add(function, known, self._add)
+            return self._registered.with_add(function, known)
 
         return register
-
-    def _add(self, name: str, *args: Any, **options: Any) -> Any:
-        return self.queue.add(name, *args, **options)
 
     def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> None:
         """Register a job by its record; see `job` for when it is consumed.
@@ -273,10 +271,10 @@ class Runtime:
         services = Unmade() if unmade else await parts.enter(self._services)
         given = {"queue": self._queue, "io": self._io, "services": services}
         way = parts.crossing()
-        await self._load(given, way)
+        await self._registered.load(self.config, self._jobs_folder, self._tasks_folder, given, way)
         files = self._jobs_folder or self._tasks_folder
         target, parts.embedded = await located(self._redis, self.config, files, parts.stack)
-        parts.build(target, given, way, self._active_tasks(), self._sentry.scope)
+        parts.build(target, given, way, self._registered.tasks_here(self.config), self._sentry.scope)
 
     async def _launch(self, parts: Assembly) -> None:
         """Reach the store, then begin to work."""
@@ -288,10 +286,6 @@ class Runtime:
         if not self._looking:
             parts.crew.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
 
-    async def _load(self, given: Mapping[str, Any], way: Crossing) -> None:
-        schedules = self.config.schedule and self.config.environment != "test"
-        await self._registered.load(self._jobs_folder, self._tasks_folder if schedules else None, given, way)
-
     async def load(self) -> loader.Loaded:
         """Load and check both folders without a store, as `python -m asyncjobs check` does.
 
@@ -299,18 +293,14 @@ class Runtime:
             LoadError: every bad file, with its reason.
         """
         services = Unmade() if is_factory(self._services) else self._services
-        await self._load({"queue": self._queue, "io": self._io, "services": services}, Crossing())
+        given = {"queue": self._queue, "io": self._io, "services": services}
+        await self._registered.load(self.config, self._jobs_folder, self._tasks_folder, given, Crossing())
         return self.loaded
 
     @property
     def loaded(self) -> loader.Loaded:
         """All jobs and tasks that are registered in code and, since the last start or `load`, found in files."""
         return self._registered.loaded
-
-    def _active_tasks(self) -> tuple[TaskSpec, ...]:
-        if not self.config.schedule:
-            return ()
-        return tuple(spec for spec in self.loaded.tasks if spec.runs_in(self.config.environment))
 
     async def stop(self, grace: Seconds | None = None) -> None:
         """quiet → drain → cancel: no new job starts, running ones get `grace` seconds, the rest goes back uncounted.
@@ -333,7 +323,9 @@ class Runtime:
             self._state = "stopping"
             parts.end = Deadline(allowed + AFTERWARDS)
             try:
-                await self._drain(parts, allowed)
+                await parts.drain(allowed)
+                last = parts.end.left(LAST_WRITES, keep=1.0)
+                await asyncio.gather(self._bus.drain(last), self._io.flush(last), self._sentry.flush(last))
             finally:
                 self._assembly = None
                 self._queue.close()
@@ -345,11 +337,6 @@ class Runtime:
                     parts.linger()
                 else:
                     await parts.close()
-
-    async def _drain(self, parts: Assembly, grace: float) -> None:
-        await parts.drain(grace)
-        last = parts.end.left(LAST_WRITES, keep=1.0)
-        await asyncio.gather(self._bus.drain(last), self._io.flush(last), self._sentry.flush(last))
 
     @asynccontextmanager
     async def only_adding(self) -> AsyncIterator[Queue]:
@@ -397,22 +384,9 @@ class Runtime:
         parts = self._assembly
         return 0 if parts is None else parts.queues.running() + parts.queues.unsettled()
 
-    def health(self) -> dict[str, Any]:
-        """How this process is doing, without asking the store.
-
-        Returns:
-            state, store (its address without password), keeps (what of a write outlives the store), data_lost_at
-            (when the store was found to have lost its data, or None), process, connected, seconds_since_beat,
-            running, unsettled, invariants (what should hold of the runtime and does not, empty unless it has a fault),
-            loops_down (of the runtime's own, those that have ended and are not well again), groups (open ones by job),
-            tasks (next tick by name), io (accepted, sent, dropped), events (failed: how often subscribers raised;
-            dropped: what was too much for slow ones), and status: ``ok``, ``stopped``, or ``degraded`` while the store
-            does not answer or a loop is down, or lost data until `acknowledge_data_loss`.
-        """
-        parts = {"status": "stopped"} if self._assembly is None else self._assembly.health()
-        io = {"accepted": self._io.accepted, "sent": self._io.sent, "dropped": self._io.dropped}
-        events = {"failed": self._bus.failed, "dropped": self._bus.dropped}
-        return {**parts, "state": self._state, "io": io, "events": events}
+    def health(self) -> Health:
+        """How this process is doing, without asking the store; see `Health`."""
+        return {**health(self._assembly, self._bus, self._io), "state": self._state}
 
     def acknowledge_data_loss(self) -> None:
         """Somebody knows that the store has lost its data: `health` is well again."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from asyncjobs import __version__
-from asyncjobs.cli import INTERRUPTED, project, show
+from asyncjobs import __version__, terminal
+from asyncjobs.cli import INTERRUPTED, project
 from asyncjobs.runtime import Runtime
 
 EXIT_AFTER = 3.0  # seconds after the last word, for what the interpreter does at its end
@@ -48,8 +48,8 @@ def command(
 
 
 async def _run(runtime: Runtime, grace: float | None, burst: bool, verbose: bool) -> int:
-    out = show.console()
-    show.log_to_console(show.console(stderr=True), verbose)
+    out = terminal.console()
+    terminal.log_to_console(terminal.console(stderr=True), verbose)
     allowed = float(runtime.config.grace) if grace is None else grace  # type: ignore[arg-type]
     told = asyncio.Event()
     signals = _Signals(told, allowed)
@@ -127,7 +127,7 @@ def _banner(out: Any, runtime: Runtime) -> None:
     config = runtime.config
     out.print(f"asyncjobs {__version__}  pid {os.getpid()}", style="bold")
     out.print(f"store {health['store']}  environment {config.environment}  time zone {config.timezone}", markup=False)
-    show.show_loaded(out, runtime.loaded, set(health["tasks"]), config.environment)
+    terminal.show_loaded(out, runtime.loaded, set(health["tasks"]), config.environment)
     for name, at in health["tasks"].items():
         out.print(f"next {name}: {at:%Y-%m-%d %H:%M:%S} UTC", markup=False)
     out.print("ready")

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import click
 
-from asyncjobs.cli import project, show
+from asyncjobs import terminal
+from asyncjobs.cli import project
 from asyncjobs.errors import BrokerError
 from asyncjobs.runtime import Runtime
 
@@ -36,7 +37,7 @@ def command(jobs: str | None, tasks: str | None, app: str | None, redis: str | N
             )
             for name, one in counts.items()
         ]
-        show.console().print(show.table("", ("job", *states, "groups"), rows, numbers=(*states, "groups")))
+        terminal.console().print(terminal.table("", ("job", *states, "groups"), rows, numbers=(*states, "groups")))
     return 0
 
 

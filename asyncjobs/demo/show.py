@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from asyncjobs.cli import show
+from asyncjobs import terminal
 from asyncjobs.demo.services import SYMBOLS, Services, open_services
 from asyncjobs.errors import JobFailedError
 from asyncjobs.events import Event
@@ -70,7 +70,7 @@ class Screen:
 
 async def run() -> int:
     """The whole demonstration; 0 if every expectation was met."""
-    out = show.console()
+    out = terminal.console()
     out.print("asyncjobs demo: an example project on an embedded store of its own\n", style="bold")
     screen = Screen(out)
     logging.getLogger("asyncjobs").addHandler(logging.NullHandler())  # every failure is on the screen already
@@ -219,10 +219,10 @@ def _check(
 def _report(out: Console, expectations: list[Expectation], counts: dict[str, dict[str, int]]) -> int:
     out.print()
     rows = [(name, one["completed"], one["failed"]) for name, one in counts.items()]
-    out.print(show.table("jobs", ("name", "completed", "failed"), rows, numbers=("completed", "failed")))
+    out.print(terminal.table("jobs", ("name", "completed", "failed"), rows, numbers=("completed", "failed")))
     out.print()
     table = [(one.what, one.expected, one.counted, "ok" if one.met else "NOT MET") for one in expectations]
-    out.print(show.table("expectations", ("what", "expected", "counted", ""), table))
+    out.print(terminal.table("expectations", ("what", "expected", "counted", ""), table))
     missed = [one for one in expectations if not one.met]
     if missed:
         out.print(f"\n{len(missed)} of {len(expectations)} expectations were not met", style="bold red")
