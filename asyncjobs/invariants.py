@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from asyncjobs.assembly import Assembly
-from asyncjobs.broker.keeping import INSPECTED, Inspection
 from asyncjobs.broker.keys import Keys, parted
+from asyncjobs.broker.reading import INSPECTED, Inspection
 from asyncjobs.declare.options import RuntimeConfig
 from asyncjobs.errors import visible
 from asyncjobs.queue import Queue

@@ -2,22 +2,12 @@
 
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.adds import AddCall, Place
-from asyncjobs.broker.broker import (
-    NO_LIMIT,
-    WORK_LANES,
-    Broker,
-    BrokerBusyError,
-    Excess,
-    OnWork,
-    Op,
-    Settlement,
-    WorkCall,
-    WorkReply,
-)
+from asyncjobs.broker.broker import WORK_LANES, Broker
 from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
+from asyncjobs.broker.working import NO_LIMIT, BrokerBusyError, Excess, OnWork, Op, Settlement, WorkCall, WorkReply
 
 __all__ = [
     "NO_LIMIT",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -22,13 +22,13 @@ from asyncjobs.broker.keys import (
     processes_key,
     split_member,
     swept_key,
+    text_of,
 )
 from asyncjobs.broker.taken import TakenJob, shown_id, taken
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 ASKED_AT_ONCE: Final = 500  # processes
 SWEEPER_PATIENCE_MS: Final = 10_000
-INSPECTED: Final = 1000  # jobs of each kind in a queue
 UNUSED: Final = 60_000  # ms after which a process that holds nothing of a queue loses its name there
 LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
@@ -42,30 +42,6 @@ class Overflow(NamedTuple):
     name: str
     before_ms: int
     members: list[str | bytes]
-
-
-class Inspection(NamedTuple):
-    """Where the jobs of a queue stand.
-
-    Attributes:
-        pending: owner and id of each.
-        records: id → state and token, of those that are to be run.
-        counts: how many wait, run and are delayed, as they are counted for everybody.
-    """
-
-    waiting: list[str]
-    pending: list[tuple[str, str]]
-    delayed: list[str]
-    finished: list[str]
-    records: dict[str, tuple[str, str]]
-    counts: list[int]
-
-
-class OtherShape(NamedTuple):
-    """What lies under a name as another release has added it: how many jobs are to be run, and of which groups."""
-
-    jobs: int
-    groups: list[str]
 
 
 class Silent(NamedTuple):
@@ -125,25 +101,6 @@ class Keeping(Asker):
             doomed += taken(rows, 7, token)
             if not more:
                 return back, doomed
-
-    async def inspect(self, keys: Keys) -> Inspection:
-        """Where the jobs of one queue stand at one instant, the first `INSPECTED` of each kind."""
-        waiting, pending, delayed, records, finished, counts = await self._ask(
-            scripts.INSPECT(keys.stream, keys.delayed, keys.completed, keys.failed, keys.jobs, INSPECTED)
-        )
-        flat, owned = _shown(records), _shown(pending)
-        return Inspection(
-            _shown(waiting),
-            list(zip(owned[::2], owned[1::2], strict=True)),
-            _shown(delayed),
-            _shown(finished),
-            {flat[i]: (flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)},
-            counts,
-        )
-
-    async def living(self) -> set[str]:
-        """The processes that were not given up."""
-        return {one.decode(errors="replace") for one in await self._ask(("ZRANGE", processes_key(self.prefix), 0, -1))}
 
     async def leave(self, queues: Sequence[Keys], process: str) -> None:
         """Take a stopping process's name off the queues it served, and off the list of processes.
@@ -212,7 +169,7 @@ class Keeping(Asker):
         """Finished jobs of groups of `name` that retention lets go."""
         completed, failed = index_keys(self.prefix, name)
         reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
-        return Overflow(name, reply[2], [_text(one) for one in (*reply[0], *reply[1])])
+        return Overflow(name, reply[2], [text_of(one) for one in (*reply[0], *reply[1])])
 
     async def forget(self, overflow: Overflow) -> int:
         """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
@@ -271,44 +228,6 @@ class Keeping(Asker):
         groups = groups_key(self.prefix, name)
         return not score or bool(await self._ask(scripts.UNREGISTER(groups, keys.group, score))), 0.0
 
-    async def groups(self, name: str) -> AsyncIterator[list[str]]:
-        """The groups of a job name that are not reaped, in pieces of a bounded size."""
-        cursor, seen = b"0", set()
-        while True:
-            cursor, rows = await self._ask(("ZSCAN", groups_key(self.prefix, name), cursor, "COUNT", 500))
-            fresh = [row.decode() for row in rows[::2] if row not in seen]
-            seen.update(rows[::2])
-            if fresh:
-                yield fresh
-            if cursor == b"0":
-                return
-
-    async def other_shape(self, name: str, grouped: bool) -> OtherShape | None:
-        """What lies under `name` although it has groups now, or has none; None: nothing does.
-
-        Finished jobs count for this as well, since what keeps them differs; the first and the last listing tell.
-        """
-        if grouped:
-            keys = self.queue_keys(name, None)
-            *left, _, _ = await self._ask(scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed))
-            return OtherShape(sum(left), []) if any(left) else None
-        ends = [(key, n) for key in index_keys(self.prefix, name) for n in (0, -1)]
-        groups, *listings = await asyncio.gather(
-            self._ask(("ZCARD", groups_key(self.prefix, name))), *(self._ask(("ZRANGE", key, n, n)) for key, n in ends)
-        )
-        listed = any(split_member(_text(member))[0] is not None for members in listings for member in members)
-        if not groups:
-            return OtherShape(0, []) if listed else None
-        jobs, found = 0, []
-        async for some in self.groups(name):
-            queues = [self.queue_keys(name, group_id) for group_id in some]
-            found += some
-            counts = await asyncio.gather(
-                *(self._ask(scripts.COUNT(one.stream, one.delayed, one.completed, one.failed)) for one in queues)
-            )
-            jobs += sum(sum(one[:3]) for one in counts)
-        return OtherShape(jobs, found)
-
 
 def _leases(text: bytes) -> dict[str, float]:
     """What a process says of its leases; empty where it says nothing that can be read."""
@@ -316,15 +235,3 @@ def _leases(text: bytes) -> dict[str, float]:
         return {name: ms / 1000 for name, ms in msgspec.json.decode(text, type=dict[str, float]).items() if ms > 0}
     except msgspec.MsgspecError:
         return {}
-
-
-def _text(member: bytes) -> str | bytes:
-    """A listing as text, or as it is where it is no UTF-8: nothing of ours, but an id of that name all the same."""
-    try:
-        return member.decode()
-    except UnicodeDecodeError:
-        return member
-
-
-def _shown(texts: Sequence[bytes]) -> list[str]:
-    return [one.decode(errors="replace") for one in texts]

@@ -219,3 +219,11 @@ class Channels:
     def news(self, name: str) -> str:
         """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
         return f"{self._root}:news:{name}"
+
+
+def text_of(member: bytes) -> str | bytes:
+    """A listing as text, or as it is where it is no UTF-8: nothing of ours, but an id of that name all the same."""
+    try:
+        return member.decode()
+    except UnicodeDecodeError:
+        return member

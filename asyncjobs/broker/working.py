@@ -1,0 +1,254 @@
+"""Working: the turns of queues, what a lost reply has left, and what a try says while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from redis.exceptions import ResponseError
+
+from asyncjobs.broker import scripts
+from asyncjobs.broker.calling import Asker
+from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, is_transient, refusal
+from asyncjobs.broker.keys import (
+    Keys,
+    groups_key,
+    index_keys,
+    index_member,
+)
+from asyncjobs.broker.taken import TakenJob, taken
+from asyncjobs.broker.wire import Command
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
+
+LOG_LINES: Final = 1000
+HEAVY: Final = 1024 * 1024  # bytes; a server may be set to refuse values from there on, but never smaller ones
+NO_LIMIT: Final = (-1, -1, -1, -1)
+
+Op = Literal["c", "f", "r", "b", "h"]
+
+
+class Settlement(NamedTuple):
+    """What becomes of one finished try; see ``lua/work.lua`` by `op`. An id is bytes if it is no UTF-8."""
+
+    op: Op
+    job_id: str | bytes
+    entry: bytes
+    token: bytes
+    body: bytes = b""
+    number: int = 0
+    keep: str = ""
+
+
+class WorkCall(NamedTuple):
+    """One queue's turn: what to settle, and how much to take.
+
+    Attributes:
+        free: slots to fill; 0 settles only.
+        slots: most active jobs over all processes, 0 for no such bound.
+        windows: of the limiter, ``max:µs max:µs …``; '' for none.
+        margin: µs that a start may lag behind its token.
+        ahead: how many of `free` are beyond the only slot, to run one after the other.
+        retention: completed count and age in ms, failed count and age in ms; -1 for no bound.
+    """
+
+    name: str
+    keys: Keys
+    grouped: bool
+    token: bytes
+    free: int
+    slots: int
+    windows: str
+    margin: int
+    ahead: int
+    retention: tuple[int, int, int, int]
+    settlements: Sequence[Settlement]
+
+
+class WorkReply(NamedTuple):
+    """`statuses`: a character a settlement, see ``lua/work.lua``; `wait`: seconds until more may be had, or None.
+
+    Attributes:
+        settings: windows, concurrency, weight as they were set at run time, '' for what was not; None: nothing was.
+    """
+
+    statuses: bytes
+    wait: float | None
+    jobs: list[TakenJob]
+    settings: tuple[str, str, str] | None = None
+
+
+class Excess(NamedTuple):
+    """Finished jobs of a name that a rule may let go; of a grouped one over all its groups."""
+
+    name: str
+    retention: tuple[int, int, int, int]
+
+
+def rule(op: Op, keep: str) -> tuple[int, int, int, int]:
+    """The rule that one add gave, ``count:age``, as a retention."""
+    count, _, age = keep.partition(":")
+    return (int(count), int(age), -1, -1) if op == "c" else (-1, -1, int(count), int(age))
+
+
+class BrokerBusyError(BrokerError):
+    """The server said "not now" and applied nothing; the same call may succeed in a moment."""
+
+
+OnWork: TypeAlias = Callable[["WorkReply | BrokerError"], None]
+
+
+class Working(Asker):
+    """The verbs of whoever takes and settles."""
+
+    _scattered: bool  # a Cluster, where the groups of a name lie in different slots
+    _work: list[Lane]  # connections of their own
+
+    async def work(
+        self, lane: int, process: str, calls: Sequence[WorkCall]
+    ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
+        """Settle and take on several queues in one pipeline.
+
+        Returns:
+            A reply for each call, or `BrokerBusyError`, or `BrokerUnavailableError` where one node of a Cluster gave
+            no answer, or another `BrokerError` where it was refused; and what is to be trimmed now that they have
+            finished.
+        Raises:
+            BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
+        """
+        heavy = [call for call in calls if call.settlements and max([len(one[4]) for one in call.settlements]) >= HEAVY]
+        if not heavy or len(calls) == 1:
+            return await self._work_together(lane, process, calls)
+        alone = set(map(id, heavy))
+        light = [call for call in calls if id(call) not in alone]
+        replies, over = await self._work_together(lane, process, light) if light else ([], [])
+        found = dict(zip(map(id, light), replies, strict=True))
+        for call in heavy:  # a server that refuses to read one hangs up, and answers nothing of what lies behind it
+            try:
+                (found[id(call)],), more = await self._work_together(lane, process, [call])
+                over += more
+            except BrokerError as error:
+                found[id(call)] = error
+        return [found[id(call)] for call in calls], over
+
+    async def _work_together(
+        self, lane: int, process: str, calls: Sequence[WorkCall]
+    ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
+        names, indexing = self._index_commands(calls)
+        size = BYTES_A_PIPELINE // max(1, sum(call.free > 0 for call in calls))
+        commands = [*indexing, *(self.work_command(process, call, size) for call in calls)]
+        places = {name: i for i, name in enumerate(names)}
+        needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
+        replies = await self._work[lane].run(commands, needs if names else ())
+        over = [
+            Excess(call.name, rule(one.op, one.keep))
+            for call in calls
+            for one in call.settlements
+            if len(one.keep) > 1  # of this one job, and applied to its whole name
+        ]
+        kept = {call.name: Excess(call.name, call.retention) for call in calls} if names else {}
+        refused: dict[str, ResponseError] = {}
+        for name, reply in zip(names, replies, strict=False):
+            if isinstance(reply, ResponseError):
+                refused[name] = reply
+            elif not isinstance(reply, BrokerError) and (reply[0] or reply[1]):
+                over.append(kept[name])
+        answers = replies[len(names) :]
+        for i, call in enumerate(calls):
+            if call.name in refused and call.settlements and isinstance(answers[i], ResponseError):
+                answers[i] = refused[call.name]  # why it was not settled
+        return [work_reply(call, reply) for call, reply in zip(calls, answers, strict=True)], over
+
+    def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
+        """Jobs of groups are listed under their name before they finish: a listed job without record is harmless."""
+        by_name: dict[str, list[str | bytes | int]] = {}
+        for call in calls:
+            if not call.grouped or not call.settlements:
+                continue
+            args = by_name.get(call.name)
+            if args is None:
+                completed, failed = index_keys(self.prefix, call.name)
+                args = [groups_key(self.prefix, call.name), completed, failed, *NO_LIMIT]
+                by_name[call.name] = args
+            group = call.keys.group
+            for one in call.settlements:
+                if one.keep == "" and one.op in "cf":  # by the rule of the name, which is asked about
+                    at = 3 if one.op == "c" else 5
+                    args[at : at + 2] = call.retention[at - 3 : at - 1]
+                listed = _is_listed(one)
+                args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
+        return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
+
+    def _listing(self, call: WorkCall) -> tuple[str, str]:
+        """Where one of the jobs that a call settles is listed by then, and as what; nowhere on a Cluster, which does
+        not send the call at all where listing was refused."""
+        if call.grouped and call.settlements and not self._scattered:
+            for one in call.settlements:
+                if _is_listed(one):
+                    completed, failed = index_keys(self.prefix, call.name)
+                    return completed if one.op == "c" else failed, index_member(call.keys.group, str(one.job_id))
+        return call.keys.tag + ":s", ""
+
+    def work_command(self, process: str, call: WorkCall, size: int, tell: str = "") -> Command:
+        """`size`: bytes of payloads after which it takes no further job."""
+        tag = call.keys.tag
+        listing, listed = self._listing(call)
+        args: list[str | bytes | int] = [
+            tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o", listing,
+            tag + ":j:", self.channels.news(call.name), self.channels.done, call.keys.group, process,
+            call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell, size, listed,
+            *(NO_LIMIT if call.grouped else call.retention),
+        ]  # fmt: skip
+        for settlement in call.settlements:
+            args += settlement
+        return scripts.WORK(*args)
+
+    async def own(self, keys: Keys, process: str) -> list[TakenJob]:
+        """Everything of one queue that is pending for `process`: what a lost reply would have brought.
+
+        Raises:
+            BrokerUnavailableError: no answer, or not now; at once, since whoever asks has other queues to serve.
+        """
+        jobs: list[TakenJob] = []
+        after: bytes | str = "-"
+        while True:
+            try:
+                owned = scripts.OWN(keys.stream, keys.jobs, process, after, BYTES_A_PIPELINE)
+                after, rows = await self._misc.call(owned)
+            except ResponseError as error:
+                raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
+            jobs += taken(rows, 8)
+            if not after:
+                return jobs
+
+    async def retain(self, keys: Keys, process: str, tries: Sequence[tuple[str, bytes, bytes]]) -> list[bool]:
+        """Which running tries (id, entry, token) of one queue are still ours, now under the name `process`."""
+        kept: list[bool] = []
+        for start in range(0, len(tries), 500):
+            flat = [field for one in tries[start : start + 500] for field in one]
+            reply = await self._ask(scripts.RETAIN(keys.stream, keys.jobs, process, *flat))
+            kept += [flag == 0x31 for flag in reply]
+        return kept
+
+    async def note(self, keys: Keys, job_id: str, token: bytes, kind: str, value: bytes) -> bool:
+        """Write the progress or a log line of a running job; False: it is not ours any more."""
+        line = f"{self._process}.{next(self._lines)}"
+        return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
+
+
+def _is_listed(settlement: Settlement) -> bool:
+    """Whether a job of a group, so settled, is listed under its name."""
+    return settlement.op in "cf" and settlement.keep != "0" and isinstance(settlement.job_id, str)
+
+
+def work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
+    """What ``lua/work.lua`` has answered."""
+    if isinstance(reply, BrokerError):
+        return reply
+    if isinstance(reply, ResponseError):
+        return BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply)
+    statuses, wait, rows = reply[:3]
+    settings = None
+    if len(reply) > 3:
+        windows, concurrency, weight = (one.decode(errors="replace") for one in reply[3:6])
+        settings = (windows, concurrency, weight)
+    return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings)
