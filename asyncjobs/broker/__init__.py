@@ -1,7 +1,7 @@
 """Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
 
+from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
-from asyncjobs.broker.adds import AddCall, Place
 from asyncjobs.broker.broker import WORK_LANES, Broker
 from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys

@@ -10,126 +10,29 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence, Set
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
+from asyncjobs.broker.add_calls import NOBODY, AddCall, AddReply, Batch, Item, Place, Ride, Submission
 from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, is_transient, refusal
-from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.scripts import ADD, REGISTER
 from asyncjobs.broker.wire import Command
-from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError, QueueFullError
+from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
 
 ADDED, FULL = b"12"
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
 JOBS_A_PIPELINE: Final = 8000
 WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
 FOLLOWED: Final = 3 + ADD.keys + 6  # where the command of an add says so, see ``lua/add.lua``
-NOBODY: Final[Set[str]] = frozenset()
+
+
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
 SLACK: Final = 60.0  # seconds on top of the connection timeout in which what was sent may still arrive
 LAST_CHANCE: Final = 2.0  # seconds that a stopping runtime gives adds on their way
-
-
-class Place(NamedTuple):
-    """The queue that jobs are added to. `registry`: where its group is registered, '' for a queue without groups."""
-
-    keys: Keys
-    name: str
-    news: str
-    registry: str
-
-
-class AddCall(NamedTuple):
-    """One job to add. `kind` is 'in' (`when` ms from now, 0 at once) or 'at' (`when` ms since the epoch).
-
-    `most`: waiting and delayed, where the queue's own settings do not say; '' for no bound.
-    """
-
-    place: Place
-    job_id: str
-    kind: str
-    when: int
-    data: bytes
-    options: bytes
-    named: bool
-    most: str = ""
-
-
-class AddReply(NamedTuple):
-    added: bool
-    at_ms: int
-
-
-class _Submission:
-    """One caller's jobs: how many are still unanswered, their replies in order, and the future that waits."""
-
-    __slots__ = ("calls", "deadline", "future", "left", "most", "once", "refused", "replies")
-
-    def __init__(self, calls: Sequence[AddCall], deadline: float, future: asyncio.Future[list[AddReply]]) -> None:
-        self.calls, self.deadline, self.future, self.left = calls, deadline, future, len(calls)
-        self.replies: list[AddReply] = [AddReply(False, 0)] * len(calls)
-        self.refused: list[AddCall] = []
-        self.most = 0
-        self.once = False  # the store is known to be down: it is tried once
-
-    def waits_for(self, tags: Set[str]) -> bool:
-        """Whether any of its jobs goes to one of the queues `tags`."""
-        return bool(tags) and any(call.place.keys.tag in tags for call in self.calls)
-
-    def answer(self, index: int, reply: AddReply) -> None:
-        self.replies[index] = reply
-        self._answered()
-
-    def refuse(self, index: int, most: int) -> None:
-        """Its queue is full."""
-        self.refused.append(self.calls[index])
-        self.most = most
-        self._answered()
-
-    def _answered(self) -> None:
-        self.left -= 1
-        if self.left or self.future.done():
-            return
-        if self.refused:
-            place = self.refused[0].place
-            queue = place.name if not place.keys.group else f"{place.name}, group {place.keys.group!r},"
-            self.future.set_exception(QueueFullError(queue, self.most, [call.job_id for call in self.refused]))
-        else:
-            self.future.set_result(self.replies)
-
-    def fail(self, error: BrokerError) -> None:
-        if not self.future.done():
-            if isinstance(error, BrokerUnavailableError):
-                error = BrokerUnavailableError(str(error), [call.job_id for call in self.calls])
-            self.future.set_exception(error)
-
-
-class Ride(NamedTuple):
-    """A command of the queue `tag` that travels behind adds to it, and who is told its answer: a reply, or an error."""
-
-    tag: str
-    command: Command
-    answer: Callable[[Any], None]
-
-
-_Item: TypeAlias = tuple[_Submission, int, AddCall]  # whose it is, its place there, and what it is
-
-
-class _Batch(NamedTuple):
-    """The jobs of one queue that one script call adds, and when it was made up."""
-
-    tag: str
-    command: Command
-    items: list[_Item]
-    since: float
-
-    @property
-    def is_waited_for(self) -> bool:
-        return any(not submission.future.done() for submission, _, _ in self.items)
 
 
 class AddBatcher:
@@ -154,12 +57,12 @@ class AddBatcher:
         self._replicas = replicas
         self._scattered = scattered
         self._numbers = itertools.count(1)
-        self._open: dict[_Submission, None] = {}
+        self._open: dict[Submission, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: deque[_Item] = deque()
+        self._waiting: deque[Item] = deque()
         self._size = 0
-        self._unknown: list[_Batch] = []
-        self._behind: dict[str, deque[_Item]] = {}
+        self._unknown: list[Batch] = []
+        self._behind: dict[str, deque[Item]] = {}
         self._arrived = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
         self._again_at = 0.0
@@ -175,7 +78,7 @@ class AddBatcher:
         if self._closed:
             raise NotRunningError("the runtime that this belongs to has been stopped")
         loop, now = asyncio.get_running_loop(), clock.monotonic()
-        submission = _Submission(calls, now + self._timeout, loop.create_future())
+        submission = Submission(calls, now + self._timeout, loop.create_future())
         self._open[submission] = None
         if self.lane.known_down(*(call.place.keys.stream for call in calls) if self._scattered else ()):
             submission.once = True
@@ -183,7 +86,7 @@ class AddBatcher:
             loop.call_later(PATIENCE, submission.fail, BrokerUnavailableError("the store does not answer"))
         if self._timer is None:
             self._timer = loop.call_later(self._timeout, self._look_at_open)
-        self._waiting.extend([(submission, index, call) for index, call in enumerate(calls)])
+        self._waiting.extend(map(Item._make, zip(itertools.repeat(submission), itertools.count(), calls, strict=False)))
         self._size += sum([len(call.data) for call in calls])
         self._arrived.set()
         if self._drain is None:
@@ -259,30 +162,30 @@ class AddBatcher:
             self._behind.clear()
             self._unknown, self._size = [], 0
 
-    def _resent(self) -> list[_Batch]:
+    def _resent(self) -> list[Batch]:
         """What is to be sent again now; what nobody waits for any more is not."""
         if clock.monotonic() < self._again_at:
             return []
         self._unknown = [batch for batch in self._unknown if batch.is_waited_for]
         return self._unknown
 
-    def _take(self, held: Set[str]) -> list[_Item]:
+    def _take(self, held: Set[str]) -> list[Item]:
         """The next jobs, as many as travel together, but those of `held` queues, where an older add is not answered.
 
         Those are put aside, once; what nobody waits for any more is left out.
         """
-        taken: list[_Item] = []
+        taken: list[Item] = []
         if not held and len(self._waiting) <= JOBS_A_PIPELINE and self._size <= BYTES_A_PIPELINE:
-            taken = [item for item in self._waiting if not item[0].future.done()]
+            taken = [item for item in self._waiting if not item.submission.future.done()]
             self._waiting.clear()
             self._size = 0
             return taken
         size = 0
         while self._waiting and len(taken) < JOBS_A_PIPELINE and size < BYTES_A_PIPELINE:
             item = self._waiting.popleft()
-            submission, _, call = item
+            call = item.call
             self._size -= len(call.data)
-            if submission.future.done():
+            if item.submission.future.done():
                 continue
             if call.place.keys.tag in held:
                 self._behind.setdefault(call.place.keys.tag, deque()).append(item)
@@ -297,12 +200,12 @@ class AddBatcher:
         for tag in [tag for tag in self._behind if tag not in held]:
             items = self._behind.pop(tag)
             self._waiting.extendleft(reversed(items))
-            self._size += sum(len(call.data) for _, _, call in items)
+            self._size += sum(len(item.call.data) for item in items)
 
-    def _batches(self, items: list[_Item]) -> list[_Batch]:
-        queues: dict[str, list[_Item]] = {}
+    def _batches(self, items: list[Item]) -> list[Batch]:
+        queues: dict[str, list[Item]] = {}
         for item in items:
-            tag = item[2].place.keys.tag
+            tag = item.call.place.keys.tag
             if tag in queues:
                 queues[tag].append(item)
             else:
@@ -313,8 +216,8 @@ class AddBatcher:
             for start in range(0, len(mine), JOBS_A_SCRIPT)
         ]
 
-    def _batch(self, items: list[_Item], nth: int) -> _Batch:
-        first = items[0][2]
+    def _batch(self, items: list[Item], nth: int) -> Batch:
+        first = items[0].call
         keys = first.place.keys
         tag = keys.tag
         registry = "" if self._scattered else first.place.registry
@@ -323,11 +226,12 @@ class AddBatcher:
             tag + ":j:", first.place.news, keys.group, f"{self._sender}.{nth}", next(self._numbers), first.most, "",
             self._marked_for,
         ]  # fmt: skip
-        for _, _, (_, job_id, kind, when, data, options, named, _) in items:
-            args += (job_id, kind, when, data, options, "1" if named else "")
-        return _Batch(keys.tag, ADD(*args), items, clock.monotonic())
+        for item in items:
+            call = item.call
+            args += (call.job_id, call.kind, call.when, call.data, call.options, "1" if call.named else "")
+        return Batch(keys.tag, ADD(*args), items, clock.monotonic())
 
-    def _commands(self, batches: list[_Batch]) -> tuple[list[Command], list[int], int]:
+    def _commands(self, batches: list[Batch]) -> tuple[list[Command], list[int], int]:
         """Groups are registered before their work is added: the other way round, a crash would hide it.
 
         One server does both in one script, so that work whose registration is refused is not added. The registry of a
@@ -336,13 +240,13 @@ class AddBatcher:
         Returns:
             All commands; for each, the registration that it needs, or -1; and how many registrations come first.
         """
-        if not self._scattered or not any(batch.items[0][2].place.registry for batch in batches):
+        if not self._scattered or not any(batch.items[0].call.place.registry for batch in batches):
             return [batch.command for batch in batches], [-1] * len(batches), 0
         groups: dict[str, dict[str, None]] = {}
         places: dict[str, int] = {"": -1}
         needs: list[int] = []
         for batch in batches:
-            place = batch.items[0][2].place
+            place = batch.items[0].call.place
             if place.registry:
                 groups.setdefault(place.registry, {})[place.keys.group] = None
             needs.append(places.setdefault(place.registry, len(groups) - 1))
@@ -350,7 +254,7 @@ class AddBatcher:
         first = len(registrations)
         return [*registrations, *(batch.command for batch in batches)], [-1] * first + needs, first
 
-    async def _send(self, batches: list[_Batch]) -> list[_Batch]:
+    async def _send(self, batches: list[Batch]) -> list[Batch]:
         """Send once; return the batches whose answer is not known and that somebody still waits for."""
         commands, needs, first = self._commands(batches)
         rides = self._rides_with(batches)
@@ -381,18 +285,18 @@ class AddBatcher:
             ride.answer(reply)  # after whoever added: a job is told as added before it is told as active
         return again
 
-    def _rides_with(self, batches: list[_Batch]) -> list[Ride]:
+    def _rides_with(self, batches: list[Batch]) -> list[Ride]:
         """What travels behind `batches`, but not behind jobs with options of their own: those may say that the record
         goes when the job has run, and whoever adds it is to have a chance of waiting for that."""
         if self._replicas:
             return []
         return self.rides(
-            [batch.items[0][2].place for batch in batches if not any(one[2].options for one in batch.items)]
+            [batch.items[0].call.place for batch in batches if not any(item.call.options for item in batch.items)]
         )
 
-    def _absorb(self, batches: list[_Batch], replies: list[Any], reached: list[bool]) -> list[_Batch]:
+    def _absorb(self, batches: list[Batch], replies: list[Any], reached: list[bool]) -> list[Batch]:
         """Answer what is settled; return the batches to send again."""
-        again: list[_Batch] = []
+        again: list[Batch] = []
         for batch, reply, there in zip(batches, replies, reached, strict=True):
             if isinstance(reply, BrokerUnavailableError):  # one node of a Cluster
                 again += self._give_up([batch], reply)
@@ -410,14 +314,14 @@ class AddBatcher:
                 self._answered_at = clock.monotonic()
                 at_ms, flags, most = reply
                 yes, no = AddReply(True, at_ms), AddReply(False, at_ms)
-                for (submission, index, _), added in zip(batch.items, flags, strict=True):
+                for item, added in zip(batch.items, flags, strict=True):
                     if added == FULL:
-                        submission.refuse(index, most)
+                        item.submission.refuse(item.nth, most)
                     else:
-                        submission.answer(index, yes if added == ADDED else no)
+                        item.submission.answer(item.nth, yes if added == ADDED else no)
         return again
 
-    def _give_up(self, batches: list[_Batch], error: BrokerUnavailableError) -> list[_Batch]:
+    def _give_up(self, batches: list[Batch], error: BrokerUnavailableError) -> list[Batch]:
         """Fail the callers whose time is up; return the batches that somebody still waits for.
 
         What may have been added too long ago to be recognised is not sent again.
@@ -425,7 +329,7 @@ class AddBatcher:
         left, now = [], clock.monotonic()
         for batch in batches:
             too_old = now - batch.since > self._resent_for
-            for submission in {id(one): one for one, _, _ in batch.items}.values():
+            for submission in {id(item.submission): item.submission for item in batch.items}.values():
                 if submission.once or submission.deadline <= now or too_old:
                     submission.fail(error)
             if batch.is_waited_for:
@@ -433,10 +337,10 @@ class AddBatcher:
         return left
 
     @staticmethod
-    def _fail(batches: list[_Batch], error: BrokerError) -> None:
+    def _fail(batches: list[Batch], error: BrokerError) -> None:
         for batch in batches:
-            for submission, _, _ in batch.items:
-                submission.fail(error)
+            for item in batch.items:
+                item.submission.fail(error)
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:

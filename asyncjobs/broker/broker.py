@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from asyncjobs import clock
+from asyncjobs.broker.add_calls import AddCall, AddReply, Place, Ride
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher, AddCall, AddReply, Place, Ride
+from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher
 from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, stopped
 from asyncjobs.broker.keeping import Keeping

@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from asyncjobs.declare.annotations import UNDECLARED, Declared, said
-from asyncjobs.declare.json_values import RESULT, TYPED, UNTYPED, How, is_model, lost, plain, same, undumpable
+from asyncjobs.declare.json_values import RESULT, TYPED, UNTYPED, How, is_model, plain, undumpable
+from asyncjobs.declare.losses import lost, same
 from asyncjobs.errors import PayloadError
 
 MOST: Final = 1024 * 1024  # bytes of JSON, of a payload and of a result, unless set

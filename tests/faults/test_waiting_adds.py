@@ -9,8 +9,9 @@ import time
 import pytest
 
 from asyncjobs import Runtime
+from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.adds import AddBatcher, AddCall, Place
+from asyncjobs.broker.adds import AddBatcher
 from asyncjobs.broker.connection import Lane
 from asyncjobs.broker.keys import Keys
 from asyncjobs.errors import BrokerUnavailableError
