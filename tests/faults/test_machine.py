@@ -115,6 +115,10 @@ class Machine(RuleBasedStateMachine):
         self.act(self.world.lose(nth, "drop-reply", 1))
         self.act(self.world.add(place, script, 0, 0, count))
 
+    @rule(nth=which, name=grouped, group=groups, script=scripts, lost=st.booleans())
+    def come_back(self, nth, name, group, script, lost):
+        self.act(self.world.come_back((name, group), nth, script, lost))
+
     @rule(nth=which)
     def cut(self, nth):
         self.act(self.world.cut(nth))
