@@ -471,7 +471,14 @@ class World:
         await self.add(place, (), 0, which)
         reaped = self.reaped[place]
         await self.until(lambda: self.reaped[place] > reaped, 0.3)
-        await self.add(place, script, 0, 0)
+        await self.add(place, ("held", *script), 0, 0)
+        if lost:
+            await self.until(self._certain, 1)
+
+    def _certain(self) -> bool:
+        """Whether nobody is going to ask any more what is his own."""
+        doubts = [member.runtime._parts.pump.doubts for member in self.up if member.runtime and member.runtime._parts]
+        return not any(one._young or one._old or one._last for one in doubts)
 
     # Acts: steering ---------------------------------------------------------------------------------------
     async def steer(self, place: Place, verb: str) -> None:
