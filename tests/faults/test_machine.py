@@ -30,6 +30,7 @@ groups = st.sampled_from(GROUPS)
 steps = st.sampled_from(("return", "raise", "discard", "later", "rate", "slow", "held", "stubborn", "hang"))
 scripts = st.lists(steps, max_size=3).map(tuple)
 which = st.integers(0, 3)
+slots = st.sampled_from((1, 2, 3, 5, 1000))
 
 
 @st.composite
@@ -77,7 +78,7 @@ class Machine(RuleBasedStateMachine):
             self.runner.run(self.world.close())
             self.runner.close()
 
-    @initialize(slots=st.sampled_from((2, 4, 1000)))
+    @initialize(slots=slots)
     def first(self, slots):
         self.act(self.world.start(slots, again=False))
 
@@ -89,34 +90,41 @@ class Machine(RuleBasedStateMachine):
     def add_bulk(self, place, script, count, by):
         self.act(self.world.add(place, script, 0, by, count))
 
+    @rule(some=st.lists(scripts, min_size=1, max_size=3), by=which)
+    def add_everywhere(self, some, by):
+        self.act(self.world.add_everywhere(some, by))
+
     @rule(nth=st.integers(0, 50))
     def add_again(self, nth):
         self.act(self.world.add_again(nth))
 
-    @rule(slots=st.sampled_from((1, 2, 4, 1000)), again=st.booleans())
+    @rule(slots=slots, again=st.booleans())
     def start(self, slots, again):
         if len(self.world.up) < 2:
             self.act(self.world.start(slots, again))
 
-    @rule(nth=which, grace=st.sampled_from((0, 0.05)))
-    def stop(self, nth, grace):
+    @rule(nth=which, grace=st.sampled_from((0, 0.05)), slots=slots)
+    def stop(self, nth, grace, slots):
+        self.act(self.world.replace(slots))
         self.act(self.world.stop(nth, grace))
 
-    @rule(nth=which)
-    def crash(self, nth):
+    @rule(nth=which, slots=slots)
+    def crash(self, nth, slots):
+        self.act(self.world.replace(slots))
         self.act(self.world.crash(nth))
 
-    @rule(nth=which, what=st.sampled_from(("drop-reply", "drop-request")), times=st.integers(1, 3))
-    def lose(self, nth, what, times):
-        self.act(self.world.lose(nth, what, times))
+    @rule(nth=which, what=st.sampled_from(("drop-reply", "drop-request")), times=st.integers(1, 3), turns=st.booleans())
+    def lose(self, nth, what, times, turns):
+        self.act(self.world.lose(nth, what, times, turns))
 
     @rule(nth=which, place=places(), script=scripts, count=st.integers(1, 5))
     def lose_the_reply_of_a_take(self, nth, place, script, count):
-        self.act(self.world.lose(nth, "drop-reply", 1))
+        self.act(self.world.lose(nth, "drop-reply", 1, turns=True))
         self.act(self.world.add(place, script, 0, 0, count))
 
     @rule(nth=which, name=grouped, group=groups, script=scripts, lost=st.booleans())
     def come_back(self, nth, name, group, script, lost):
+        self.act(self.world.replace(2))
         self.act(self.world.come_back((name, group), nth, script, lost))
 
     @rule(nth=which)
@@ -151,8 +159,9 @@ class Machine(RuleBasedStateMachine):
     def let_go(self):
         self.act(self.world.let_go())
 
-    @rule(bound=st.sampled_from((0.05, 0.2, 0.5)))
-    def some_time(self, bound):
+    @rule(bound=st.sampled_from((0.05, 0.2, 0.5)), slots=slots)
+    def some_time(self, bound, slots):
+        self.act(self.world.replace(slots))
         self.act(self.world.some_time(bound))
 
     @rule(place=places(), what=st.sampled_from(("record", "stream")), rare=st.integers(0, 3))

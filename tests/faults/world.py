@@ -1,4 +1,4 @@
-"""A world to set a machine on: runtimes on one real server, each behind a link that misbehaves, and a judge of all runs.
+"""A world to set a machine on: runtimes on one real server, each behind a link that misbehaves, and who judges it all.
 
 Every act is one method, and short; what has been broken is found by `check` after it, and by `end` when all is drained.
 """
@@ -6,10 +6,11 @@ Every act is one method, and short; what has been broken is found by `check` aft
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import pytest
@@ -27,6 +28,7 @@ from asyncjobs import (
     RetryLater,
     Runtime,
 )
+from asyncjobs.broker.scripts import WORK
 from asyncjobs.errors import visible
 from asyncjobs.invariants import of_keys, of_runtime, of_store
 from benchmarks.proxy import Proxy
@@ -292,9 +294,9 @@ class World:
             self.broken.append(f"{said} beside itself")
         if member.active.total() >= member.slots:
             self.broken.append(f"{said}, which has {member.slots} slots")
-        if not kind.grouped and name not in self.steered:
-            if member.active_names[name] >= kind.options["concurrency"]:
-                self.broken.append(f"{said} beside {member.active_names[name]} others")
+        others = member.active_names[name]
+        if not kind.grouped and name not in self.steered and others >= kind.options["concurrency"]:
+            self.broken.append(f"{said} beside {others} others")
         beside = [other for _, other in self.active.get(place, ()) if not self._may_be_doubled(other)]
         if kind.grouped and beside and name not in self.steered:
             self.broken.append(f"{said} beside {[self.jobs[other] for other in beside]}")
@@ -331,29 +333,39 @@ class World:
 
     async def add(self, place: Place, script: tuple[Step, ...], delay: float, by: int, count: int = 1) -> None:
         """Add jobs by one of the members, or by the operator; more than one in bulk."""
-        planned = [self._planned(place, script, delay) for _ in range(count)]
-        options: dict[str, Any] = {"group_id": place[1]} if place[1] is not None else {}
-        if "hang" in script:
-            options["timeout"] = 0.1
-        if delay:
-            options["delay"] = delay
-        adders = [self.operator, *(member.runtime for member in self.up)]
+        await self._add([(place, script)] * count, delay, by)
+
+    async def add_everywhere(self, scripts: Sequence[tuple[Step, ...]], by: int) -> None:
+        """A job with each script in every queue, all in bulk."""
+        places: list[Place] = []
+        for name, kind in KINDS.items():
+            places += [(name, group) for group in GROUPS] if kind.grouped else [(name, None)]
+        await self._add([(place, script) for script in scripts for place in places], 0, by)
+
+    async def _add(self, jobs: Sequence[tuple[Place, tuple[Step, ...]]], delay: float, by: int) -> None:
+        calls: list[tuple[str, None, dict[str, Any]]] = []
+        planned = []
+        for place, script in jobs:
+            job_id, one = self._planned(place, script, delay)
+            options: dict[str, Any] = {"job_id": job_id, "group_id": place[1], "delay": delay or None}
+            calls.append((place[0], None, options | ({"timeout": 0.1} if "hang" in script else {})))
+            planned.append(one)
+        adders = [self.operator, *(member.runtime for member in self.up if member.runtime is not None)]
         queue = adders[by % len(adders)].queue
 
         async def add() -> None:
             try:
-                if count == 1:
-                    ((job_id, _),) = planned
-                    await queue.add(place[0], None, job_id=job_id, **options)
+                if len(calls) == 1:
+                    await queue.add(calls[0][0], None, **calls[0][2])
                 else:
-                    await queue.add_bulk([(place[0], None, {"job_id": job_id, **options}) for job_id, _ in planned])
+                    await queue.add_bulk(calls)
             except (BrokerError, NotRunningError, QueueFullError):
                 return
-            for _, one in planned:
+            for one in planned:
                 one.acknowledged = True
 
         await self._within(add())
-        for _, one in planned:
+        for one in planned:
             one.in_order = one.acknowledged and not delay
 
     async def _within(self, adding: Awaitable[None]) -> None:
@@ -389,6 +401,11 @@ class World:
             self.members.append(member)
         await member.start()
 
+    async def replace(self, slots: int) -> None:
+        """Where nobody works any more somebody begins."""
+        if not self.up:
+            await self.start(slots, again=bool(slots % 2))
+
     async def stop(self, which: int, grace: float) -> None:
         if self.up:
             member = self._pick(which)
@@ -416,11 +433,14 @@ class World:
     def _pick(self, which: int) -> Member:
         return self.up[which % len(self.up)]
 
-    async def lose(self, which: int, what: Literal["drop-reply", "drop-request"], times: int) -> None:
+    async def lose(
+        self, which: int, what: Literal["drop-reply", "drop-request"], times: int, turns: bool = False
+    ) -> None:
+        """What one of them is told next is lost, or what it says; `turns`: by which it settles and takes jobs."""
         if self.up:
             proxy = self._pick(which).proxy
             if proxy.mode == "pass":
-                proxy.drop(what, times)
+                proxy.drop(what, times, WORK.sha.encode() if turns else b"")
 
     async def cut(self, which: int) -> None:
         if self.up:
@@ -467,7 +487,7 @@ class World:
     async def come_back(self, place: Place, which: int, script: tuple[Step, ...], lost: bool) -> None:
         """A group that had work, a reply of which may be lost, is reaped and gets work again."""
         if lost:
-            await self.lose(which, "drop-reply", 1)
+            await self.lose(which, "drop-reply", 1, turns=True)
         await self.add(place, (), 0, which)
         reaped = self.reaped[place]
         await self.until(lambda: self.reaped[place] > reaped, 0.3)
@@ -528,7 +548,10 @@ class World:
         deadline, notes = time.monotonic() + bound, -1
         while self.notes != notes and time.monotonic() < deadline:
             notes = self.notes
-            await self.until(lambda: self.notes != notes, 0.03)
+            await self.until(functools.partial(self._noted, notes), 0.03)
+
+    def _noted(self, before: int) -> bool:
+        return self.notes != before
 
     async def check(self) -> None:
         """What must hold after every act."""
@@ -621,8 +644,12 @@ class World:
 
     async def _left(self) -> str:
         counts = {name: await self.operator.queue.counts(name) for name in KINDS}
-        infos = {(name, group): await self.operator.queue.group(name, group).info()
-                 for name, kind in KINDS.items() if kind.grouped for group in GROUPS}
+        infos = {
+            (name, group): await self.operator.queue.group(name, group).info()
+            for name, kind in KINDS.items()
+            if kind.grouped
+            for group in GROUPS
+        }
         held = {place: info for place, info in infos.items() if info["waiting"] or info["active"] or info["delayed"]}
         return f"{counts}\n{held}"
 
