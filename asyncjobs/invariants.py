@@ -69,6 +69,8 @@ def _slots(parts: Assembly, consumers: list[Consumer]) -> list[str]:
         broken.append(f"{running} jobs run, and {parts.pump.running} slots are taken")
     if parts.pump.reserved != on_wire:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {parts.pump.reserved} are reserved")
+    if parts.pump.free_slots() < 0:
+        broken.append(f"{-parts.pump.free_slots()} slots more are taken or reserved than there are")
     held = parts.pump.held
     for turn in (turn for one in consumers for turn in one.turns):
         if turn not in held:

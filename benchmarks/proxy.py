@@ -24,6 +24,7 @@ class Proxy:
     `left` of them have happened.
 
     Attributes:
+        only: what is dropped is a request that holds these bytes, or a reply to such a one.
         rate: bytes a second that pass in each direction, all connections together; 0: as many as come.
         latency: seconds that each piece takes in each direction, give or take `jitter` of them.
         errors: each scripted pipeline that comes is answered, unapplied, by the next of these instead of by the server.
@@ -36,6 +37,7 @@ class Proxy:
         self._clear_at = {"drop-reply": 0.0, "drop-request": 0.0}
         self.mode: Mode = "pass"
         self.left = 0
+        self.only = b""
         self.latency = self.jitter = 0.0
         self.errors: deque[str] = deque()
         self.happened = self.passed = self.connected = 0
@@ -75,8 +77,8 @@ class Proxy:
         for writer in tuple(self._writers):
             writer.transport.abort()
 
-    def drop(self, what: Literal["drop-reply", "drop-request"], times: int = 1) -> None:
-        self.mode, self.left = what, times
+    def drop(self, what: Literal["drop-reply", "drop-request"], times: int = 1, only: bytes = b"") -> None:
+        self.mode, self.left, self.only = what, times, only
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connected += 1
@@ -93,9 +95,10 @@ class Proxy:
             return
         self._writers |= {writer, down}
         try:
+            asked = bytearray()
             await asyncio.gather(
-                self._pipe(reader, down, "drop-request", (writer, down)),
-                self._pipe(upstream, writer, "drop-reply", (writer, down)),
+                self._pipe(reader, down, "drop-request", (writer, down), asked),
+                self._pipe(upstream, writer, "drop-reply", (writer, down), asked),
             )
         finally:
             for one in (writer, down):
@@ -103,8 +106,9 @@ class Proxy:
                 one.transport.abort()
 
     async def _pipe(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: Mode, both: Writers
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: Mode, both: Writers, asked: bytearray
     ) -> None:
+        """Pass on what comes from `reader`; `asked` is what this connection has asked for last."""
         with contextlib.suppress(OSError, RuntimeError):  # uvloop's, for a write on a closed transport
             while data := await reader.read(QUEUE // 4 if self.rate else 65536):
                 if self.rate:
@@ -113,7 +117,9 @@ class Proxy:
                     await asyncio.sleep(max(0.0, self.latency + self._rng.uniform(-self.jitter, self.jitter)))
                 while self.mode == "black-hole":  # noqa: ASYNC110 - several pipes watch one attribute
                     await asyncio.sleep(0.01)
-                if self.mode == drop and self.left > 0:
+                if drop == "drop-request" and self.only:
+                    asked[:] = data
+                if self.mode == drop and self.left > 0 and self.only in (asked or data):
                     self.left -= 1
                     self.happened += 1
                     if not self.left:

@@ -219,13 +219,18 @@ class Gate:
             await self.admit(0)
 
     def park(self, consumer: Consumer, first: bool = False) -> None:
-        """Let `consumer` wait until there is room, behind all others or before them."""
+        """Let `consumer` wait until there is room, behind all others or before them.
+
+        Where the gate has opened since `consumer` found it full, that is looked at at once: nobody may be asking.
+        """
         if consumer.parked is not None:
             return
         consumer.parked = self
         self._parked[consumer] = None
         if first:
             self._parked.move_to_end(consumer, last=False)
+        if not self.full and self._timer is None:
+            self._open_in(0.0)
 
     def unpark(self, consumer: Consumer) -> None:
         """`consumer` wants nothing any more."""

@@ -36,11 +36,14 @@ class Alarms:
         consumer.alarm_at = deadline = clock.monotonic() + delay
         self._set.add(consumer)
         heapq.heappush(self._heap, (deadline, next(self._ties), consumer))
+        self._tidy()
+        if self._heap[0][0] == deadline:
+            self._arm()
+
+    def _tidy(self) -> None:
         if len(self._heap) > ENTRIES * len(self._set):
             self._heap = [entry for entry in self._heap if entry[2].alarm_at == entry[0]]
             heapq.heapify(self._heap)
-        if self._heap[0][0] == deadline:
-            self._arm()
 
     def set_earlier(self, consumer: Consumer, delay: float) -> None:
         """The same, unless it is woken before that anyway."""
@@ -63,6 +66,7 @@ class Alarms:
                 consumer.alarm_at = None
                 self._set.discard(consumer)
                 consumer.look_again()
+        self._tidy()  # a queue that was woken may have left an entry behind, hours ahead, and be reaped
         self._arm()
 
     def __len__(self) -> int:

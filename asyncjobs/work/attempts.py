@@ -245,8 +245,12 @@ class Attempts:
             self._shop.stubborn.add(job.aio_task)
             job.aio_task.add_done_callback(self._shop.stubborn.discard)
         held = self._record(job, Failed(timed_out(job), job.discarded) if job.leaving == "timeout" else given_up(job))
-        if held is not None:
+        if held is None:
+            return
+        if self._shop.pump.free_slots() > 0:
             self.start(*held)
+        else:
+            self._queue.release([held.job])
 
     # Threads ----------------------------------------------------------------------------------------------
     def _cancel_in_thread(self, job: ActiveJob, thread: InThread, why: Literal["timeout", "stop", "lost"]) -> None:

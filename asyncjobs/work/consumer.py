@@ -194,9 +194,9 @@ class Consumer:
 
     def hand_back(self) -> None:
         """What was fetched ahead goes back to the head of the queue, uncounted."""
-        self._release([held.job for held in self.ahead.release()])
+        self.release([held.job for held in self.ahead.release()])
 
-    def _release(self, jobs: Sequence[TakenJob]) -> None:
+    def release(self, jobs: Sequence[TakenJob]) -> None:
         """Put jobs that have not begun back to the head of the queue, uncounted."""
         for taken in jobs:
             job = self.attempts.active(taken)
@@ -376,25 +376,28 @@ class Consumer:
                 mine.append(taken)
         self._start_all(mine, LONG_AGO, 0.0)
 
-    def make_room(self, turn: Turn) -> None:
-        """What was adopted has taken slots that `turn`, the only one, had asked for."""
+    def make_room(self, turn: Turn, process_slots: int) -> None:
+        """What was adopted has taken slots that `turn`, the only one, had asked for; `process_slots` are left."""
+        left = process_slots
         if self.terms.concurrency is not None:
-            left = self.terms.concurrency - self.attempts.slots_used
-            turn.reserved = max(0, min(turn.reserved, left))
+            left = min(left, self.terms.concurrency - self.attempts.slots_used - len(self.ahead))
+        turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
     def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
-        """Start what was taken, as many as there are slots; what was fetched ahead of that follows as they end."""
+        """Start what was taken, as many as there are slots, here and in the process; the rest follows as jobs end."""
         self.took = self.took or bool(jobs)
         if running := self.attempts.running:
             jobs = [taken for taken in jobs if taken.job_id not in running or not self.attempts.runs(taken)]
         if self.quiet:
-            self._release(jobs)
+            self.release(jobs)
             return
-        room = self._room()
+        room = min(self._room(), max(0, self._shop.pump.free_slots()))
         for taken in jobs[:room]:
             self.attempts.start(taken, sent_at, margin)
-        if len(jobs) > room:
+        if len(jobs) > room and self.gates:
+            self.release(jobs[room:])  # what waits here would count as running nowhere
+        elif len(jobs) > room:
             self.ahead.hold([Fetched(taken, sent_at, margin) for taken in jobs[room:]])
             self._shop.pump.patience(self)
 

@@ -262,11 +262,15 @@ class Pump:
                 self._unreserve(reserved)
                 self._unserved(turn, error)
                 continue
-            consumer.adopt(owned)
+            self._reserved -= reserved  # what is adopted comes first
+            try:
+                consumer.adopt(owned)
+                consumer.make_room(turn, self.free_slots())
+            finally:
+                self._reserved += turn.reserved
             consumer.lost_reply = False
             self.doubts.settled(consumer)
-            consumer.make_room(turn)
-            self._unreserve(reserved - turn.reserved)
+            self._feed()
             left.append(turn)
         return left
 

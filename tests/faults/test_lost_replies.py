@@ -199,3 +199,35 @@ async def test_a_group_that_is_in_doubt_is_not_reaped(proxy, prefix, monkeypatch
         assert of_runtime(runtime) == []
     assert [one for one, times in ran.items() if times > 1] == []
     assert max(Counter(event.job_id for event in seen.all("job.completed")).values()) == 1
+
+
+async def test_what_is_adopted_takes_no_slot_that_the_process_has_not(proxy, prefix):
+    """While it was unknown to whom the jobs belong, other queues have taken the slots that were meant for them."""
+    runtime = Runtime(proxy.url, prefix=prefix, connect_timeout=20, concurrency=3)
+    active = most = 0
+
+    async def work(data):
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        await asyncio.sleep(0.002)
+        active -= 1
+
+    for name in ("one", "two", "three"):
+        runtime.job(name, limiter=None, concurrency=3, remove_on_complete=True)(work)
+    runtime.job("tenant", limiter=None, group=True, remove_on_complete=True)(work)
+    rng = random.Random(7)
+    broken: list[str] = []
+    async with runtime:
+        while proxy.happened < 25:
+            await runtime.queue.add_bulk([(name, 0) for name in ("one", "two", "three") for _ in range(12)])
+            await runtime.queue.add_bulk([("tenant", 0, {"group_id": f"g{n}"}) for n in range(8)])
+            enough = proxy.passed + rng.randrange(8, 30)
+            await eventually(lambda enough=enough: proxy.passed >= enough or not active, 5)
+            proxy.drop("drop-reply")
+            await eventually(lambda: proxy.mode == "pass")
+            broken += of_runtime(runtime)
+        await runtime.wait_idle(30)
+        broken += of_runtime(runtime)
+    assert most == 3
+    assert broken == []

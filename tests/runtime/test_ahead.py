@@ -167,3 +167,55 @@ async def test_what_has_ended_is_not_settled_only_when_a_long_job_behind_it_has(
             assert await job.wait(5) == n
         release.set()
         assert await jobs[-1].wait(5) == "long"
+
+
+async def test_what_is_fetched_ahead_takes_no_slot_of_the_process(make_runtime):
+    """The queue has slots of its own to spare, and the process has not: what a reply brings beyond them waits."""
+    runtime = make_runtime(concurrency=3)
+    active = most = 0
+
+    async def work(data):
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        await asyncio.sleep(data)
+        active -= 1
+
+    runtime.job("long", limiter=None)(work)
+    runtime.job("quick", limiter=None, concurrency=20, remove_on_complete=True)(work)
+    async with runtime:
+        await runtime.queue.add_bulk([("long", 1.0), ("long", 1.0)])
+        await eventually(lambda: active == 2)
+        await runtime.queue.add_bulk([("quick", 0) for _ in range(2000)])
+        await runtime.wait_idle(20)
+    assert most == 3
+
+
+@pytest.mark.slow
+async def test_nor_does_it_where_a_handler_keeps_the_slot_of_a_job_that_was_settled_without_it(make_runtime):
+    runtime = make_runtime(concurrency=3)
+    active = most = 0
+    stubborn = True
+
+    @runtime.job("work", limiter=None, concurrency=20, attempts=1, remove_on_complete=True)
+    async def work(data):
+        nonlocal active, most, stubborn
+        active += 1
+        most = max(most, active)
+        try:
+            await asyncio.sleep(60 if data == "stubborn" else 0.0005)
+        except asyncio.CancelledError:
+            await eventually(lambda: not stubborn, 10)
+        active -= 1
+
+    async with runtime:
+        seen = Watcher(runtime)
+        job = await runtime.queue.add("work", "stubborn", timeout=0.01)
+        await eventually(lambda: active == 1)
+        while not seen.all("job.failed", job_id=job.id):
+            await runtime.queue.add_bulk([("work", n) for n in range(200)])
+            await eventually(lambda: len(seen.all("job.completed")) >= len(seen.all("job.added")) - 100)
+        await eventually(lambda: len(seen.all("job.completed")) == len(seen.all("job.added")) - 1)
+        stubborn = False
+        await runtime.wait_idle(10)
+    assert most == 3

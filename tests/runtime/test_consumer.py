@@ -5,8 +5,10 @@ from __future__ import annotations
 from asyncjobs import BrokerError
 from asyncjobs.broker import Keys, WorkReply
 from asyncjobs.declare.definition import JobDefinition, JobSpec
+from asyncjobs.work.alarms import ENTRIES
 from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.pump import Pump
+from tests.helpers import eventually
 
 
 class NoBroker:
@@ -99,3 +101,20 @@ async def test_a_refused_queue_rests_and_is_woken_again():
     one.resting_until = 0.001
     assert one.prepare(4) is not None
     shop.pump.alarms.close()
+
+
+async def test_alarms_that_were_set_earlier_leave_nothing_behind_that_is_hours_ahead():
+    """A queue that was woken may be reaped: an entry of it must not keep it until then."""
+    shop = Shop()
+    queues = [consumer(shop) for _ in range(50)]
+    alarms = shop.pump.alarms
+    for n, one in enumerate(queues):
+        alarms.set_earlier(one, 7200)
+        alarms.set_earlier(one, 0.001 * (n % 5))
+    last = consumer(shop)
+    alarms.set_earlier(last, 3600)
+    await eventually(lambda: all(one.queued for one in queues))
+    assert [one.alarm_at for one in queues] == [None] * 50
+    assert last.alarm_at is not None
+    assert len(alarms) <= ENTRIES
+    alarms.close()

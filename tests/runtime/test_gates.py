@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from asyncjobs import ConfigError, Limiter, Runtime
+from asyncjobs import BrokerUnavailableError, ConfigError, Limiter, Runtime
+from asyncjobs.invariants import of_runtime
 from tests.helpers import eventually, most_in_window
 
 
@@ -156,3 +157,40 @@ async def test_stop_while_a_gate_is_shut_leaves_everything_waiting(runtime: Runt
         began = time.monotonic()
     assert time.monotonic() - began < 3
     assert len(ran) == 2
+
+
+async def test_whoever_waits_at_a_gate_that_opens_while_it_is_asked_is_let_in(make_runtime):
+    """A question had no answer, so the gate is full for a moment; while the next one is on its way it opens."""
+    runtime = make_runtime()
+
+    @runtime.job("sync", group=True, limiter=None, total_concurrency=2, lease=60)
+    async def sync(data):
+        return data
+
+    async with runtime:
+        assert await (await runtime.queue.add("sync", 1, group_id="a")).wait(5) == 1
+        (gate,) = runtime._assembly.queues.gates.values()
+        admit, asked, broken = runtime._assembly.broker.admit, [], []
+
+        async def slow_admit(key, name, running, want, *rest):
+            asked.append(want)
+            if len(asked) == 1:
+                raise BrokerUnavailableError("the reply was lost")
+            if want == 0:
+                await eventually(lambda: not gate.full, what="it opens while this question is on its way")
+            return await admit(key, name, running, want, *rest)
+
+        async def look():
+            while True:
+                broken.extend(of_runtime(runtime))
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look())
+        runtime._assembly.broker.admit = slow_admit
+        first = await runtime.queue.add("sync", 2, group_id="b")
+        await eventually(lambda: gate.full)
+        second = await runtime.queue.add("sync", 3, group_id="c")
+        assert [await job.wait(5) for job in (first, second)] == [2, 3]
+        looking.cancel()
+    assert 0 in asked, "another queue has met the gate while it was full"
+    assert broken == []
