@@ -48,14 +48,12 @@ class Limiting(Asker):
         windows: str,
         margin: int,
         token: str,
+        spare: int,
     ) -> tuple[int, float | None]:
         """Ask a gate; how many may start, and the seconds until more may. See ``lua/admit.lua``."""
         news = self.channels.news(name)
-        granted, wait = await self._ask(
-            scripts.ADMIT(
-                gate, self._process, running, want, slots, int(lease * 1000), windows, margin, token, news, f"{ROOM}|"
-            )
-        )
+        asked = (gate, self._process, running, want, slots, int(lease * 1000), windows, margin, token, spare)
+        granted, wait = await self._ask(scripts.ADMIT(*asked, news, f"{ROOM}|"))
         return granted, None if wait < 0 else wait / 1000
 
     async def refund(self, gate: str, name: str, token: str, granted: int, unused: int, windows: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
@@ -18,6 +18,7 @@ from asyncjobs.broker import Broker
 from asyncjobs.declare.options import Limiter
 from asyncjobs.declare.queue_limits import terms
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.limits.rounds import Round
 
 if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer
@@ -56,6 +57,7 @@ class Gate:
             was answered.
         margin: seconds that a start may lag behind its token: more while starts are late, since each of these takes
             another token.
+        round: what each queue has had of its weight.
         _surprised: the store said once that nothing is left; what other processes did not need may be back in a moment.
     """
 
@@ -66,6 +68,7 @@ class Gate:
         self._slots = slots or 0
         self._terms = terms(limiters, None)
         self.margin = self._terms.least_margin
+        self.round = Round(self._terms.window, min((one.max for one in limiters), default=1))
         self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
         self._parked: OrderedDict[Consumer, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
@@ -104,6 +107,11 @@ class Gate:
         return tuple(self._parked)
 
     @property
+    def waiting(self) -> Iterable[Consumer]:
+        """The same, not copied."""
+        return self._parked
+
+    @property
     def will_open(self) -> bool:
         """Whether something is going to open it: a timer, or a job under it that ends.
 
@@ -115,16 +123,18 @@ class Gate:
             return False
         return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
 
-    async def admit(self, want: int) -> Grant:
-        """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
+    async def admit(self, want: int, spare: int = 0) -> Grant:
+        """How many of `want` may start now, with `spare` tokens left for others.
+
+        Where it is fewer, and nothing was to be left, the gate is full until there is room again.
 
         Raises:
             BrokerError: no answer; nothing may start, and the gate is full for a moment.
         """
-        grant, _ = await self._ask(want)
+        grant, _ = await self._ask(want, spare)
         return grant
 
-    async def _ask(self, want: int, again: bool = False) -> tuple[Grant, float]:
+    async def _ask(self, want: int, spare: int = 0, again: bool = False) -> tuple[Grant, float]:
         """The grant, and the seconds until more may be had.
 
         `again`: for a job that has its slot already and runs, so that its token alone is asked for.
@@ -138,7 +148,7 @@ class Gate:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
                         self._key, self._name, stated, want, slots, self._lease,
-                        self._terms.windows, round(margin * 1e6), token,
+                        self._terms.windows, round(margin * 1e6), token, spare,
                     )  # fmt: skip
             except TimeoutError:
                 self._no_answer(want, BLIND)
@@ -155,6 +165,8 @@ class Gate:
                 self._surprised = False
             if granted < want and self._slots and self.running + self.pending < stated + granted:
                 self._close_for(0.0)  # jobs have ended since the question: it is asked anew
+            elif granted < want and spare:  # those for whom it was left have not come for it yet
+                self._open_in(min(BLIND, self.window) if wait is None else wait)
             elif granted < want:
                 self._close(wait)
             elif want:
@@ -237,6 +249,11 @@ class Gate:
         consumer.parked = None
         del self._parked[consumer]
 
+    def leave(self, consumer: Consumer) -> None:
+        """`consumer` has nothing to do any more: what was left for it others may have."""
+        if self.round.leave(consumer) and self._parked and not self.full:
+            self.open()
+
     def open(self, most: int = LET_IN) -> None:
         """There may be room: the first `most` that wait look again."""
         self.full = False
@@ -282,20 +299,17 @@ class Gate:
             self._timer = None
 
 
-def share(turns: Sequence[Turn], granted: int) -> list[int]:
-    """How many of `granted` starts each of `turns` gets: in turn, each its weight at a time.
-
-    A queue that has had its weight stands behind all others when it waits for more; `Consumer.let_in` counts that.
-    """
+def share(turns: Sequence[Turn], granted: int, fair: Round) -> list[int]:
+    """How many of `granted` starts each of `turns` gets: in turn, each what is left of its weight, then its weight."""
     given = [0] * len(turns)
+    credits = [fair.credit(turn.consumer) or turn.consumer.terms.weight for turn in turns]
     while granted > 0:
         before = granted
         for i, turn in enumerate(turns):
-            consumer = turn.consumer
-            more = min(granted, turn.reserved - given[i], max(1, consumer.terms.weight - consumer.let_in))
+            more = min(granted, turn.reserved - given[i], credits[i])
             given[i] += more
             granted -= more
-            consumer.let_in = (consumer.let_in + more) % consumer.terms.weight
+            credits[i] = turn.consumer.terms.weight
         if granted == before:
             break
     return given

@@ -52,7 +52,6 @@ class Consumer:
         parked: the gate that keeps it waiting, or None.
         appetite: jobs that a turn asks the gates for at most; more with every turn that brings all it asked for, so
             that a queue with little work does not hold what others could use.
-        let_in: jobs that the gates have let in of its weight.
         indexed: finished jobs of groups are listed beside its own, so that no turn of it may trim that list.
         took: whether this process has taken jobs here, so that its name may be in the queue's stream.
         queued, starving: in the pump's ring; waiting for a slot of the process.
@@ -64,7 +63,7 @@ class Consumer:
 
     __slots__ = (
         "_shop", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry",
-        "indexed", "keys", "let_in", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
+        "indexed", "keys", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
         "refusals", "rested_at", "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
     )  # fmt: skip
 
@@ -96,7 +95,6 @@ class Consumer:
         self.gates = shop.gates.get(spec.name, ())
         self.parked: Gate | None = None
         self.appetite = 1
-        self.let_in = 0
         self.took = False
         self.indexed = False
         self.ahead = Ahead(shop.pace.get(spec.name, 0))
@@ -292,8 +290,8 @@ class Consumer:
             self.appetite = min(BATCH, 4 * self.appetite) if self.flowing else 1
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
-                if self.parked is not None and not self.hungry:
-                    self.parked.unpark(self)
+                if self.gates and not self.hungry:
+                    self._leave_gates()
             if reply.wait is not None:
                 self._shop.pump.alarms.set_earlier(self, reply.wait)
         if self.wants_a_turn:
@@ -303,6 +301,13 @@ class Consumer:
             self.attempts.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
+
+    def _leave_gates(self) -> None:
+        """There is nothing to take."""
+        if self.parked is not None:
+            self.parked.unpark(self)
+        for gate in self.gates:
+            gate.leave(self)
 
     def rebase(self, base: Terms) -> None:
         """Other terms hold for all queues of this name."""

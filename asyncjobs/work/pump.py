@@ -206,7 +206,9 @@ class Pump:
 
     async def _clear(self, turns: list[Turn]) -> None:
         """Adopt and ask gates for `turns`; those that are left can be sent."""
-        left = await self._admit(await self._adopt(turns))
+        left: list[Turn] = []
+        for some, late in self._in_order(await self._adopt(turns)):
+            left += await self._admit(some, late)
         turns[:] = []
         self._cleared += left
         self._wake.set()
@@ -223,10 +225,9 @@ class Pump:
 
     def _starve(self, consumer: Consumer, started: int) -> None:
         """Too few slots for all: who wants more waits for the next one, behind all others once it had its share."""
-        wants = consumer.hungry and consumer.free() > 0
-        consumer.spent = consumer.spent + started if wants else 0
-        if not wants or consumer.starving:
-            return
+        consumer.spent = consumer.spent + started if consumer.hungry else 0
+        if not consumer.hungry or consumer.starving or consumer.free() <= 0:
+            return  # one whose own slots are full comes again when a job of it ends, and has had what it has had
         consumer.starving = True
         if 0 < consumer.spent < consumer.terms.weight:
             self._starved.appendleft(consumer)
@@ -274,8 +275,27 @@ class Pump:
             left.append(turn)
         return left
 
-    async def _admit(self, turns: list[Turn]) -> list[Turn]:
-        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left."""
+    def _in_order(self, turns: list[Turn]) -> list[tuple[list[Turn], bool]]:
+        """`turns`, with the same gates, in two parts: those whose queues have had their share of a gate come later."""
+        gates = turns[0].consumer.gates if turns else ()
+        if not gates:
+            return [(turns, False)]
+        asking = {turn.consumer for turn in turns if turn.reserved}
+        for gate in gates:
+            for consumer in asking:
+                gate.round.came(consumer)
+            if not any(map(gate.round.credit, asking)) and not gate.round.owed(gate.waiting, asking):
+                gate.round.end()
+        parts: tuple[list[Turn], list[Turn]] = ([], [])
+        for turn in turns:
+            parts[not all(gate.round.credit(turn.consumer) for gate in gates)].append(turn)
+        return [(part, late) for part, late in zip(parts, (False, True), strict=True) if part]
+
+    async def _admit(self, turns: list[Turn], late: bool) -> list[Turn]:
+        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left.
+
+        `late`: their queues have had their share, and leave as much as others are about to take.
+        """
         gates = turns[0].consumer.gates if turns else ()
         want = sum(turn.reserved for turn in turns)
         if not gates or not want:
@@ -289,7 +309,8 @@ class Pump:
         try:
             for gate in gates:
                 if want or gate.stale:
-                    grants.append(await self._granted(gate, want))
+                    spare = gate.round.owed(gate.waiting, {turn.consumer for turn in turns}) if late else 0
+                    grants.append(await self._granted(gate, want, spare))
                     if grants[-1].count < want:
                         want, narrow = grants[-1].count, gate
         except BaseException:
@@ -298,11 +319,13 @@ class Pump:
             raise
         left: list[Turn] = []
         first: list[Consumer] = []
-        for turn, given in zip(turns, share(turns, want), strict=True):
+        for turn, given in zip(turns, share(turns, want, (narrow or gates[0]).round), strict=True):
             consumer, missing = turn.consumer, turn.reserved - given
+            for gate in gates:
+                gate.round.count(consumer, given)
             if missing and narrow is not None:
-                has_had_its_share = not consumer.let_in and (given or was_full)
-                if has_had_its_share:
+                fair = narrow.round
+                if not fair.credit(consumer) or (was_full and fair.fresh(consumer)):
                     narrow.park(consumer)
                 else:
                     first.append(consumer)
@@ -318,9 +341,9 @@ class Pump:
         self._feed()
         return left
 
-    async def _granted(self, gate: Gate, want: int) -> Grant:
+    async def _granted(self, gate: Gate, want: int, spare: int) -> Grant:
         try:
-            return await gate.admit(want)
+            return await gate.admit(want, spare)
         except BrokerError as error:
             self.throttled.warning(repr(gate), "%r lets nothing in for now: %s", gate, error)
             return Grant(gate, "", 0)

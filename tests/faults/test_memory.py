@@ -116,7 +116,7 @@ class Case:
         await self.hold(lambda got: got == 0, scripts.BURY, *args)
 
     async def admit(self) -> None:
-        args = (f"{{{self.prefix}}}:gate:x", "p1", 0, 3, 5, 30_000, "9:60000000", 0, "g1", self.news, "-2|")
+        args = (f"{{{self.prefix}}}:gate:x", "p1", 0, 3, 5, 30_000, "9:60000000", 0, "g1", 0, self.news, "-2|")
         await self.hold(lambda got: got[0] == 3, scripts.ADMIT, *args)
         await self.refund()
 

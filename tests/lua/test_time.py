@@ -149,7 +149,7 @@ STORIES: dict[str, Story] = {
         lambda place: place.tokens(back=True),
         run(scripts.REAP, *keys("stream", "delayed", "bucket", "settings"))),
     "admit: grants that are back": (
-        Place.grants, run(scripts.ADMIT, lambda place: f"{{{place.prefix}}}:gate:x", "p", 0, 3, 0, 9, LIMIT, 0, "n",
+        Place.grants, run(scripts.ADMIT, lambda place: f"{{{place.prefix}}}:gate:x", "p", 0, 3, 0, 9, LIMIT, 0, "n", 0,
                           lambda place: place.news, "-2|")),
     "work: promotes": (Place.delayed, take),
     "work: takes": (Place.waiting, take),

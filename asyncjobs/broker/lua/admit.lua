@@ -12,11 +12,13 @@
 -- ARGV[6] windows    'max:µs max:µs …', '' for none
 -- ARGV[7] margin     µs that a start may lag
 -- ARGV[8] token      unique for this call
--- ARGV[9] news       channel told when the gate was full and has room again
--- ARGV[10] message   for it
+-- ARGV[9] spare      tokens of each window that are left to others
+-- ARGV[10] news      channel told when the gate was full and has room again
+-- ARGV[11] message   for it
 --
 -- Returns {granted, ms until a token is back or -1}
 local gate, me, want, slots = KEYS[1], 'h ' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
+local spare = tonumber(ARGV[9])
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local now_ms, running, wait = math.floor(now / 1000), tonumber(ARGV[2]), -1
@@ -48,11 +50,12 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
     redis.call('HINCRBY', gate, field, -returned)
   end
   local left = tonumber(most) - tonumber(redis.call('HGET', gate, field) or 0)
-  local first = left < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
+  local first = left - spare < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
   if left < want and not first then  -- no token is out, whatever was counted: an operator may have deleted the zset
     redis.call('HDEL', gate, field)
     left = tonumber(most)
   end
+  left = left - spare
   if left < want then
     want = math.max(0, left)
     redis.call('HSET', gate, 'w', '1')
@@ -79,6 +82,6 @@ if slots > 0 then
   elseif before > 0 then
     redis.call('HDEL', gate, me)
   end
-  if others + before >= slots and others + held < slots then redis.call('PUBLISH', ARGV[9], ARGV[10]) end
+  if others + before >= slots and others + held < slots then redis.call('PUBLISH', ARGV[10], ARGV[11]) end
 end
 return {want, wait}
