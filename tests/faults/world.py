@@ -175,7 +175,7 @@ class World:
 
     # Life -------------------------------------------------------------------------------------------------
     async def begin(self) -> None:
-        self._patch.setattr("asyncjobs.broker.link.REPLY_TIMEOUT", PATIENCE)
+        self._patch.setattr("asyncjobs.broker.connection.REPLY_TIMEOUT", PATIENCE)
         self._patch.setattr("asyncjobs.work.alarms.REPLY_TIMEOUT", DOUBT)
         logging.getLogger("asyncjobs").addHandler(self._log)
         self.go = asyncio.Event()
