@@ -189,6 +189,17 @@ def test_script_headers_say_what_the_code_uses():
         assert declared_keys == set(range(1, script.keys + 1)), script.name
 
 
+def test_every_include_is_shared_or_a_step_of_work():
+    """What stands in a file of its own is used by several scripts, or is one of the transitions that `work` makes."""
+    users = {path.stem: 0 for path in (LUA / "include").glob("*.lua")}
+    for path in LUA.rglob("*.lua"):
+        for name in scripts.INCLUDE.findall(path.read_text()):
+            users[name] += 1
+    steps = {"settle", "retention", "acknowledge", "promote", "take", "own_limit"}
+    assert {name for name, times in users.items() if times < 2} == steps
+    assert not any("@include" in script.text for script in scripts.BY_SHA.values())
+
+
 def test_no_user_text_is_ever_formatted_into_a_script():
     text = (ROOT / "broker" / "scripts.py").read_text()
     assert "format(" not in text
@@ -198,7 +209,7 @@ def test_no_user_text_is_ever_formatted_into_a_script():
 def test_every_command_in_use_is_asked_for_before_anything_relies_on_it():
     """`permit.lua` names what an ACL user must be allowed; a command that it forgets would be denied half way."""
     call = re.compile(r"\b(?:redis\.)?p?call\('([A-Z]+)'(?:, '(CREATE|DELCONSUMER)')?")
-    used = {match.groups() for path in LUA.glob("*.lua") for match in call.finditer(path.read_text())}
+    used = {match.groups() for path in LUA.rglob("*.lua") for match in call.finditer(path.read_text())}
     sent = re.compile(r"""\(\s*"([A-Z]{3,})",""")
     for path in (ROOT / "broker").glob("*.py"):
         used |= {(name, None) for name in sent.findall(path.read_text())}

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent / "lua"
+INCLUDE: Final = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
 
 
 def digest(text: str) -> str:
     """By which the server knows a script."""
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def joined(name: str) -> str:
+    """The text of a script, each ``-- @include name`` of it replaced by that file of ``lua/include/``, once.
+
+    Raises:
+        ValueError: an include that includes itself, or comes twice.
+    """
+    known: list[str] = []
+
+    def included(found: re.Match[str]) -> str:
+        if found[1] in known:
+            raise ValueError(f"{name}.lua includes {found[1]} more than once: {', '.join(known)}")
+        known.append(found[1])
+        return INCLUDE.sub(included, (FOLDER / "include" / f"{found[1]}.lua").read_text(encoding="utf-8"))
+
+    return INCLUDE.sub(included, (FOLDER / f"{name}.lua").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +44,7 @@ class Script:
     sha: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        text = (FOLDER / f"{self.name}.lua").read_text(encoding="utf-8")
+        text = joined(self.name)
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "sha", digest(text))
 

@@ -21,8 +21,9 @@
 local call = redis.call
 local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
+-- @include handed_out
+-- @include news
 local stamp = string.format('%.0f', now)  -- a number would be printed anew for every job, with 17 digits
 local mark = sender .. ':' .. ARGV[5]
 if KEYS[5] ~= stream then redis.call('ZADD', KEYS[5], stamp, group) end
@@ -35,14 +36,7 @@ local replayed = highest >= number
 local answers, soonest, waiting = {}, nil, false
 local most, room = tonumber(redis.call('HGET', KEYS[4], 'm') or ARGV[6]), nil
 if most and not replayed then
-  local active, pending = 0, redis.pcall('XPENDING', stream, 'w')
-  if not pending.err then
-    active = pending[1]
-    for _, row in ipairs(pending[4] or {}) do
-      if row[1] == 'head' then active = active - tonumber(row[2]) end
-    end
-  end
-  room = most - (length - active) - redis.call('ZCARD', delayed)
+  room = most - (length - handed_out(stream)) - redis.call('ZCARD', delayed)
 end
 
 for i = 9, #ARGV, 6 do
@@ -101,15 +95,12 @@ if waiting and ARGV[7] == '' then
   -- A queue that already had something waiting is being looked at: only the first job is news.
   local busy = false
   if length > 0 then
-    local pending = redis.pcall('XPENDING', stream, 'w')
-    if not pending.err then
-      busy = length - pending[1] > 0
-      for _, row in ipairs(pending[4] or {}) do busy = busy or row[1] == 'head' end
-    end
+    local active, _, summary = handed_out(stream)
+    busy = summary and length - active > 0
   end
-  if not busy then redis.call('PUBLISH', ARGV[2], '0|' .. group) end
+  if not busy then tell_news(ARGV[2], group) end
 end
 if soonest and (not first or soonest < tonumber(first)) then
-  redis.call('PUBLISH', ARGV[2], string.format('%.0f|', soonest - now) .. group)
+  tell_news(ARGV[2], group, soonest - now)
 end
 return {now, table.concat(answers), most or -1}

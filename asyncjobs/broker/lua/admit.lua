@@ -19,9 +19,8 @@
 -- Returns {granted, ms until a token is back or -1}
 local gate, me, want, slots = KEYS[1], 'h ' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 local spare = tonumber(ARGV[9])
-local t = redis.call('TIME')
-local now = t[1] * 1000000 + t[2]
-local now_ms, running, wait = math.floor(now / 1000), tonumber(ARGV[2]), -1
+-- @include clock
+local running, wait = tonumber(ARGV[2]), -1
 local others, before = 0, 0
 if slots > 0 then
   local rows = redis.call('HGETALL', gate)
@@ -30,7 +29,7 @@ if slots > 0 then
     if string.sub(rows[i], 1, 2) == 'h ' then
       if rows[i] == me then
         before = tonumber(n)
-      elseif now_ms - tonumber(at) > tonumber(ARGV[5]) then
+      elseif now - tonumber(at) > tonumber(ARGV[5]) then
         redis.call('HDEL', gate, rows[i])
       else
         others = others + tonumber(n)
@@ -43,7 +42,7 @@ local place = 0
 for most in string.gmatch(ARGV[6], '(%d+):%d+') do
   place = place + 1
   local zset, field = gate .. ':' .. place, 'u' .. place
-  local back, returned = redis.call('ZRANGEBYSCORE', zset, '-inf', now, 'LIMIT', 0, 1000), 0
+  local back, returned = redis.call('ZRANGEBYSCORE', zset, '-inf', now_us, 'LIMIT', 0, 1000), 0
   for _, member in ipairs(back) do returned = returned + tonumber(string.match(member, ' (%d+)$')) end
   if #back > 0 then
     redis.call('ZREM', zset, unpack(back))
@@ -61,7 +60,7 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
     redis.call('HSET', gate, 'w', '1')
     if first then
       -- Not longer than a duration or two, whatever the clock did.
-      wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now, 3600000000) / 1000))
+      wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now_us, 3600000000) / 1000))
     end
   end
 end
@@ -70,7 +69,7 @@ if want > 0 then
   for _, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
     place = place + 1
     -- A question that is sent again may be granted what it was granted before; that is out once.
-    if redis.call('ZADD', gate .. ':' .. place, now + window + ARGV[7], ARGV[8] .. ' ' .. want) == 1 then
+    if redis.call('ZADD', gate .. ':' .. place, now_us + window + ARGV[7], ARGV[8] .. ' ' .. want) == 1 then
       redis.call('HINCRBY', gate, 'u' .. place, want)
     end
   end
@@ -78,7 +77,7 @@ end
 if slots > 0 then
   local held = running + want
   if held > 0 then
-    redis.call('HSET', gate, me, held .. ' ' .. now_ms)
+    redis.call('HSET', gate, me, held .. ' ' .. now)
   elseif before > 0 then
     redis.call('HDEL', gate, me)
   end

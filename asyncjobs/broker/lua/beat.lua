@@ -15,8 +15,7 @@
 -- Returns {1 alive or 0 declared dead (not written), epoch, name, ms since its last beat, its leases or '', …}; at most
 -- those 200 whose leases end first, and the 200 that were silent for longest: an earlier release tells no lease.
 -- A beat in the future is one by a clock that was set back since; it counts as now, or its death would go unnoticed.
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
 local me, reply = ARGV[1], {1, redis.call('GET', KEYS[2])}
 if not reply[2] then
   redis.call('SET', KEYS[2], ARGV[3])

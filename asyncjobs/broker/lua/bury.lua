@@ -8,9 +8,9 @@
 -- ARGV[2] lease      ms of silence that make it dead; 0 where it takes itself off
 --
 -- Returns 1 buried · 0 alive, or buried already
-local t = redis.call('TIME')
+-- @include clock
 local at = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not at or t[1] * 1000 + math.floor(t[2] / 1000) - at < tonumber(ARGV[2]) then return 0 end
+if not at or now - at < tonumber(ARGV[2]) then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
 return redis.call('ZREM', KEYS[1], ARGV[1])

@@ -8,8 +8,7 @@
 -- ARGV[4] done       '1' when it has come to an end
 --
 -- Returns 1 sweep · 0 another survivor does · 2 it is done
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if known == 'done' then return 2 end
 local at, by = string.match(known or '', '^(%d+) (.*)$')

@@ -4,16 +4,9 @@
 -- KEYS[1] stream · KEYS[2] delayed · KEYS[3] completed · KEYS[4] failed
 --
 -- Returns {waiting, active, delayed, completed, failed}
+-- @include handed_out
 local length, active = redis.call('XLEN', KEYS[1]), 0
-if length > 0 then
-  local pending = redis.pcall('XPENDING', KEYS[1], 'w')
-  if not pending.err then
-    active = pending[1]
-    for _, row in ipairs(pending[4] or {}) do
-      if row[1] == 'head' then active = active - tonumber(row[2]) end
-    end
-  end
-end
+if length > 0 then active = handed_out(KEYS[1]) end
 return {
   length - active, active, redis.call('ZCARD', KEYS[2]), redis.call('ZCARD', KEYS[3]), redis.call('ZCARD', KEYS[4]),
 }

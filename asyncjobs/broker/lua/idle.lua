@@ -5,7 +5,7 @@
 -- ARGV[1] group
 --
 -- Returns {its score or '', ms since}
-local t = redis.call('TIME')
+-- @include clock
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score then return {'', 0} end
-return {score, t[1] * 1000 + math.floor(t[2] / 1000) - score}
+return {score, now - score}

@@ -10,8 +10,7 @@
 --
 -- Returns {completed members over the limits, failed ones, now ms}; they stay listed until their records are gone.
 -- With jobs to list one member each is enough to say that there are any; without, up to 1000.
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
 local alive, listed = {}, {c = {}, f = {}}
 for i = 5, #ARGV, 3 do
   alive[#alive + 1] = now

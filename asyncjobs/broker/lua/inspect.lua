@@ -35,12 +35,6 @@ local delayed = redis.call('ZRANGE', KEYS[2], 0, most - 1)
 for _, id in ipairs(delayed) do record(id) end
 local finished = redis.call('ZRANGE', KEYS[3], 0, most - 1)
 for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, most - 1)) do finished[#finished + 1] = id end
-local length, active = redis.call('XLEN', KEYS[1]), 0
-local summary = redis.pcall('XPENDING', KEYS[1], 'w')
-if not summary.err then
-  active = summary[1]
-  for _, row in ipairs(summary[4] or {}) do
-    if row[1] == 'head' then active = active - tonumber(row[2]) end
-  end
-end
+-- @include handed_out
+local length, active = redis.call('XLEN', KEYS[1]), (handed_out(KEYS[1]))
 return {waiting, pending, delayed, records, finished, {length - active, active, redis.call('ZCARD', KEYS[2])}}

@@ -11,6 +11,8 @@
 --   next: the entry to go on behind, '' after the last; 500 are looked at, and those without a job are left out
 --   rows: id · entry · data · attempts made · stalled count · added ms · options · token
 -- Reads only, by XPENDING and XRANGE: re-reading history by XREADGROUP would raise delivery counts.
+-- @include foreign
+-- @include row
 local rows = {}
 local budget, size, last = tonumber(ARGV[4]), 0, ''
 local after = ARGV[3] == '-' and '-' or '(' .. ARGV[3]
@@ -23,11 +25,10 @@ for _, row in ipairs(pending) do
   if entry then
     local id = entry[2][2]
     local job = redis.pcall('HMGET', ARGV[1] .. id, 'd', 'a', 's', 't', 'o', 'r', 'x')
-    if job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
+    if job.err and not is_foreign(job) then return job end
     if job[1] and job[7] == 'a' then
-      local n = #rows
-      rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry[1], job[1], job[2] or '0'
-      rows[n + 5], rows[n + 6], rows[n + 7], rows[n + 8] = job[3] or '0', job[4] or '0', job[5] or '', job[6] or ''
+      add_row(rows, id, entry[1], job)
+      rows[#rows + 1] = job[6] or ''
       size = size + #job[1]
     end
   end

@@ -6,9 +6,10 @@
 -- ARGV[1] id
 --
 -- Returns {due ms or '', field, value, …}; only {''} where there is no such job, or somebody else has overwritten it
+-- @include foreign
 local reply = redis.pcall('HGETALL', KEYS[1])
 if reply.err then
-  if not string.find(reply.err, 'WRONGTYPE', 1, true) then return reply end
+  if not is_foreign(reply) then return reply end
   reply = {}
 end
 table.insert(reply, 1, redis.call('ZSCORE', KEYS[2], ARGV[1]) or '')

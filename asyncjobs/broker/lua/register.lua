@@ -5,7 +5,6 @@
 -- ARGV[…] the group ids
 --
 -- Returns 1. A registered group without work is harmless; work without registration would not be found.
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
 for i = 1, #ARGV do redis.call('ZADD', KEYS[1], now, ARGV[i]) end
 return 1

@@ -7,10 +7,11 @@
 -- ARGV[3…] per running try: id · entry · token
 --
 -- Returns one character a try: '1' still ours, now under the new name · '0' lost
+-- @include foreign
 local answers = {}
 for i = 3, #ARGV, 3 do
   local job = redis.pcall('HMGET', ARGV[1] .. ARGV[i], 'r', 'x')
-  if job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
+  if job.err and not is_foreign(job) then return job end
   if job[1] == ARGV[i + 2] and job[2] == 'a' then
     redis.call('XCLAIM', KEYS[1], 'w', ARGV[2], 0, ARGV[i + 1], 'JUSTID')
     answers[#answers + 1] = '1'

@@ -5,8 +5,7 @@
 -- ARGV[…] processes
 --
 -- Returns ms for each; -1 for one that never beat, or was buried
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
 local reply = {}
 for i = 1, #ARGV do
   local at = redis.call('ZSCORE', KEYS[1], ARGV[i])

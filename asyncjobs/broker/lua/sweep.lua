@@ -12,6 +12,9 @@
 --
 -- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}
 -- A job over the limit is claimed by the sweeper, which fails it by the ordinary way (`work`, op 'f').
+-- @include foreign
+-- @include row
+-- @include news
 local stream, prefix = KEYS[1], ARGV[1]
 local back, doomed, size, seen = {}, {}, 0, 0
 local pending = redis.pcall('XPENDING', stream, 'w', '-', '+', 500, ARGV[4])
@@ -22,7 +25,7 @@ for _, row in ipairs(pending) do
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
   local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
-  if job and job.err and not string.find(job.err, 'WRONGTYPE', 1, true) then return job end
+  if job and job.err and not is_foreign(job) then return job end
   if not job or not job[1] then
     redis.call('XACK', stream, 'w', row[1])
     redis.call('XDEL', stream, row[1])
@@ -33,9 +36,7 @@ for _, row in ipairs(pending) do
     if stalled > tonumber(ARGV[7]) then
       redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
       redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')
-      local n = #doomed
-      doomed[n + 1], doomed[n + 2], doomed[n + 3], doomed[n + 4] = id, row[1], job[1], job[2] or '0'
-      doomed[n + 5], doomed[n + 6], doomed[n + 7] = tostring(stalled), job[4] or '0', job[5] or ''
+      add_row(doomed, id, row[1], job, tostring(stalled))
       size = size + #job[1]
     else
       redis.call('HSET', prefix .. id, 's', stalled, 'r', '', 'x', 'w')
@@ -48,5 +49,5 @@ end
 local left = #pending == 500 or seen < #pending
 if not left then redis.call('XGROUP', 'DELCONSUMER', stream, 'w', ARGV[4]) end
 if redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
-if #back > 0 then redis.call('PUBLISH', ARGV[2], '0|' .. ARGV[3]) end
+if #back > 0 then tell_news(ARGV[2], ARGV[3]) end
 return {back, left and 1 or 0, doomed}

@@ -17,8 +17,7 @@
 -- Returns {'fire'} · {'fire', ms that the last claim lay in the future} · {'early', ms until due} · {'taken'} ·
 -- {'overlap'} · {'queued'}
 -- Sent again after a lost reply by the same process it answers 'fire' again.
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- @include clock
 local task, scheduled, process = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if scheduled > now then return {'early', scheduled - now} end
 local last, ahead = redis.call('HGET', KEYS[1], task), 0

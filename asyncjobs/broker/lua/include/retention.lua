@@ -1,0 +1,12 @@
+-- retention: finished jobs beyond what is kept go, of `work`. Reads finished, by_default, overrides.
+-- Jobs of groups are counted over all groups of their name, see `index`. Keeping none removes the job that finishes alone.
+for op, list in pairs(finished) do
+  if by_default[op] then
+    local at = op == 'c' and 15 or 17
+    trim(zsets[op], prefix, tonumber(ARGV[at]), tonumber(ARGV[at + 1]), #list + 20)
+  end
+end
+for rule in pairs(group == '' and overrides or {}) do
+  local op, count, age = string.match(rule, '^(.)(-?%d+):(-?%d+)$')
+  trim(zsets[op], prefix, tonumber(count), tonumber(age), 100)  -- a beginning: the caller sees to the rest
+end

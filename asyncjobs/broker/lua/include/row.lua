@@ -1,0 +1,7 @@
+-- row: a job as it is handed to a process: id · entry · data · attempts made · stalled count · added ms · options.
+-- `job` is its record from 'd', 'a', 's', 't', 'o' on.
+local function add_row(rows, id, entry, job, stalled)
+  local n = #rows
+  rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = id, entry, job[1], job[2] or '0'
+  rows[n + 5], rows[n + 6], rows[n + 7] = stalled or job[3] or '0', job[4] or '0', job[5] or ''
+end
