@@ -1,10 +1,10 @@
 """asyncjobs: durable background jobs, per-tenant groups, exact rate limits and cron tasks on your app's event loop.
 
-queue.py ──► broker/ ══ Redis stream ══► pump.py ──► consumer.py ──► executor.py ──► retry.py ──► broker/ ──► events.py
- add()                                   turns        one queue       one try         decide      settle       the edges
+queue.py ──► broker/ ══ Redis stream ══► work/pump ─► consumer ─► attempts ─► executor ─► decide ─► broker/ ─► events.py
+ add()                                   turns         one queue    one try      outcome     settle      the edges
     ▲                                      ▲
-    └ scheduler.py  cron ticks             └ groups.py  one consumer a group, reaped when idle
-                                             maintenance.py, liveness.py  the dead, the lost, the old
+    └ cron/scheduler.py  ticks             └ groups.py  one consumer a group, reaped when idle
+                                             upkeep/  the dead, the lost, the old
 """
 
 from asyncjobs.active_job import ActiveJob

@@ -119,14 +119,46 @@ def test_every_event_command_and_runtime_option_is_named():
     assert set(inspect.signature(Runtime).parameters) <= words
 
 
-def test_the_module_list_is_true():
+def test_the_list_of_rooms_is_true():
     listed = set()
-    for row in table_keys("module"):
+    for row in table_keys("room"):
         listed.update(re.findall(r"[\w/.]+", row.replace("`", "")))
     root = Path(asyncjobs.__file__).parent
     there = {path.name for path in root.glob("*.py") if not path.name.startswith("__")}
     there |= {f"{path.name}/" for path in root.iterdir() if path.is_dir() and not path.name.startswith("__")}
     assert listed == there
+
+
+def test_the_walk_leads_past_modules_that_are_there():
+    walk = README[README.index("The way of `data`") : README.index("| room |")]
+    steps = re.findall(r"^\d+\. .*", walk, re.MULTILINE)
+    root = Path(asyncjobs.__file__).parent
+    assert len(steps) == 10
+    missing = [name for name in re.findall(r"`([\w/]+\.(?:py|lua))`", walk) if not (root / name).exists()]
+    assert missing == []
+
+
+def test_the_glossary_has_every_class_of_the_spine():
+    """At most twenty-five nouns are enough to follow a job."""
+    import ast
+
+    words = README[README.index("| word |") : README.index("## Benchmarks")]
+    assert len(re.findall(r"\*\*[a-z ]+\*\*", words)) <= 25
+    root = Path(asyncjobs.__file__).parent
+    spine = (
+        "queue", "job", "active_job", "runtime", "assembly", "events", "work/pump", "work/turn", "work/consumer",
+        "work/attempts", "work/prefetch", "work/groups", "limits/shared_limit",
+    )  # fmt: skip
+    for module in spine:
+        tree = ast.parse((root / f"{module}.py").read_text())
+        first = next(node.name for node in tree.body if isinstance(node, ast.ClassDef) and is_noun(node.name, module))
+        assert f"`{first}`" in words, f"{module}: {first}"
+
+
+def is_noun(name: str, module: str) -> bool:
+    """Whether a class is what its module is named after."""
+    noun = module.rpartition("/")[2].replace("_", "")
+    return noun.removesuffix("s") in name.lower().removesuffix("s") or name in ("GroupRegistry", "EventBus")
 
 
 @pytest.mark.slow
