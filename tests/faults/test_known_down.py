@@ -8,7 +8,7 @@ import time
 import pytest
 
 from asyncjobs import Runtime
-from asyncjobs.broker import link
+from asyncjobs.broker import connection as link
 from asyncjobs.errors import BrokerUnavailableError
 from benchmarks.servers import Cluster
 from tests.helpers import eventually

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from asyncjobs import Runtime
-from asyncjobs.broker import adds, link
+from asyncjobs.broker import adds
+from asyncjobs.broker import connection as link
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.cluster import ClusterLane, Topology
 from asyncjobs.broker.connection import Lane
