@@ -42,7 +42,7 @@ async def test_a_suspect_that_runs_for_long_stops_no_healthy_job(make_runtime, r
         async with worker:
             done = 60 if concurrency > 1 else 40  # the one slot of its own queue the first one keeps
             await eventually(lambda: running == 1 and healthy >= done, 20)
-            used = lambda: sum(one.attempts.slots_used for one in worker._parts.all_consumers())  # noqa: E731
+            used = lambda: sum(one.attempts.slots_used for one in worker._assembly.all_consumers())  # noqa: E731
             await eventually(lambda: used() == 1, 5)
             go.set()
             await worker.wait_idle(30)
