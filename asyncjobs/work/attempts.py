@@ -37,6 +37,18 @@ def given_up(job: ActiveJob) -> Lost | Released:
     return Lost() if job.leaving == "lost" else Released()
 
 
+def unless_all_ends(shop: Shop, job: ActiveJob, outcome: Outcome) -> Outcome:
+    """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
+
+    That is no failure of the job: it goes back uncounted.
+    """
+    if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
+        aio_task = job.aio_task
+        if aio_task is not None and aio_task.cancelling() and shop.pump.ends_with_the_loop:
+            return Released()
+    return outcome
+
+
 class Attempts:
     """What of one queue runs here.
 
@@ -132,7 +144,7 @@ class Attempts:
                 return Failed(job.unreadable, final=True)
             if job.stalled_count or self.cautious:
                 return await self._try_noted(job, sent_at, margin)
-            return self._unless_all_ends(job, await self._run(job, sent_at, margin))
+            return unless_all_ends(self._shop, job, await self._run(job, sent_at, margin))
         except asyncio.CancelledError:
             return given_up(job)  # before its handler began
         except BaseException as error:
@@ -142,27 +154,16 @@ class Attempts:
             self._shop.pump.throttled.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
             return Later(AGAIN)
 
-    def _unless_all_ends(self, job: ActiveJob, outcome: Outcome) -> Outcome:
-        """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
-
-        That is no failure of the job: it goes back uncounted.
-        """
-        if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
-            aio_task = job.aio_task
-            if aio_task is not None and aio_task.cancelling() and self._shop.pump.ends_with_the_loop:
-                return Released()
-        return outcome
-
     async def _try_noted(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """One that must be seen to begin; beside no other one that has stalled as often, where it is a suspect."""
         most = self._queue.spec.worker_options.max_stalled_count
         if job.stalled_count < max(1, min(SUSPECT, most)):
-            return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
+            return unless_all_ends(self._shop, job, await self._run_stalled(job, sent_at, margin))
         suspects = self._shop.suspects
         if not await suspects.enter():
             return Aside(suspects.rest())
         try:
-            return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
+            return unless_all_ends(self._shop, job, await self._run_stalled(job, sent_at, margin))
         finally:
             suspects.leave()
 

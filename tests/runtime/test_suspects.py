@@ -42,7 +42,7 @@ async def test_a_suspect_that_runs_for_long_stops_no_healthy_job(make_runtime, r
         async with worker:
             done = 60 if concurrency > 1 else 40  # the one slot of its own queue the first one keeps
             await eventually(lambda: running == 1 and healthy >= done, 20)
-            used = lambda: sum(one.attempts.slots_used for one in worker._assembly.all_consumers())  # noqa: E731
+            used = lambda: sum(one.attempts.slots_used for one in worker._assembly.queues.all())  # noqa: E731
             await eventually(lambda: used() == 1, 5)
             go.set()
             await worker.wait_idle(30)
@@ -71,3 +71,31 @@ def _append(order: list[int]):
         order.append(data)
 
     return handle
+
+
+@pytest.mark.parametrize("most", [0, 5])
+async def test_where_the_first_stall_fails_a_job_none_is_charged_before_its_handler_has_begun(
+    make_runtime, redis, most
+):
+    runtime = make_runtime()
+    go, began = asyncio.Event(), []
+
+    @runtime.job("charge", limiter=None, concurrency=1, max_stalled_count=most)
+    async def charge(data, job):
+        began.append(job.id)
+        if data == 20:
+            await go.wait()
+
+    async with runtime:
+        keys = runtime.queue._broker.queue_keys("charge", None)
+        jobs = await runtime.queue.add_bulk([("charge", n) for n in range(40)])
+        await eventually(lambda: len(began) == 21)
+        for job in jobs:
+            state, mark = await redis.hmget(keys.job(job.id), "x", "z")
+            if state == b"a" and job.id not in began:
+                assert (mark is not None) == (most == 0), "it was fetched ahead"
+            elif state == b"a":
+                assert mark is None
+        go.set()
+        await runtime.wait_idle(20)
+        assert (await runtime.queue.counts("charge"))["completed"] == 40
