@@ -166,6 +166,14 @@ class Discard(Exception):
     """Raise it in a handler to fail the job for good, without further tries and without a Sentry event."""
 
 
+def _quoted(delay: object) -> str:
+    """What was given as a delay, in words; where it is none it is refused by name, and until then it must not raise."""
+    try:
+        return str(delay)[:40]
+    except Exception:  # an int of thousands of digits
+        return f"{type(delay).__name__}"
+
+
 class RetryLater(Exception):
     """Raise it in a handler to run the job again after ``delay`` seconds, at the cost of no attempt.
 
@@ -174,7 +182,7 @@ class RetryLater(Exception):
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
-        super().__init__(f"again in {delay} s")
+        super().__init__(f"again in {_quoted(delay)} s")
 
 
 class RateLimited(Exception):
@@ -186,7 +194,7 @@ class RateLimited(Exception):
 
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
-        super().__init__(f"rate limited for {retry_after} s")
+        super().__init__(f"rate limited for {_quoted(retry_after)} s")
 
 
 class AsyncjobsWarning(UserWarning):

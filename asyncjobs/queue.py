@@ -12,6 +12,7 @@ from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import (
+    FOREVER,
     UNSET,
     Backoff,
     JobOptions,
@@ -327,12 +328,23 @@ def _text(value: Any, option: str) -> str:
     return value
 
 
+def _is_aware(at: datetime) -> bool:
+    """Whether it says which instant it is; a timezone may be the app's own, and raise anything."""
+    try:
+        return at.utcoffset() is not None
+    except Exception:
+        return False
+
+
 def _due(delay: Any, at: Any) -> tuple[str, int]:
     """When a job is due, as the script takes it; rounded up, so never too early."""
     if at is not None:
         if delay is not None:
             raise ConfigError("delay and at both say when a job is due; give one of them")
-        if not isinstance(at, datetime) or at.tzinfo is None:
+        if not isinstance(at, datetime) or not _is_aware(at):
             raise ConfigError(f"at={shown(at)}: expected a timezone-aware datetime, datetime.now(UTC) + …")
-        return "at", max(0, clock.to_ms(at))
+        due = clock.to_ms(at)
+        if due / 1000 - clock.wall() > FOREVER:
+            raise ConfigError(f"at={shown(at)}: expected an instant that is at most 100 years away")
+        return "at", max(0, due)
     return "in", -int(-seconds(delay, "delay") * 1000 // 1)

@@ -26,7 +26,7 @@
       :n          hash    process → its last add, and until when that may be sent again; expires with the last of them
       :c :f       zset    completed, failed: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
-                          x state · r fence token · z not begun yet, of one that stalled · v result · p progress ·
+                          x state · r fence token · z the token of a take that has not begun · v result · p progress ·
                           F finished · w watched · q sender · e<n> error of try n · l<n> log line, ln their number
 
 The braces are Redis Cluster's hash tag: what one script touches lies in one slot, and queues and groups

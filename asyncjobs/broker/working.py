@@ -49,6 +49,7 @@ class WorkCall(NamedTuple):
         margin: µs that a start may lag behind its token.
         ahead: how many of `free` are beyond the only slot, to run one after the other.
         retention: completed count and age in ms, failed count and age in ms; -1 for no bound.
+        mark: whether each job is charged with the death of its process only once it has begun.
     """
 
     name: str
@@ -62,6 +63,7 @@ class WorkCall(NamedTuple):
     ahead: int
     retention: tuple[int, int, int, int]
     settlements: Sequence[Settlement]
+    mark: bool = False
 
 
 class WorkReply(NamedTuple):
@@ -196,7 +198,7 @@ class Working(Asker):
             tag + ":s", tag + ":d", tag + ":b", tag + ":c", tag + ":f", tag + ":o", listing,
             tag + ":j:", self.channels.news(call.name), self.channels.done, call.keys.group, process,
             call.token, call.free, call.slots, call.windows, call.margin, call.ahead, tell, size, listed,
-            *(NO_LIMIT if call.grouped else call.retention),
+            *(NO_LIMIT if call.grouped else call.retention), "1" if call.mark else "",
         ]  # fmt: skip
         for settlement in call.settlements:
             args += settlement

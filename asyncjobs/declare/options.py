@@ -30,6 +30,7 @@ Record = TypeVar("Record")
 
 DAY: Final = 86_400.0
 FOREVER: Final = 100 * 365 * DAY  # longer than any delay that can be meant
+LEAST_WINDOW: Final = 1e-6  # seconds; the store counts in microseconds
 LEAST_BLOCK: Final = 0.02  # seconds; to watch a loop for less would cost more than it tells
 
 
@@ -70,13 +71,14 @@ def warn(text: str) -> None:
     warnings.warn(text, AsyncjobsWarning, stacklevel=level)
 
 
-def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False) -> float:
+def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False, may_be_long: bool = False) -> float:
     """`value` as float seconds.
 
     Args:
         value: an int, a float or a timedelta; a plain number that looks like milliseconds is warned about.
         option: its name for the message.
         least: the smallest value allowed; with `above`, the value must be greater than it.
+        may_be_long: days are nothing unusual, and never taken for milliseconds.
     Raises:
         ConfigError: not a finite duration, or out of bounds.
     """
@@ -92,7 +94,7 @@ def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False)
     if not math.isfinite(result) or result > FOREVER or result < least or (above and result == least):
         bound = f"more than {least:g}" if above else f"at least {least:g}"
         raise ConfigError(f"{option}={shown(value)}: expected {bound} and at most 100 years, in seconds")
-    if not isinstance(value, timedelta) and _looks_like_milliseconds(result):
+    if not (may_be_long or isinstance(value, timedelta)) and _looks_like_milliseconds(result):
         warn(
             f"{option}={value!r}: durations are seconds, and {value!r} is {_plain(result)}; "
             f"did you mean {result / 1000:g} seconds? (a timedelta is never asked about)"
@@ -228,23 +230,13 @@ class Retention:
     def __post_init__(self) -> None:
         if self.age is not None:
             # An age over a day is the normal case here, so it is never taken for milliseconds.
-            age = self.age if isinstance(self.age, timedelta) else _as_timedelta(self.age)
-            put(self, age=seconds(age, "retention.age"))
+            put(self, age=seconds(self.age, "retention.age", may_be_long=True))
         if self.count is not None:
             whole(self.count, "retention.count", least=0)
 
     @property
     def keeps_none(self) -> bool:
         return self.count == 0 or self.age == 0
-
-
-def _as_timedelta(value: Any) -> Any:
-    if isinstance(value, bool):
-        return value
-    try:
-        return timedelta(seconds=value)
-    except (TypeError, OverflowError, ValueError):
-        return value
 
 
 @strict
@@ -262,6 +254,8 @@ class Limiter:
     def __post_init__(self) -> None:
         whole(self.max, "limiter.max", least=1, most=1_000_000)
         put(self, duration=seconds(self.duration, "limiter.duration", above=True))
+        if duration(self.duration) < LEAST_WINDOW:
+            raise ConfigError(f"limiter.duration={shown(self.duration)}: expected a microsecond at least")
         if self.name is not None and not (
             isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.name)
         ):

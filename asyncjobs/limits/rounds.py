@@ -7,7 +7,7 @@ as much as the others are about to take.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -20,14 +20,21 @@ LOOKED_AT: Final = 64  # queues for which something is left; those behind them c
 ROUNDING: Final = 1e-6  # rounds; thirds are none in a float
 
 
-class Standing:
-    """Where one queue stands: rounds it has had, when it was let in last, and how long it took to come again."""
+def coming(consumer: Consumer) -> bool:
+    """Whether it is about to ask, or is just asking."""
+    return any(turn.reserved for turn in consumer.turns) or (consumer.queued and consumer.free() > 0)
 
-    __slots__ = ("at", "cycle", "rounds", "weight")
+
+class Standing:
+    """Where one queue stands: rounds it has had, how long it took to come again after it was let in, and since when
+    nothing is heard of it."""
+
+    __slots__ = ("at", "cycle", "inside", "rounds", "weight")
 
     def __init__(self, rounds: float, weight: int) -> None:
         self.rounds, self.weight = rounds, weight
         self.at = self.cycle = 0.0
+        self.inside = False
 
 
 class Round:
@@ -71,14 +78,17 @@ class Round:
             self._weights += weight
         if jobs:
             standing.rounds = max(self._number, standing.rounds) + jobs / weight
-            standing.at = clock.monotonic()
+            standing.at, standing.inside = clock.monotonic(), True
             self._number = max(self._number, int(standing.rounds) - 1 - self._most // max(1, self._weights))
 
     def came(self, consumer: Consumer) -> None:
         """It asks again."""
         standing = self._standings.get(consumer)
-        if standing is not None and standing.at:
-            standing.cycle, standing.at = clock.monotonic() - standing.at, 0.0
+        if standing is not None:
+            now = clock.monotonic()
+            if standing.inside:
+                standing.cycle, standing.inside = now - standing.at, False
+            standing.at = now
 
     def leave(self, consumer: Consumer) -> bool:
         """It has nothing to do any more; whether something was left for it."""
@@ -88,28 +98,41 @@ class Round:
         self._weights -= standing.weight
         return standing.rounds < self._number + 1
 
+    def level(self, consumer: Consumer) -> int:
+        """How many rounds it has had wholly."""
+        return int(self._rounds(consumer) + ROUNDING)
+
     def owed(self, parked: Iterable[Consumer], asking: Collection[Consumer]) -> int:
         """How many jobs others may start before those `asking`, and are about to before tokens come back.
 
         Of a queue whose jobs run for long no more than it can start meanwhile: what it cannot use others may have.
         """
         now, total = clock.monotonic(), 0
-        until = int(min(map(self._rounds, asking), default=self._number) + ROUNDING)
+        for consumer, at, cycle, credit in self._others(parked, asking):
+            took = max(cycle, now - at)
+            if took and not (consumer.parked or coming(consumer)):
+                credit = min(credit, int(self._window / took))
+            total += credit
+        return total
+
+    def contested(self, parked: Iterable[Consumer], asking: Collection[Consumer]) -> bool:
+        """Whether others that come before those `asking` wait for a slot, or are just asking for one."""
+        return any(consumer.parked is not None or coming(consumer) for consumer, *_ in self._others(parked, asking))
+
+    def _others(
+        self, parked: Iterable[Consumer], asking: Collection[Consumer]
+    ) -> Iterator[tuple[Consumer, float, float, int]]:
+        """Those that are owed something before those `asking`: since when they run, for how long, and how much."""
+        until = min(map(self.level, asking), default=self._number)
         waiting = dict.fromkeys(islice(parked, LOOKED_AT))
         for consumer in waiting:
-            if consumer not in asking:
-                total += self._until(until, consumer)
-        if not self._window:
-            return total
+            if consumer not in asking and (credit := self._until(until, consumer)):
+                yield consumer, 0.0, 0.0, credit
         for consumer, standing in islice(self._standings.items(), LOOKED_AT):
-            if consumer in waiting or consumer in asking or not consumer.hungry or not standing.at:
+            if consumer in waiting or consumer in asking or consumer.parked is not None or not consumer.hungry:
                 continue
-            if consumer.quiet or consumer.terms.paused:
-                continue
-            took = max(standing.cycle, now - standing.at)
-            credit = self._until(until, consumer)
-            total += min(credit, int(self._window / took)) if took else credit
-        return total
+            if not (consumer.quiet or consumer.terms.paused) and (credit := self._until(until, consumer)):
+                yield consumer, standing.at, standing.cycle, credit
 
     def end(self) -> None:
         """All have had their share: the next round begins, where somebody has not had it yet."""

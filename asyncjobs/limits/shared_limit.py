@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
@@ -107,11 +107,6 @@ class Gate:
         return tuple(self._parked)
 
     @property
-    def waiting(self) -> Iterable[Consumer]:
-        """The same, not copied."""
-        return self._parked
-
-    @property
     def will_open(self) -> bool:
         """Whether something is going to open it: a timer, or a job under it that ends.
 
@@ -123,16 +118,28 @@ class Gate:
             return False
         return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
 
-    async def admit(self, want: int, spare: int = 0) -> Grant:
-        """How many of `want` may start now, with `spare` tokens left for others.
+    async def admit(self, want: int, asking: Collection[Consumer] = ()) -> Grant:
+        """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
 
-        Where it is fewer, and nothing was to be left, the gate is full until there is room again.
+        Those `asking` that have had their share leave what others are about to take; the gate is not full then.
 
         Raises:
             BrokerError: no answer; nothing may start, and the gate is full for a moment.
         """
+        late = want > 0 and any(not self.round.credit(consumer) for consumer in asking)
+        spare = self.round.owed(self._parked, asking) if late and self._terms.windows else 0
+        if late and self._slots and self.round.contested(self._parked, asking):
+            self._keep(None)
+            return Grant(self, "", 0)
         grant, _ = await self._ask(want, spare)
+        if late and grant.count and not spare:
+            self.round.end()
         return grant
+
+    def _keep(self, wait: float | None) -> None:
+        """What there is others are about to take; should they not, those that are kept back look again."""
+        if self._timer is None:
+            self._open_in(min(BLIND, self.window or BLIND) if wait is None else wait)
 
     async def _ask(self, want: int, spare: int = 0, again: bool = False) -> tuple[Grant, float]:
         """The grant, and the seconds until more may be had.
@@ -166,7 +173,7 @@ class Gate:
             if granted < want and self._slots and self.running + self.pending < stated + granted:
                 self._close_for(0.0)  # jobs have ended since the question: it is asked anew
             elif granted < want and spare:  # those for whom it was left have not come for it yet
-                self._open_in(min(BLIND, self.window) if wait is None else wait)
+                self._keep(wait)
             elif granted < want:
                 self._close(wait)
             elif want:

@@ -17,7 +17,7 @@ from asyncjobs.errors import BrokerError
 from asyncjobs.guests.threads import InThread
 from asyncjobs.limits.start_margin import in_time
 from asyncjobs.logs import is_closing, said, say
-from asyncjobs.work.executor import Failed, Later, Lost, Outcome, Released, execute, late, timed_out
+from asyncjobs.work.executor import Aside, Failed, Later, Lost, Outcome, Released, execute, late, timed_out
 from asyncjobs.work.prefetch import Fetched
 from asyncjobs.work.shared import Shop
 from asyncjobs.work.task_reuse import Slot
@@ -37,19 +37,32 @@ def given_up(job: ActiveJob) -> Lost | Released:
     return Lost() if job.leaving == "lost" else Released()
 
 
+def unless_all_ends(shop: Shop, job: ActiveJob, outcome: Outcome) -> Outcome:
+    """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
+
+    That is no failure of the job: it goes back uncounted.
+    """
+    if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
+        aio_task = job.aio_task
+        if aio_task is not None and aio_task.cancelling() and shop.pump.ends_with_the_loop:
+            return Released()
+    return outcome
+
+
 class Attempts:
     """What of one queue runs here.
 
     State: `running`, id → job whose outcome is not known yet; `zombies`, how many handlers go on after their job was
-    settled: they keep their slot.
+    settled: they keep their slot. `cautious`: the first stall fails a job, so none may be charged before it has begun.
     """
 
-    __slots__ = ("_queue", "_shop", "running", "zombies")
+    __slots__ = ("_queue", "_shop", "cautious", "running", "zombies")
 
     def __init__(self, shop: Shop, queue: Consumer) -> None:
         self._shop, self._queue = shop, queue
         self.running: dict[str, ActiveJob] = {}
         self.zombies = 0
+        self.cautious = not queue.spec.worker_options.max_stalled_count
 
     @property
     def slots_used(self) -> int:
@@ -129,12 +142,9 @@ class Attempts:
                 return given_up(job)
             if job.unreadable is not None:
                 return Failed(job.unreadable, final=True)
-            if job.stalled_count >= max(1, min(SUSPECT, self._queue.spec.worker_options.max_stalled_count)):
-                async with self._shop.suspects:
-                    return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
-            elif job.stalled_count:
-                return self._unless_all_ends(job, await self._run_stalled(job, sent_at, margin))
-            return self._unless_all_ends(job, await self._run(job, sent_at, margin))
+            if job.stalled_count or self.cautious:
+                return await self._try_noted(job, sent_at, margin)
+            return unless_all_ends(self._shop, job, await self._run(job, sent_at, margin))
         except asyncio.CancelledError:
             return given_up(job)  # before its handler began
         except BaseException as error:
@@ -144,16 +154,18 @@ class Attempts:
             self._shop.pump.throttled.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
             return Later(AGAIN)
 
-    def _unless_all_ends(self, job: ActiveJob, outcome: Outcome) -> Outcome:
-        """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
-
-        That is no failure of the job: it goes back uncounted.
-        """
-        if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
-            aio_task = job.aio_task
-            if aio_task is not None and aio_task.cancelling() and self._shop.pump.ends_with_the_loop:
-                return Released()
-        return outcome
+    async def _try_noted(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+        """One that must be seen to begin; beside no other one that has stalled as often, where it is a suspect."""
+        most = self._queue.spec.worker_options.max_stalled_count
+        if job.stalled_count < max(1, min(SUSPECT, most)):
+            return unless_all_ends(self._shop, job, await self._run_stalled(job, sent_at, margin))
+        suspects = self._shop.suspects
+        if not await suspects.enter():
+            return Aside(suspects.rest())
+        try:
+            return unless_all_ends(self._shop, job, await self._run_stalled(job, sent_at, margin))
+        finally:
+            suspects.leave()
 
     async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """Begin for all to see: should this process die too, it is this job that is charged with it."""

@@ -21,7 +21,7 @@ from asyncjobs.limits.start_margin import least_margin
 from asyncjobs.logs import say
 from asyncjobs.work.attempts import Attempts
 from asyncjobs.work.decide import decide
-from asyncjobs.work.executor import Completed, Failed, Later, Outcome, Released
+from asyncjobs.work.executor import Aside, Completed, Failed, Later, Outcome, Released
 from asyncjobs.work.prefetch import Ahead, Fetched
 from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
 from asyncjobs.work.reports import settled
@@ -274,8 +274,9 @@ class Consumer:
             self.refusals.answered()
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
             settled(self._shop.bus, finished, status)
-            if finished.decision.settlement.op in "rbh" and finished.decision.event:
-                self._expect(finished.decision.settlement.number)
+            again = finished.decision.settlement
+            if again.op in "rbh" and (finished.decision.event or again.number):
+                self._expect(again.number)
         if reply.settings != self.set:
             self._settle_terms(reply.settings)
         margin = turn.margin or least_margin(self.terms, self.gates)
@@ -438,7 +439,7 @@ class Consumer:
             self.ahead.count()
         if not self.ahead:
             self._shop.pump.offer(self)
-        elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Completed, Failed, Later)):
+        elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Aside, Completed, Failed, Later)):
             self.hand_back()
         else:
             if not alone:

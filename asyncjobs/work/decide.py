@@ -17,7 +17,7 @@ from asyncjobs.broker import Op, Settlement
 from asyncjobs.declare.options import FOREVER, Backoff
 from asyncjobs.job import StoredError
 from asyncjobs.logs import Told, log, said, say, told
-from asyncjobs.work.executor import Completed, Failed, Held, Later, Lost, Outcome, Released
+from asyncjobs.work.executor import Aside, Completed, Failed, Held, Later, Lost, Outcome, Released
 
 logger = logging.getLogger("asyncjobs")
 
@@ -47,6 +47,10 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
             if job.spec.ordered:  # nothing may overtake it: it stays at the head, and the queue waits with it
                 return Decision(Settlement("b", job_id, job.entry, job.token, b"", delay), "job.retrying")
             return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
+        if isinstance(outcome, Aside):
+            aside: Op = "b" if job.spec.ordered else "r"
+            delay = math.ceil(outcome.delay * 1000)
+            return Decision(Settlement(aside, job_id, job.entry, job.token, b"", delay, "0"), "")
         if isinstance(outcome, Held):
             hold = math.ceil(outcome.delay * 1000)
             return Decision(Settlement("b", job_id, job.entry, job.token, b"", hold), "job.retrying")

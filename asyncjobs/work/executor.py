@@ -39,6 +39,12 @@ class Later(NamedTuple):
     delay: float
 
 
+class Aside(NamedTuple):
+    """It has not begun, since it is not its turn among those that have stalled: again after a while, uncounted."""
+
+    delay: float
+
+
 class Held(NamedTuple):
     """Back to the head of the queue, uncounted, and the queue waits."""
 
@@ -53,7 +59,7 @@ class Lost(NamedTuple):
     """Cancelled because another process owns the job by now: nothing is recorded."""
 
 
-Outcome: TypeAlias = Completed | Failed | Later | Held | Released | Lost
+Outcome: TypeAlias = Completed | Failed | Later | Aside | Held | Released | Lost
 
 
 async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Threads) -> Outcome:

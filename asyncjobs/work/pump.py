@@ -12,7 +12,7 @@ import functools
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
@@ -207,8 +207,8 @@ class Pump:
     async def _clear(self, turns: list[Turn]) -> None:
         """Adopt and ask gates for `turns`; those that are left can be sent."""
         left: list[Turn] = []
-        for some, late in self._in_order(await self._adopt(turns)):
-            left += await self._admit(some, late)
+        for some in self._in_order(await self._adopt(turns)):
+            left += await self._admit(some)
         turns[:] = []
         self._cleared += left
         self._wake.set()
@@ -275,31 +275,28 @@ class Pump:
             left.append(turn)
         return left
 
-    def _in_order(self, turns: list[Turn]) -> list[tuple[list[Turn], bool]]:
-        """`turns`, with the same gates, in two parts: those whose queues have had their share of a gate come later."""
+    def _in_order(self, turns: list[Turn]) -> list[list[Turn]]:
+        """`turns`, with the same gates, in two parts: those whose queues have had more of a gate come later."""
         gates = turns[0].consumer.gates if turns else ()
-        if not gates:
-            return [(turns, False)]
-        asking = {turn.consumer for turn in turns if turn.reserved}
-        for gate in gates:
-            for consumer in asking:
-                gate.round.came(consumer)
-            if not any(map(gate.round.credit, asking)) and not gate.round.owed(gate.waiting, asking):
-                gate.round.end()
-        parts: tuple[list[Turn], list[Turn]] = ([], [])
+        levels = []
         for turn in turns:
-            parts[not all(gate.round.credit(turn.consumer) for gate in gates)].append(turn)
-        return [(part, late) for part, late in zip(parts, (False, True), strict=True) if part]
+            for gate in gates:
+                gate.round.came(turn.consumer)
+            levels.append(max((gate.round.level(turn.consumer) for gate in gates), default=0))
+        if not levels or min(levels) == max(levels):
+            return [turns]
+        parts: tuple[list[Turn], list[Turn]] = ([], [])
+        for turn, level in zip(turns, levels, strict=True):
+            parts[level > min(levels)].append(turn)
+        return list(parts)
 
-    async def _admit(self, turns: list[Turn], late: bool) -> list[Turn]:
-        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left.
-
-        `late`: their queues have had their share, and leave as much as others are about to take.
-        """
+    async def _admit(self, turns: list[Turn]) -> list[Turn]:
+        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left."""
         gates = turns[0].consumer.gates if turns else ()
         want = sum(turn.reserved for turn in turns)
         if not gates or not want:
             return turns
+        asking = {turn.consumer for turn in turns}
         sent_at = clock.monotonic()
         narrow = next((gate for gate in gates if gate.full), None)
         was_full = narrow is not None
@@ -309,8 +306,7 @@ class Pump:
         try:
             for gate in gates:
                 if want or gate.stale:
-                    spare = gate.round.owed(gate.waiting, {turn.consumer for turn in turns}) if late else 0
-                    grants.append(await self._granted(gate, want, spare))
+                    grants.append(await self._granted(gate, want, asking))
                     if grants[-1].count < want:
                         want, narrow = grants[-1].count, gate
         except BaseException:
@@ -341,9 +337,9 @@ class Pump:
         self._feed()
         return left
 
-    async def _granted(self, gate: Gate, want: int, spare: int) -> Grant:
+    async def _granted(self, gate: Gate, want: int, asking: Collection[Consumer]) -> Grant:
         try:
-            return await gate.admit(want, spare)
+            return await gate.admit(want, asking)
         except BrokerError as error:
             self.throttled.warning(repr(gate), "%r lets nothing in for now: %s", gate, error)
             return Grant(gate, "", 0)

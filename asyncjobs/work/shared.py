@@ -14,6 +14,7 @@ from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
 from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.work.suspects import Suspects
 from asyncjobs.work.task_reuse import Rounds
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class Shop:
         )
         self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
         self.rounds = Rounds()
-        # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
-        # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
-        self.suspects = asyncio.Lock()
+        self.suspects = Suspects()
         self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
         self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others
         self.scope = scope  # entered around each try; what it yields travels with the try's events

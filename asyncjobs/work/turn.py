@@ -74,5 +74,5 @@ class Turn:
         return WorkCall(
             spec.name, consumer.keys, consumer.group_id is not None, self.token, self.reserved + self.ahead, slots,
             terms.windows, round(self.margin * 1e6), self.ahead, NO_LIMIT if consumer.indexed else spec.retention,
-            settlements,
+            settlements, consumer.attempts.cautious,
         )  # fmt: skip

@@ -65,6 +65,7 @@ class Desk:
         size=1 << 21,
         listing="",
         listed="",
+        mark="",
     ):
         keys = self.keys
         head = (keys.stream, keys.delayed, keys.bucket, keys.completed, keys.failed, keys.settings)
@@ -88,6 +89,7 @@ class Desk:
             size,
             listed,
             *keep,
+            mark,
             *flat,
         )
         rows = [reply[2][i : i + 7] for i in range(0, len(reply[2]), 7)]
@@ -487,6 +489,30 @@ async def test_a_job_that_stalled_is_charged_again_only_once_its_handler_has_beg
     assert await desk.run(scripts.NOTE, desk.keys.job("a"), "t3", "begin", "", 9, "x") == 1
     await desk.run(scripts.SWEEP, *sweep)
     assert (await desk.record("a"))[b"s"] == b"2"
+
+
+async def test_where_the_first_stall_fails_a_job_it_is_charged_only_once_its_handler_has_begun(redis, prefix):
+    desk = Desk(redis, prefix)
+    sweep = (desk.keys.stream, desk.keys.jobs, "news", "", "p1", "p2", "s", 0)
+    await desk.add("a")
+    for take in range(3):
+        await desk.work(token=f"t{take}", mark="1")
+        assert await desk.run(scripts.SWEEP, *sweep) == [[b"a"], 0, []], "it was only fetched"
+    await desk.work(token="t3", mark="1")
+    assert await desk.run(scripts.NOTE, desk.keys.job("a"), "t3", "begin", "", 9, "x") == 1
+    _, _, doomed = await desk.run(scripts.SWEEP, *sweep)
+    assert (doomed[0], doomed[4]) == (b"a", b"1")
+
+
+async def test_the_mark_of_an_earlier_take_excuses_nothing(redis, prefix):
+    """The job went back before it had begun, and a release that marks no more has taken it since."""
+    desk = Desk(redis, prefix)
+    await desk.add("a")
+    _, _, rows = await desk.work(mark="1")
+    await desk.work(settle("b", "a", rows), free=0)
+    await desk.work(token="t2")
+    await desk.run(scripts.SWEEP, desk.keys.stream, desk.keys.jobs, "news", "", "p1", "p2", "s", 9)
+    assert (await desk.record("a"))[b"s"] == b"1"
 
 
 async def test_a_record_of_a_foreign_type_is_dropped_and_its_neighbours_run(redis, prefix):

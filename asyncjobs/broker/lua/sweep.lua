@@ -24,7 +24,7 @@ for _, row in ipairs(pending) do
   seen = seen + 1
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
-  local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z')
+  local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z', 'r')
   if job and job.err and not is_foreign(job) then return job end
   if not job or not job[1] then
     redis.call('XACK', stream, 'w', row[1])
@@ -32,7 +32,8 @@ for _, row in ipairs(pending) do
   else
     local before = tonumber(job[3]) or 0
     if before < 0 or before > 1e6 or before % 1 ~= 0 then before = 0 end  -- not ours
-    local stalled = before + (job[6] and 0 or 1)
+    -- Marked by this take, or by an earlier release, which marked all alike.
+    local stalled = before + ((job[6] == '1' or (job[6] and job[6] == job[7])) and 0 or 1)
     if stalled > tonumber(ARGV[7]) then
       redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
       redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')

@@ -24,7 +24,8 @@
 -- ARGV[14] listed    a member of the listing, without which nothing is settled; '' for none
 -- ARGV[15] ccount    completed jobs kept, -1 for all        ARGV[16] cage  ms they are kept, -1 for ever
 -- ARGV[17] fcount    the same for failed ones               ARGV[18] fage
--- ARGV[19…] per settled job: op · id · entry · token · body · number · keep
+-- ARGV[19] mark      '1': a job that did not stall before is marked as well, so that it is charged only once it has begun
+-- ARGV[20…] per settled job: op · id · entry · token · body · number · keep
 --   'c' completed: body result      number -      keep '' by the defaults, '0' none, 'count:age' these
 --   'f' failed     body error       number -      keep the same
 --   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
@@ -39,14 +40,15 @@
 -- Lua does not roll back: whatever can fail (a foreign type, a job whose slot is on the move) is read before anything is
 -- written, and what is met while taking goes back to the head. A stream that an operator deleted under its running jobs
 -- fails nothing: outcomes count, and what is to run again is added anew.
--- Suspects: a job that stalled before is marked `z` until its handler begins: waiting for that costs it no stall.
+-- Suspects: a job that stalled before is marked by its token in `z` until its handler begins: waiting for that costs it no
+-- stall. The mark of an earlier take says nothing.
 -- Token bucket: a token returns `duration` after it was taken, so no window of `duration` sees more than `max`.
 -- Cost: 15 µs a job, half of it Lua. A number that is passed to a command is printed with 17 digits, which takes longer
 -- than many a command; so what is passed for every job is made a string once. Globals are looked up by name, locals not.
 local call, pcall, ARGV = redis.call, redis.pcall, ARGV
 local stream, delayed, bucket = KEYS[1], KEYS[2], KEYS[3]
 local prefix, news, group, consumer, token = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6]
-local free, slots = tonumber(ARGV[7]), tonumber(ARGV[8])
+local free, slots, mark = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[19] == '1'
 local set = redis.call('HMGET', KEYS[6], 'w', 'c', 'g', 'p', 'h')
 local windows, held = set[1] or ARGV[9], tonumber(set[5])
 if set[2] and slots > 0 then slots = tonumber(set[2]) or slots end

@@ -1,7 +1,7 @@
 -- settle: the outcomes of the tries that have ended, of `work`.
 -- Sets statuses, acked, settled, released, held, length, soonest, first, finished, by_default, overrides.
 local known = {}
-for i = 19, #ARGV, 7 do
+for i = 20, #ARGV, 7 do
   local job = pcall('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
   if job.err then
     if not is_foreign(job) then return job end
@@ -31,7 +31,7 @@ local function forget_error(key, attempts)
   while n > least and redis.call('HDEL', key, 'e' .. n) == 1 do n = n - 1 end
 end
 
-for i = 19, #ARGV, 7 do
+for i = 20, #ARGV, 7 do
   local op, id, entry, body, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], ARGV[i + 6]
   local key = prefix .. id
   local job = known[i]

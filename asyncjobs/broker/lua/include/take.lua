@@ -56,7 +56,7 @@ while left > 0 and size < budget do
         broken = true
       elseif job[1] then
         call('HSET', key, 'x', 'a', 'r', token, 'u', stamp)
-        if job[3] then redis.call('HSET', key, 'z', '1') end
+        if job[3] or mark then redis.call('HSET', key, 'z', token) end
         add_row(rows, id, entry[1], job)
         size = size + #job[1]
       else
