@@ -560,8 +560,9 @@ class World:
         self._raise_broken()
         sentences = await self._of_store()
         if sentences:
-            # Who lives is asked after who owns what, so that a runtime that leaves in between looks dead.
-            deadline = time.monotonic() + 0.5
+            # Who lives is asked after who owns what, so that a runtime that leaves in between looks dead; and one that
+            # was renamed settles under its old name what it could not settle before, after a rest.
+            deadline = time.monotonic() + 2.5
             while any("does not live" in one for one in sentences) and time.monotonic() < deadline:
                 sentences = await self._of_store()
         self.broken += sentences
