@@ -139,6 +139,11 @@ class Machine(RuleBasedStateMachine):
     def rename(self, nth, swept):
         self.act(self.world.rename(nth, swept))
 
+    @rule(place=places(), slots=slots)
+    def take_over(self, place, slots):
+        self.act(self.world.replace(slots))
+        self.act(self.world.take_over(place, slots))
+
     @rule(place=scopes(), verb=st.sampled_from(("pause", "pause", "resume", "clear", "release")))
     def steer(self, place, verb):
         self.act(self.world.steer(place, verb))

@@ -454,7 +454,17 @@ class World:
             await self.until(lambda: False, seconds)
             proxy.mode = "pass"
 
-    async def rename(self, which: int, swept: bool) -> None:
+    async def take_over(self, place: Place, slots: int) -> None:
+        """A runtime that runs a job is out of reach when that ends, and another one gets the job meanwhile."""
+        await self.add(place, ("held",), 0, 0)
+        await self.until(lambda: self.active.get(place), 0.2)
+        if len(self.up) < 2:
+            await self.start(slots, again=True)
+        tries = [member for member, _ in self.active.get(place, ()) if member.up]
+        if tries:
+            await self.rename(self.up.index(tries[0]), swept=True, ends=True)
+
+    async def rename(self, which: int, swept: bool, ends: bool = False) -> None:
         """A runtime that is out of reach is declared dead, perhaps loses its jobs to another one, and comes back."""
         if not self.up:
             return
@@ -467,13 +477,16 @@ class World:
         before = parts.liveness.process
         others = [one for one in self.up if one is not member]
         member.proxy.mode = "black-hole"
+        if ends:
+            await self.let_go()
         await self.operator._assembly.broker.bury(before, 0)
         if swept and others:
             other = others[0].runtime
             assert other is not None
             assert other._assembly is not None
-            for job_id in list(member.active):
-                self.stalled.add(job_id)
+            for job_id, one in self.jobs.items():
+                if job_id in member.active or (one.starts and not one.terminals):
+                    self.stalled.add(job_id)
             try:
                 async with asyncio.timeout(1):
                     await other._assembly.recovery.sweep_strangers()
