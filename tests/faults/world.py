@@ -583,7 +583,14 @@ class World:
 
     async def _of_store(self, settled: bool = False) -> list[str]:
         harmed = tuple(name if group is None else f"{name} of {visible(group)!r}" for name, group in self.damaged)
-        return [one for one in await of_store(self.operator, settled) if not (harmed and one.startswith(harmed))]
+        # A job of a group is listed under its name before it is settled. Where that is refused, because another process
+        # has taken it over and ended it otherwise, it stays listed as both until retention lets that listing go.
+        listed = tuple(f"{job_id} stands in 2 places" for job_id in self.stalled)
+        return [
+            one
+            for one in await of_store(self.operator, settled)
+            if not (harmed and one.startswith(harmed)) and not (listed and one.endswith(listed))
+        ]
 
     def _raise_broken(self) -> None:
         if self.broken:
