@@ -479,7 +479,9 @@ class World:
         member.proxy.mode = "black-hole"
         if ends:
             await self.let_go()
-        await self.operator._assembly.broker.bury(before, 0)
+        if not await self.operator._assembly.broker.bury(before, 0):
+            member.proxy.mode = "pass"  # it has had another name a moment ago, and has not shown itself under this one
+            return
         if swept and others:
             other = others[0].runtime
             assert other is not None
