@@ -85,6 +85,8 @@ def _wakes(parts: Assembly, consumers: list[Consumer]) -> list[str]:
     """Whatever a queue waits for, something is going to wake it."""
     broken = []
     pump, ring, starved, fetched = parts.pump, set(parts.pump.ring), set(parts.pump.starved), set(parts.pump.fetched)
+    if not starved <= set(consumers):
+        broken.append(f"{len(starved - set(consumers))} queues that are gone wait for a slot")
     for one in consumers:
         if one.queued != (one in ring):
             broken.append(f"{one!r} takes itself to be in the ring: {one.queued}")

@@ -133,6 +133,8 @@ class Consumer:
         """From now on somebody else may be the Consumer of this queue: this one never has a turn again."""
         assert self.idle
         self.queued = True  # for good: no ring holds it
+        if self.starving:
+            self._shop.pump.leave(self)  # it has waited for a slot since before its last job was taken
 
     @property
     def wants_a_turn(self) -> bool:

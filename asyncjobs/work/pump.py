@@ -235,6 +235,11 @@ class Pump:
             consumer.spent = 0
             self._starved.append(consumer)
 
+    def leave(self, consumer: Consumer) -> None:
+        """`consumer` waits for no slot any more: one that it were fed would stand empty."""
+        self._starved.remove(consumer)
+        consumer.starving = False
+
     def _feed(self) -> None:
         """As many of those who wait for a slot get their turn as there are slots.
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from asyncjobs import Backoff, Limiter
+from asyncjobs.invariants import of_runtime
 from tests.helpers import Watcher, eventually, most_in_window
 
 HOSTILE = ["a:b", "{x}", "}{", "sp ace", "é😀", "new\nline", "*", "a:j:1", "~", "%41", "\0", "x" * 512, "1", "..", "-"]
@@ -189,3 +190,41 @@ async def test_a_heavy_group_does_not_hold_up_a_light_one(make_runtime):
         await light.wait(10)
         assert done.count("heavy") < 2000
         await runtime.stop(grace=0)
+
+
+async def test_a_group_that_is_reaped_waits_for_no_slot_any_more(make_runtime):
+    """It had its turn by news while it waited, and stands there still: a slot that it were given would stay empty."""
+    runtime = make_runtime(concurrency=2)
+    seen = Watcher(runtime)
+    go = {group: asyncio.Event() for group in "xde"}
+
+    @runtime.job("long", limiter=None)
+    async def long():
+        await go["e"].wait()
+
+    @runtime.job("sync", group=True, limiter=None, group_idle=0.5)
+    async def sync(job):
+        if job.group_id in go:
+            await go[job.group_id].wait()
+
+    async with runtime:
+        await runtime.queue.add("long")
+        await (await runtime.queue.add("sync", group_id="c")).wait(5)
+        await runtime.queue.add("sync", group_id="x")
+        await seen("job.active", count=3)
+        pump, groups = runtime._assembly.pump, runtime._assembly.queues.registries["sync"].open
+        await runtime.queue.add("sync", group_id="d")
+        await eventually(lambda: "d" in groups and groups["d"].starving)
+        groups["c"].look_again()
+        await eventually(lambda: "c" in groups and groups["c"].starving)
+        await runtime.queue.add("sync", group_id="e")
+        await eventually(lambda: "e" in groups and groups["e"].starving)
+        go["x"].set()
+        groups["c"].look_again()
+        await seen("group.reaped", group_id="c")
+        assert of_runtime(runtime) == []
+        assert "c" not in {one.group_id for one in pump.starved}
+        go["d"].set()
+        await seen("job.active", group_id="e")
+        go["e"].set()
+        await runtime.wait_idle(5)
