@@ -119,7 +119,8 @@ class Assembly:
             lambda process: self.queues.keep_owned(process),
         )
         process = lambda: self.liveness.process  # noqa: E731 - it has another name after a lapse
-        self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place))
+        budget = None if config.loop_budget is None else duration(config.loop_budget)
+        self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), budget)
         stack.callback(self.pump.close)
         self.shop = Shop(self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex())
         self.queues = Queues(self.shop, self.crew)

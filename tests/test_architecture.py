@@ -30,7 +30,7 @@ FLOORS = [
     {"declare", "broker"},
     {"supervisor"},
     {"guests", "home"},
-    {"logs"},
+    {"logs", "loop_budget"},
     {"errors", "clock"},
 ]
 # Limits wake the queues that they keep waiting, and know of them what is written there alone.

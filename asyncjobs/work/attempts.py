@@ -122,9 +122,12 @@ class Attempts:
 
     async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """The whole of one try, from its token to its outcome: nothing else comes out of it."""
-        job.began_at = clock.monotonic()
-        job.began = True
         try:
+            job.began_at = clock.monotonic()
+            if job.began_at >= self._shop.rounds.until:
+                await self._shop.rounds.room()
+                job.began_at = clock.monotonic()
+            job.began = True
             if job.leaving:
                 return given_up(job)
             if job.unreadable is not None:

@@ -22,6 +22,7 @@ from asyncjobs.limits.shared_limit import Gate, Grant, share
 from asyncjobs.logs import ThrottledLog, said
 from asyncjobs.work.alarms import Alarms, Doubts
 from asyncjobs.work.prefetch import PATIENCE
+from asyncjobs.work.task_reuse import Rounds
 
 if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer
@@ -54,9 +55,15 @@ class Pump:
     """
 
     def __init__(
-        self, broker: Broker, slots: int, process: Callable[[], str], find: Callable[[Place], Consumer | None]
+        self,
+        broker: Broker,
+        slots: int,
+        process: Callable[[], str],
+        find: Callable[[Place], Consumer | None],
+        budget: float | None = None,
     ) -> None:
         self._broker = broker
+        self.rounds = Rounds(budget)
         self.find = find
         broker.offer_rides(self.rides)
         self._slots = slots
@@ -369,6 +376,8 @@ class Pump:
             self.overflowed.set()
         unused: dict[Grant, int] = {}
         for turn, reply in zip(turns, replies, strict=True):
+            if self.rounds.spent():
+                await self.rounds.room(first=True)
             self._reserved -= turn.reserved
             if turn.grants and not isinstance(reply, BrokerError):
                 turn.let_in(len(reply.jobs))

@@ -14,7 +14,6 @@ from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
 from asyncjobs.limits.shared_limit import Gate
-from asyncjobs.work.task_reuse import Rounds
 
 if TYPE_CHECKING:
     from asyncjobs.work.pump import Pump
@@ -46,7 +45,7 @@ class Shop:
             threads,
         )
         self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
-        self.rounds = Rounds()
+        self.rounds = pump.rounds
         # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
         # several queue here, one at a time, and are charged only once they have begun: the innocent come through.
         self.suspects = asyncio.Lock()

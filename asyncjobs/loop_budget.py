@@ -1,0 +1,122 @@
+"""The LoopBudget: what the loop does between two looks at the app's sockets and timers, and how much of it is ours.
+
+asyncio runs all that is ready before it looks for more. A hundred jobs that begin at once are one such round, in which
+no request is read. So with a budget a step of ours begins only while those before it have not used up the slice of this
+round; the others wait here. After each slice the loop is left to the app, until a round went by in which there was
+nothing to do or the app has had its share.
+
+       a step finds the slice used up                   nothing to do there, or enough time was left to the app
+free ──────────────────────────────────► left to the app ────────────────────────────────────────────────► ours
+ ▲                                                 ▲                                                         │
+ │                                                 └────────────── some still wait ──────────────────────────┤
+ └──────────────────────────────── nobody waits any more ────────────────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from typing import Final
+
+from asyncjobs import clock
+
+SLICES: Final = 10  # of a budget; the app is served after each
+QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
+SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
+FIRST: Final = 1 << 62  # ahead of all that has no such rank
+
+FREE, LEFT, WOKEN, OURS = range(4)
+
+
+class LoopBudget:
+    """Counts the rounds of the loop in which a job has begun, and lets no more begin in one than fits its slice.
+
+    State: `number`, of the present one; `_counted`, whether its end is awaited.
+    `until`, the monotonic instant at which the slice of this round is used up; without a budget none ever is.
+    `_waiting`, a heap of steps that wait for room, by rank; `_most`, how many of them are woken for a round: more than
+    the last time, where all of these had room, else as many as had; `_woken` and `_went`, how many were and did.
+    `_phase`, of the drawing above; `_fresh`, whether the first step of a round that is ours is still to come;
+    `_left_at`, since when the loop is left to the app, and `_began_at`, when this round began.
+    """
+
+    __slots__ = (
+        "_began_at", "_counted", "_fresh", "_left_at", "_most", "_phase", "_ranks", "_slice", "_waiting", "_went",
+        "_woken", "number", "until",
+    )  # fmt: skip
+
+    def __init__(self, budget: float | None = None) -> None:
+        self.number = 0
+        self._counted = False
+        self.until = float("inf")
+        self._slice = 0.0 if budget is None else budget / SLICES
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._ranks = itertools.count()
+        self._most = 1
+        self._woken = self._went = 0
+        self._phase = FREE
+        self._fresh = False
+        self._left_at = self._began_at = 0.0
+
+    def now(self) -> int:
+        """The number of this round, another in the next one."""
+        if not self._counted:
+            self._counted = True
+            asyncio.get_running_loop().call_soon(self._over)
+            if self._slice:
+                self.until = clock.monotonic() + self._slice
+        return self.number
+
+    def spent(self) -> bool:
+        """Whether the slice of this round is used up."""
+        self.now()
+        return clock.monotonic() >= self.until
+
+    async def room(self, *, first: bool = False) -> None:
+        """Wait until a round has room for another step; `first`: before all that do not say so."""
+        self.now()
+        rank = next(self._ranks) - (FIRST if first else 0)
+        loop = asyncio.get_running_loop()
+        while True:
+            future: asyncio.Future[None] = loop.create_future()
+            heapq.heappush(self._waiting, (rank, future))
+            await future
+            now = clock.monotonic()
+            if self._fresh:  # one step there is in each round of ours, whatever else has run in it
+                self._fresh = False
+                self.until = now + self._slice
+            if now < self.until:
+                self._went += 1
+                return
+
+    def _over(self) -> None:
+        """A round has ended, and the next one begins."""
+        self.number += 1
+        if not (self._waiting or self._phase):
+            self._counted = False
+            return
+        asyncio.get_running_loop().call_soon(self._over)  # ahead of what is woken here
+        now = clock.monotonic()
+        if self._phase == WOKEN:
+            self._phase, self._fresh = OURS, True
+        elif self._phase == LEFT:
+            if now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice:
+                self._wake()
+        else:
+            if self._phase == OURS:
+                self._most = max(1, self._went) if self._went < self._woken else self._most + self._most // 2 + 1
+            self._phase, self._fresh = LEFT if self._waiting else FREE, False
+            self._left_at = now
+        if self._phase <= LEFT:
+            self.until = 0.0 if self._phase else now + self._slice
+        self._began_at = now
+
+    def _wake(self) -> None:
+        """The next round is ours."""
+        self._woken = self._went = 0
+        while self._waiting and self._woken < self._most:
+            _, future = heapq.heappop(self._waiting)
+            if not future.done():
+                future.set_result(None)
+                self._woken += 1
+        self._phase = WOKEN if self._woken else FREE
