@@ -24,9 +24,10 @@ from asyncjobs import clock
 SLICES: Final = 10  # of a budget; the app is served after each
 QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
 SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
+PAUSE: Final = 4  # slices between two trips to the store, while there is enough to do here
 FIRST: Final = 1 << 62  # ahead of all that has no such rank
 
-FREE, LEFT, WOKEN, OURS = range(4)
+FREE, LEFT, OURS = range(3)
 
 
 class LoopBudget:
@@ -41,8 +42,8 @@ class LoopBudget:
     """
 
     __slots__ = (
-        "_began_at", "_counted", "_fresh", "_left_at", "_most", "_phase", "_ranks", "_slice", "_waiting", "_went",
-        "_woken", "number", "until",
+        "_began_at", "_counted", "_fresh", "_left_at", "_most", "_pauses", "_phase", "_ranks", "_slice", "_waiting",
+        "_went", "_woken", "number", "until",
     )  # fmt: skip
 
     def __init__(self, budget: float | None = None) -> None:
@@ -57,6 +58,7 @@ class LoopBudget:
         self._phase = FREE
         self._fresh = False
         self._left_at = self._began_at = 0.0
+        self._pauses: list[tuple[float, asyncio.Future[None]]] = []
 
     def now(self) -> int:
         """The number of this round, another in the next one."""
@@ -89,6 +91,32 @@ class LoopBudget:
                 self._went += 1
                 return
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more waits for room than the next round of ours is expected to have."""
+        return len(self._waiting) > self._most
+
+    async def pause(self, since: float) -> None:
+        """Wait for some slices since `since`, or until this is not crowded any more.
+
+        A trip to the store costs as much as the jobs themselves where it settles a few of them, and the more often the
+        loop is left to others the fewer have ended.
+        """
+        if self.crowded:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._pauses.append((since + PAUSE * self._slice, future))
+            await future
+
+    def _end_pauses(self, now: float) -> None:
+        crowded = self.crowded
+        left = []
+        for until, future in self._pauses:
+            if crowded and now < until:
+                left.append((until, future))
+            elif not future.done():
+                future.set_result(None)
+        self._pauses = left
+
     def _over(self) -> None:
         """A round has ended, and the next one begins."""
         self.number += 1
@@ -97,26 +125,26 @@ class LoopBudget:
             return
         asyncio.get_running_loop().call_soon(self._over)  # ahead of what is woken here
         now = clock.monotonic()
-        if self._phase == WOKEN:
-            self._phase, self._fresh = OURS, True
-        elif self._phase == LEFT:
-            if now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice:
-                self._wake()
-        else:
+        if self._phase != LEFT:
             if self._phase == OURS:
                 self._most = max(1, self._went) if self._went < self._woken else self._most + self._most // 2 + 1
-            self._phase, self._fresh = LEFT if self._waiting else FREE, False
             self._left_at = now
-        if self._phase <= LEFT:
-            self.until = 0.0 if self._phase else now + self._slice
+            self._leave(now)
+        elif self._woken and (now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice):
+            self._phase, self._fresh = OURS, True
+        else:
+            self._leave(now)
         self._began_at = now
+        if self._pauses:
+            self._end_pauses(now)
 
-    def _wake(self) -> None:
-        """The next round is ours."""
+    def _leave(self, now: float) -> None:
+        """This round is the app's, or nobody waits any more. The next one may be ours: who is woken here runs in that."""
         self._woken = self._went = 0
         while self._waiting and self._woken < self._most:
             _, future = heapq.heappop(self._waiting)
             if not future.done():
                 future.set_result(None)
                 self._woken += 1
-        self._phase = WOKEN if self._woken else FREE
+        self._fresh = False
+        self._phase, self.until = (LEFT, 0.0) if self._woken else (FREE, now + self._slice)

@@ -31,7 +31,7 @@ FLOORS = [
     {"supervisor"},
     {"guests", "home"},
     {"logs", "loop_budget"},
-    {"errors", "clock"},
+    {"errors", "clock", "record"},
 ]
 # Limits wake the queues that they keep waiting, and know of them what is written there alone.
 TYPES_ONLY = {("limits", "work")}

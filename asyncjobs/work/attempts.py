@@ -56,7 +56,7 @@ class Attempts:
         return len(self.running) + self.zombies
 
     def active(self, taken: TakenJob) -> ActiveJob:
-        return ActiveJob(self._shop.broker, self._shop.bus.emit, self._queue.spec, self._queue.keys, taken)
+        return ActiveJob(self._shop.broker, self._shop.emit, self._queue.spec, self._queue.keys, taken)
 
     def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
         """Start it in a slot of its own."""
@@ -113,7 +113,7 @@ class Attempts:
             if held is not None and slot.fit():
                 following = self._enter(held.job)
             elif held is not None:
-                self.start(*held)
+                self.start(held.job, held.sent_at, held.margin)
             job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
             self._shop.pump.slot_freed()
             if held is None or following is None:
@@ -251,7 +251,7 @@ class Attempts:
         if held is None:
             return
         if self._shop.pump.free_slots() > 0:
-            self.start(*held)
+            self.start(held.job, held.sent_at, held.margin)
         else:
             self._queue.release([held.job])
 
@@ -284,7 +284,7 @@ class Attempts:
     def _thread_ended(self, job: ActiveJob, thread: InThread) -> None:
         held = self._ended(job, late(job, thread))
         if held is not None:
-            self.start(*held)
+            self.start(held.job, held.sent_at, held.margin)
         self._shop.pump.slot_freed()
 
     def in_threads(self) -> int:

@@ -77,6 +77,7 @@ class Pump:
         self._errands: set[asyncio.Task[None]] = set()
         self.doubts = Doubts(self.offer)
         self._reserved = 0
+        self._tripped_at = 0.0
         self.running = 0
         self._fetched: dict[Consumer, None] = {}
         self._patience: asyncio.TimerHandle | None = None
@@ -143,6 +144,9 @@ class Pump:
                 await self._wake.wait()
             turns = self._held[lane] = []
             try:
+                if self.rounds.crowded:
+                    await self.rounds.pause(self._tripped_at)
+                    self._tripped_at = clock.monotonic()
                 self._next_turns(turns)
                 if turns:
                     await self._serve(lane, turns)

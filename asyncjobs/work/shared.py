@@ -23,8 +23,8 @@ class Shop:
     """What all consumers of a process share."""
 
     __slots__ = (
-        "broker", "bus", "context", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn", "suspects",
-        "threads", "tokens",
+        "broker", "bus", "context", "emit", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn",
+        "suspects", "threads", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Shop:
             environment,
             threads,
         )
+        self.emit = bus.emit  # one for all jobs
         self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
         self.rounds = pump.rounds
         # A job that kills its process takes its neighbours along, and each is charged a stall for it. Those who have
