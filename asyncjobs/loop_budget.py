@@ -17,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from typing import Final
+from collections.abc import Coroutine, Iterable
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 from asyncjobs import clock
 
@@ -26,6 +28,9 @@ QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
 SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
 PAUSE: Final = 4  # slices between two trips to the store, while there is enough to do here
 FIRST: Final = 1 << 62  # ahead of all that has no such rank
+
+AT_ONCE: Final = 50  # calls that are begun together where there is a budget
+T = TypeVar("T")
 
 FREE, LEFT, OURS = range(3)
 
@@ -43,13 +48,14 @@ class LoopBudget:
 
     __slots__ = (
         "_began_at", "_counted", "_fresh", "_left_at", "_most", "_pauses", "_phase", "_ranks", "_slice", "_waiting",
-        "_went", "_woken", "number", "until",
+        "_went", "_woken", "budget", "number", "until",
     )  # fmt: skip
 
     def __init__(self, budget: float | None = None) -> None:
         self.number = 0
         self._counted = False
         self.until = float("inf")
+        self.budget = budget
         self._slice = 0.0 if budget is None else budget / SLICES
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._ranks = itertools.count()
@@ -71,6 +77,8 @@ class LoopBudget:
 
     def spent(self) -> bool:
         """Whether the slice of this round is used up."""
+        if not self._slice:
+            return False
         self.now()
         return clock.monotonic() >= self.until
 
@@ -90,6 +98,21 @@ class LoopBudget:
             if now < self.until:
                 self._went += 1
                 return
+
+    async def breathe(self) -> None:
+        """Where the slice is used up, wait for room: between two steps of what is long."""
+        if self.spent():
+            await self.room()
+
+    async def gather(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """What all `calls` return, in order; with a budget some of them at a time."""
+        if not self._slice:
+            return await asyncio.gather(*calls)
+        left, found = iter(calls), []
+        while some := list(islice(left, AT_ONCE)):
+            found += await asyncio.gather(*some)
+            await self.breathe()
+        return found
 
     @property
     def crowded(self) -> bool:
@@ -139,7 +162,7 @@ class LoopBudget:
             self._end_pauses(now)
 
     def _leave(self, now: float) -> None:
-        """This round is the app's, or nobody waits any more. The next one may be ours: who is woken here runs in that."""
+        """This round is the app's, unless nobody waits any more; who is woken here runs in the next one, if it is ours."""
         self._woken = self._went = 0
         while self._waiting and self._woken < self._most:
             _, future = heapq.heappop(self._waiting)

@@ -60,10 +60,10 @@ class Pump:
         slots: int,
         process: Callable[[], str],
         find: Callable[[Place], Consumer | None],
-        budget: float | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
         self._broker = broker
-        self.rounds = Rounds(budget)
+        self.rounds = rounds or Rounds()
         self.find = find
         broker.offer_rides(self.rides)
         self._slots = slots
@@ -81,7 +81,7 @@ class Pump:
         self.running = 0
         self._fetched: dict[Consumer, None] = {}
         self._patience: asyncio.TimerHandle | None = None
-        self.alarms = Alarms()
+        self.alarms = Alarms(self.rounds)
         self.overflow: set[Excess] = set()
         self.overflowed = asyncio.Event()
         self.outage_since: float | None = None
