@@ -50,17 +50,14 @@ class ActiveJob:
         self.keys = keys
         self.name = spec.name
         self.group_id = keys.group or None
-        (
-            self.id,
-            self.entry,
-            self.raw,
-            self.attempts_made,
-            self.stalled_count,
-            self.added_ms,
-            options,
-            self.token,
-            fault,
-        ) = taken
+        self.id = taken.job_id
+        self.entry = taken.entry
+        self.raw = taken.data
+        self.attempts_made = taken.attempts_made
+        self.stalled_count = taken.stalled_count
+        self.added_ms = taken.added_ms
+        self.token = taken.token
+        options, fault = taken.options, taken.fault
         self.overrides = NO_OVERRIDES
         self.unreadable: PayloadError | None = None
         self.stored_id: str | bytes = self.id

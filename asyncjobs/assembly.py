@@ -39,6 +39,7 @@ from asyncjobs.work.attempts import STUBBORN
 from asyncjobs.work.pump import Pump
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shop
+from asyncjobs.work.task_reuse import Rounds
 
 logger = logging.getLogger("asyncjobs")
 
@@ -104,12 +105,14 @@ class Assembly:
         threads, task_threads = Threads(config.concurrency, way), Threads(TASK_THREADS, way)
         stack.callback(threads.close)
         stack.callback(task_threads.close)
+        rounds = Rounds(None if config.loop_budget is None else duration(config.loop_budget))
         self.broker = Broker(
             target,
             prefix=config.prefix,
             process=os.urandom(6).hex(),
             connect_timeout=duration(config.connect_timeout),
             replicas=1 if config.durability == "replicated" else 0,
+            loop=rounds,
         )
         stack.push_async_callback(lambda: self.broker.close(self.end.left(keep=0.5)))
         self.liveness = Liveness(
@@ -119,7 +122,7 @@ class Assembly:
             lambda process: self.queues.keep_owned(process),
         )
         process = lambda: self.liveness.process  # noqa: E731 - it has another name after a lapse
-        self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place))
+        self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
         stack.callback(self.pump.close)
         self.shop = Shop(self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex())
         self.queues = Queues(self.shop, self.crew)

@@ -138,7 +138,8 @@ class Queue:
         """
         broker = self._running("add_bulk")
         calls, handles = [], []
-        for place, one in enumerate(jobs):
+        for place, one in enumerate(tuple(jobs) if isinstance(jobs, list) else jobs):
+            await broker.loop.breathe()
             if not isinstance(one, (tuple, list)) or not 1 <= len(one) <= 3:
                 raise ConfigError(f"add_bulk[{place}]={shown(one)}: expected (job, data) or (job, data, options)")
             data, options = one[1] if len(one) > 1 else None, one[2] if len(one) > 2 else None
@@ -161,6 +162,7 @@ class Queue:
             if added_at is None or reply.at_ms != at_ms:  # a script adds hundreds at one instant
                 at_ms, added_at = reply.at_ms, clock.from_ms(reply.at_ms)
             self._added(handle, reply.added, added_at)
+            await broker.loop.breathe()
         return handles
 
     def _prepare(

@@ -68,6 +68,8 @@ class Runtime:
         allow_eviction: start even on a store whose `maxmemory-policy` lets it delete what we keep.
         strict_load: False leaves bad files of the folders out instead of refusing to start.
         blocking_warning: seconds after which whatever blocks the event loop is named in the log; None: never.
+        loop_budget: most seconds that the runtime's own steps take in a row before the loop serves the app again, but
+            for a job that computes for longer by itself; None: no bound, for a process that does nothing else.
     Raises:
         ConfigError: an option with a value it cannot take. No I/O is done here; safe at import.
     """
@@ -98,6 +100,7 @@ class Runtime:
         allow_eviction: bool = False,
         strict_load: bool = True,
         blocking_warning: Seconds | None = 0.25,
+        loop_budget: Seconds | None = 0.005,
     ) -> None:
         self.config = RuntimeConfig(
             prefix=prefix,
@@ -118,6 +121,7 @@ class Runtime:
             allow_eviction=allow_eviction,
             strict_load=strict_load,
             blocking_warning=blocking_warning,
+            loop_budget=loop_budget,
         )
         zone(timezone)
         self._redis = redis

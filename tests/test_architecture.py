@@ -30,8 +30,8 @@ FLOORS = [
     {"declare", "broker"},
     {"supervisor"},
     {"guests", "home"},
-    {"logs"},
-    {"errors", "clock"},
+    {"logs", "loop_budget"},
+    {"errors", "clock", "record"},
 ]
 # Limits wake the queues that they keep waiting, and know of them what is written there alone.
 TYPES_ONLY = {("limits", "work")}

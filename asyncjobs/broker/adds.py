@@ -21,10 +21,14 @@ from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.scripts import ADD, REGISTER
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
+from asyncjobs.loop_budget import LoopBudget
 
 ADDED, FULL = b"12"
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
+WAYS: Final = 4  # what a job costs on its way to the store, of what it costs to make up its batch
+BYTES_A_SECOND: Final = 100_000_000  # that are packed and handed to a socket
 JOBS_A_PIPELINE: Final = 8000
+PIECE: Final = 1000  # jobs that are queued for the way at once
 WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
 FOLLOWED: Final = 3 + ADD.keys + 6  # where the command of an add says so, see ``lua/add.lua``
 
@@ -46,10 +50,25 @@ class AddBatcher:
         _drain: the aio_task that sends, present only while there are any.
         _again_at: when what is unknown is sent again.
         _answered_at: when anything was last answered.
+        _queueing: callers whose jobs are not all in `_waiting` yet.
+        _jobs, _bytes: as much travels together at most.
     """
 
-    def __init__(self, lane: Lane, sender: str, timeout: float, replicas: int, scattered: bool = False) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        sender: str,
+        timeout: float,
+        replicas: int,
+        scattered: bool = False,
+        loop: LoopBudget | None = None,
+    ) -> None:
         self.lane = lane
+        self._loop = loop or LoopBudget()
+        self._jobs, self._bytes = JOBS_A_PIPELINE, BYTES_A_PIPELINE
+        if self._loop.budget is not None:
+            self._jobs = JOBS_A_SCRIPT
+            self._bytes = min(BYTES_A_PIPELINE, int(BYTES_A_SECOND * self._loop.budget))
         self._sender = sender
         self._timeout = timeout
         self._resent_for = 2 * timeout + SLACK
@@ -67,6 +86,7 @@ class AddBatcher:
         self._drain: asyncio.Task[None] | None = None
         self._again_at = 0.0
         self._answered_at = float("-inf")
+        self._queueing = 0
         self._closed = False
         # Asked for what may travel behind the adds to some places: a turn of whoever is idle there.
         self.rides: Callable[[list[Place]], list[Ride]] = lambda places: []
@@ -86,15 +106,34 @@ class AddBatcher:
             loop.call_later(PATIENCE, submission.fail, BrokerUnavailableError("the store does not answer"))
         if self._timer is None:
             self._timer = loop.call_later(self._timeout, self._look_at_open)
-        self._waiting.extend(map(Item._make, zip(itertools.repeat(submission), itertools.count(), calls, strict=False)))
-        self._size += sum([len(call.data) for call in calls])
-        self._arrived.set()
-        if self._drain is None:
-            self._drain = loop.create_task(self._send_waiting())
         try:
+            await self._queue(submission)
             return await submission.future
         finally:
+            submission.future.cancel()  # nobody waits for it any more
             del self._open[submission]
+
+    async def _queue(self, submission: Submission) -> None:
+        """Put the jobs of `submission` behind all that wait, in pieces; they are sent meanwhile."""
+        calls = submission.calls
+        self._queueing += 1
+        try:
+            for start in range(0, len(calls), PIECE):
+                if start:
+                    await self._loop.breathe()
+                if submission.future.done():  # the runtime stops
+                    return
+                some = calls[start : start + PIECE] if len(calls) > PIECE else calls
+                self._waiting.extend(
+                    map(Item._make, zip(itertools.repeat(submission), itertools.count(start), some, strict=False))
+                )
+                self._size += sum([len(call.data) for call in some])
+                self._arrived.set()
+                if self._drain is None:
+                    self._drain = asyncio.get_running_loop().create_task(self._send_waiting())
+        finally:
+            self._queueing -= 1
+            self._arrived.set()
 
     def _look_at_open(self) -> None:
         """Fail the callers whose time is up.
@@ -136,18 +175,23 @@ class AddBatcher:
         """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
         pause = FIRST_PAUSE
         try:
-            while self._waiting or self._unknown or self._behind:
+            while self._waiting or self._unknown or self._behind or self._queueing:
                 self._arrived.clear()
                 resent = self._resent()
                 if self._behind:
                     self._take_up()
+                began = clock.monotonic()
                 taken = self._take({batch.tag for batch in self._unknown} if self._unknown else NOBODY)
                 if not taken and not resent:
+                    if self._queueing and not self._unknown:
+                        await self._arrived.wait()
                     if not self._unknown:
                         continue
                     await _wait(self._arrived, self._again_at - clock.monotonic())
                     continue
-                failed = await self._send([*resent, *self._batches(taken)])
+                batches = self._batches(taken)
+                self._pace(len(taken), clock.monotonic() - began)
+                failed = await self._send([*resent, *batches])
                 self._unknown = failed if resent else [*self._unknown, *failed]
                 if failed:
                     self._again_at = clock.monotonic() + pause
@@ -162,6 +206,12 @@ class AddBatcher:
             self._behind.clear()
             self._unknown, self._size = [], 0
 
+    def _pace(self, jobs: int, seconds: float) -> None:
+        """As many travel together as can be made up, packed and answered within the budget, as the last ones were."""
+        budget = self._loop.budget
+        if budget is not None and jobs >= JOBS_A_SCRIPT // 4:
+            self._jobs = max(JOBS_A_SCRIPT // 4, min(JOBS_A_PIPELINE, int(jobs * budget / (WAYS * seconds))))
+
     def _resent(self) -> list[Batch]:
         """What is to be sent again now; what nobody waits for any more is not."""
         if clock.monotonic() < self._again_at:
@@ -175,13 +225,13 @@ class AddBatcher:
         Those are put aside, once; what nobody waits for any more is left out.
         """
         taken: list[Item] = []
-        if not held and len(self._waiting) <= JOBS_A_PIPELINE and self._size <= BYTES_A_PIPELINE:
+        if not held and len(self._waiting) <= self._jobs and self._size <= self._bytes:
             taken = [item for item in self._waiting if not item.submission.future.done()]
             self._waiting.clear()
             self._size = 0
             return taken
         size = 0
-        while self._waiting and len(taken) < JOBS_A_PIPELINE and size < BYTES_A_PIPELINE:
+        while self._waiting and len(taken) < self._jobs and size < self._bytes:
             item = self._waiting.popleft()
             call = item.call
             self._size -= len(call.data)

@@ -31,6 +31,7 @@ from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.ticking import Ticking
 from asyncjobs.broker.working import OnWork, WorkCall, Working, work_reply
 from asyncjobs.errors import BrokerUnavailableError
+from asyncjobs.loop_budget import LoopBudget
 
 WORK_LANES: Final = 2
 
@@ -38,7 +39,17 @@ WORK_LANES: Final = 2
 class Broker(Reading, Working, Keeping, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
-    def __init__(self, target: Any, *, prefix: str, process: str, connect_timeout: float, replicas: int = 0) -> None:
+    def __init__(
+        self,
+        target: Any,
+        *,
+        prefix: str,
+        process: str,
+        connect_timeout: float,
+        replicas: int = 0,
+        loop: LoopBudget | None = None,
+    ) -> None:
+        loop = loop or LoopBudget()
         self.address = Address(target, connect_timeout)
         topology = Topology(self.address, connect_timeout)
         reach = Reach(connect_timeout)
@@ -48,8 +59,8 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
                 return ClusterLane(self.address, connect_timeout, topology)
             return Lane(self.address, connect_timeout, reach)
 
-        super().__init__(prefix, process, lane(), connect_timeout, Channels(prefix, self.address.database))
-        self._adds = AddBatcher(lane(), process, connect_timeout, replicas, bool(self.address.seeds))
+        super().__init__(prefix, process, lane(), connect_timeout, Channels(prefix, self.address.database), loop)
+        self._adds = AddBatcher(lane(), process, connect_timeout, replicas, bool(self.address.seeds), loop)
         self._work = [lane() for _ in range(WORK_LANES)]
         self._beats = lane()
         self._scattered = bool(self.address.seeds)

@@ -14,12 +14,16 @@ from asyncjobs.broker.keys import Channels, Keys
 from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerUnavailableError
+from asyncjobs.loop_budget import LoopBudget
 
 
 class Asker:
     """Has a lane for whatever is not hot, and the names under which this process speaks."""
 
-    def __init__(self, prefix: str, process: str, lane: Lane, timeout: float, channels: Channels) -> None:
+    def __init__(
+        self, prefix: str, process: str, lane: Lane, timeout: float, channels: Channels, loop: LoopBudget
+    ) -> None:
+        self.loop = loop
         self.prefix = prefix
         self.channels = channels
         self._process = process

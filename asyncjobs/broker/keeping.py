@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -78,7 +77,7 @@ class Keeping(Asker):
 
     async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
         """For each queue, the processes that hold jobs of it."""
-        replies = await asyncio.gather(*(self._ask(scripts.OWNERS(keys.stream, UNUSED)) for keys in queues))
+        replies = await self.loop.gather(self._ask(scripts.OWNERS(keys.stream, UNUSED)) for keys in queues)
         return [[name.decode(errors="replace") for name in names] for names in replies]
 
     async def sweep(
@@ -110,7 +109,7 @@ class Keeping(Asker):
         gone = True
         for start in range(0, len(queues), LEFT_AT_ONCE):
             some = queues[start : start + LEFT_AT_ONCE]
-            left = await asyncio.gather(*(self._ask(scripts.LEAVE(keys.stream, process)) for keys in some))
+            left = await self.loop.gather(self._ask(scripts.LEAVE(keys.stream, process)) for keys in some)
             gone = gone and all(left)
         if gone:
             await self.bury(process, 0.0)
@@ -204,7 +203,7 @@ class Keeping(Asker):
             args, members = calls[-1]
             args += (keys.jobs, keys.completed, keys.failed, len(listed), *(job_id for job_id, _ in listed))
             members += (member for _, member in listed)
-        answers = await asyncio.gather(*(self._ask(scripts.FORGET(*args)) for args, _ in calls))
+        answers = await self.loop.gather(self._ask(scripts.FORGET(*args)) for args, _ in calls)
         return {
             member: flag
             for (_, members), flags in zip(calls, answers, strict=True)

@@ -125,7 +125,7 @@ class Reading(Asker):
     async def _holding(self, queues: Sequence[tuple[Keys, tuple[str, str]]]) -> list[Keys]:
         """Those of which one of the keys exists; where none does, one command says so, but for a Cluster."""
         if self._scattered or len(queues) < 2:
-            counts = await asyncio.gather(*(self._ask(("EXISTS", *keys)) for _, keys in queues))
+            counts = await self.loop.gather(self._ask(("EXISTS", *keys)) for _, keys in queues)
             return [one for (one, _), count in zip(queues, counts, strict=True) if count]
         if not await self._ask(("EXISTS", *(key for _, keys in queues for key in keys))):
             return []
@@ -143,7 +143,7 @@ class Reading(Asker):
             return whole
         async for group_ids in self.groups(name):
             queues = (self.queue_keys(name, group_id) for group_id in group_ids)
-            for counts in await asyncio.gather(*(self.counts(keys) for keys in queues)):
+            for counts in await self.loop.gather(self.counts(keys) for keys in queues):
                 totals = [total + one for total, one in zip(totals, counts, strict=False)]
         return [*totals, *kept]
 
@@ -151,7 +151,7 @@ class Reading(Asker):
         """The groups of a job name that are held, each with the ms until when, in pieces of a bounded size."""
         async for page in self.groups(name):
             keys = [self.queue_keys(name, group_id).settings for group_id in page]
-            found = await asyncio.gather(*(self._ask(("HGET", one, "h")) for one in keys))
+            found = await self.loop.gather(self._ask(("HGET", one, "h")) for one in keys)
             yield {group_id: int(until) for group_id, until in zip(page, found, strict=True) if until}
 
     async def inspect(self, keys: Keys) -> Inspection:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from asyncjobs.record import Record
+
 LONGEST: Final = 15  # digits of a number that every part of the system can hold
 LATEST: Final = 10**LONGEST
 
@@ -16,7 +18,7 @@ class Fault(NamedTuple):
     stored_id: str | bytes
 
 
-class TakenJob(NamedTuple):
+class TakenJob(Record, frozen=True, gc=False):
     """A job as a script hands it out.
 
     Attributes:

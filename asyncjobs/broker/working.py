@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from msgspec.structs import astuple
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
@@ -19,6 +20,7 @@ from asyncjobs.broker.keys import (
 from asyncjobs.broker.taken import TakenJob, taken
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.record import Record
 
 LOG_LINES: Final = 1000
 HEAVY: Final = 1024 * 1024  # bytes; a server may be set to refuse values from there on, but never smaller ones
@@ -27,7 +29,7 @@ NO_LIMIT: Final = (-1, -1, -1, -1)
 Op = Literal["c", "f", "r", "b", "h"]
 
 
-class Settlement(NamedTuple):
+class Settlement(Record, frozen=True, gc=False):
     """What becomes of one finished try; see ``lua/work.lua`` by `op`. An id is bytes if it is no UTF-8."""
 
     op: Op
@@ -117,7 +119,9 @@ class Working(Asker):
         Raises:
             BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
         """
-        heavy = [call for call in calls if call.settlements and max([len(one[4]) for one in call.settlements]) >= HEAVY]
+        heavy = [
+            call for call in calls if call.settlements and max([len(one.body) for one in call.settlements]) >= HEAVY
+        ]
         if not heavy or len(calls) == 1:
             return await self._work_together(lane, process, calls)
         alone = set(map(id, heavy))
@@ -201,7 +205,7 @@ class Working(Asker):
             *(NO_LIMIT if call.grouped else call.retention), "1" if call.mark else "",
         ]  # fmt: skip
         for settlement in call.settlements:
-            args += settlement
+            args += astuple(settlement)
         return scripts.WORK(*args)
 
     async def own(self, keys: Keys, process: str) -> list[TakenJob]:

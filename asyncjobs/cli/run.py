@@ -42,7 +42,9 @@ def command(
     more: dict[str, Any] = {} if not burst else {"schedule": False}
     runtime = project.runtime(jobs, tasks, app, redis, **more)
     # The app's runtime may only add, in a process that serves the web; here it is asked to run.
-    runtime.config = replace(runtime.config, consume=True, schedule=runtime.config.schedule and not burst)
+    runtime.config = replace(
+        runtime.config, loop_budget=None, consume=True, schedule=runtime.config.schedule and not burst
+    )
     code: int = project.run_loop(_run(runtime, grace, burst, verbose))
     return code
 

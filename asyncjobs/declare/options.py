@@ -31,6 +31,7 @@ Record = TypeVar("Record")
 DAY: Final = 86_400.0
 FOREVER: Final = 100 * 365 * DAY  # longer than any delay that can be meant
 LEAST_WINDOW: Final = 1e-6  # seconds; the store counts in microseconds
+LEAST_BUDGET: Final = 0.0005  # seconds; the loop itself would take up the most of less
 LEAST_BLOCK: Final = 0.02  # seconds; to watch a loop for less would cost more than it tells
 
 
@@ -444,6 +445,7 @@ class RuntimeConfig:
     allow_eviction: bool = False
     strict_load: bool = True
     blocking_warning: Seconds | None = 0.25
+    loop_budget: Seconds | None = 0.005
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.prefix):
@@ -465,3 +467,5 @@ class RuntimeConfig:
         put(self, sweep_interval=seconds(self.sweep_interval, "sweep_interval", above=True))
         if self.blocking_warning is not None:
             put(self, blocking_warning=seconds(self.blocking_warning, "blocking_warning", least=LEAST_BLOCK))
+        if self.loop_budget is not None:
+            put(self, loop_budget=seconds(self.loop_budget, "loop_budget", least=LEAST_BUDGET))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -85,7 +84,7 @@ class Steering:
             return
         async for held in self._broker.holds(self.name):
             queues = [self._broker.queue_keys(self.name, group_id) for group_id in held]
-            await asyncio.gather(*(self._broker.steer(self.name, keys, {"h": ""}, False) for keys in queues))
+            await self._broker.loop.gather(self._broker.steer(self.name, keys, {"h": ""}, False) for keys in queues)
 
     async def pause(self) -> None:
         """Start nothing any more, in any process; what runs goes on, adds are taken, and all of it waits."""

@@ -93,7 +93,7 @@ class Recovery:
             held = [queue for queue, names in zip(queues, owners, strict=True) if dead in names]
             if held and not died_here(dead) and (await self._broker.silent_for([dead]))[dead] < lease:
                 return False
-            await asyncio.gather(*(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held))
+            await self._broker.loop.gather(self._sweep_queue(spec, keys, group_id, dead) for keys, group_id in held)
         return True
 
     async def sweep_strangers(self) -> None:
@@ -109,13 +109,11 @@ class Recovery:
                     continue
                 silence = await self._broker.silent_for(sorted(names))
                 dead = {name for name in names if silence[name] == float("inf") or died_here(name)}
-                await asyncio.gather(
-                    *(
-                        self._sweep_queue(spec, keys, group_id, name)
-                        for (keys, group_id), held in zip(queues, owners, strict=True)
-                        for name in held
-                        if name in dead
-                    )
+                await self._broker.loop.gather(
+                    self._sweep_queue(spec, keys, group_id, name)
+                    for (keys, group_id), held in zip(queues, owners, strict=True)
+                    for name in held
+                    if name in dead
                 )
 
     async def _keys(self, spec: JobSpec) -> AsyncIterator[list[tuple[Keys, str | None]]]:

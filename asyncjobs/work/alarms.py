@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import REPLY_TIMEOUT
+from asyncjobs.loop_budget import LoopBudget
 
 if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer
@@ -25,7 +26,8 @@ class Alarms:
     swept out when they are more than those that do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: LoopBudget | None = None) -> None:
+        self._loop = loop or LoopBudget()
         self._heap: list[tuple[float, int, Consumer]] = []
         self._set: set[Consumer] = set()
         self._ties = itertools.count()
@@ -66,6 +68,8 @@ class Alarms:
                 consumer.alarm_at = None
                 self._set.discard(consumer)
                 consumer.look_again()
+            if self._loop.spent():
+                break  # the rest in the next round
         self._tidy()  # a queue that was woken may have left an entry behind, hours ahead, and be reaped
         self._arm()
 

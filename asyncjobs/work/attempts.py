@@ -69,7 +69,7 @@ class Attempts:
         return len(self.running) + self.zombies
 
     def active(self, taken: TakenJob) -> ActiveJob:
-        return ActiveJob(self._shop.broker, self._shop.bus.emit, self._queue.spec, self._queue.keys, taken)
+        return ActiveJob(self._shop.broker, self._shop.emit, self._queue.spec, self._queue.keys, taken)
 
     def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
         """Start it in a slot of its own."""
@@ -126,7 +126,7 @@ class Attempts:
             if held is not None and slot.fit():
                 following = self._enter(held.job)
             elif held is not None:
-                self.start(*held)
+                self.start(held.job, held.sent_at, held.margin)
             job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
             self._shop.pump.slot_freed()
             if held is None or following is None:
@@ -135,9 +135,12 @@ class Attempts:
 
     async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """The whole of one try, from its token to its outcome: nothing else comes out of it."""
-        job.began_at = clock.monotonic()
-        job.began = True
         try:
+            job.began_at = clock.monotonic()
+            if job.began_at >= self._shop.rounds.until:
+                await self._shop.rounds.room()
+                job.began_at = clock.monotonic()
+            job.began = True
             if job.leaving:
                 return given_up(job)
             if job.unreadable is not None:
@@ -260,7 +263,7 @@ class Attempts:
         if held is None:
             return
         if self._shop.pump.free_slots() > 0:
-            self.start(*held)
+            self.start(held.job, held.sent_at, held.margin)
         else:
             self._queue.release([held.job])
 
@@ -293,7 +296,7 @@ class Attempts:
     def _thread_ended(self, job: ActiveJob, thread: InThread) -> None:
         held = self._ended(job, late(job, thread))
         if held is not None:
-            self.start(*held)
+            self.start(held.job, held.sent_at, held.margin)
         self._shop.pump.slot_freed()
 
     def in_threads(self) -> int:

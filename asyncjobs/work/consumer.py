@@ -455,7 +455,7 @@ class Consumer:
         self.took = True
         most = self.spec.worker_options.max_stalled_count
         error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
-        job = ActiveJob(self._shop.broker, self._shop.bus.emit, self.spec, self.keys, taken)
+        job = ActiveJob(self._shop.broker, self._shop.emit, self.spec, self.keys, taken)
         decision = decide(job, Failed(error, final=True))
         assert decision is not None
         self.outbox.append(Finished(job, decision))

@@ -7,7 +7,7 @@ import logging
 import math
 from contextlib import suppress
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -17,6 +17,7 @@ from asyncjobs.broker import Op, Settlement
 from asyncjobs.declare.options import FOREVER, Backoff
 from asyncjobs.job import StoredError
 from asyncjobs.logs import Told, log, said, say, told
+from asyncjobs.record import Record
 from asyncjobs.work.executor import Aside, Completed, Failed, Held, Later, Lost, Outcome, Released
 
 logger = logging.getLogger("asyncjobs")
@@ -24,7 +25,7 @@ logger = logging.getLogger("asyncjobs")
 FALLBACK: Final = Backoff("fixed", 60)
 
 
-class Decision(NamedTuple):
+class Decision(Record, frozen=True, gc=False):
     """What to write, the event to tell when it is written, and the error that goes with it, itself and in words."""
 
     settlement: Settlement

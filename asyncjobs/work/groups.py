@@ -72,6 +72,7 @@ class GroupRegistry:
             for group_id in group_ids:
                 if look_at_open or group_id not in self.open:
                     self.wake(group_id)
+                await self._broker.loop.breathe()
 
     async def look(self) -> None:
         """Whatever news may have been missed: settings, and groups with work."""
@@ -85,9 +86,10 @@ class GroupRegistry:
         new = self.spec.terms.laid_over(**given)
         if new != self.terms:
             self.terms = new
-            for consumer in self.open.values():
-                consumer.rebase(new)
+            for consumer in tuple(self.open.values()):
+                consumer.rebase(self.terms)  # what was set meanwhile, if this took longer
                 consumer.look_again()
+                await self._broker.loop.breathe()
 
     @property
     def resting(self) -> int:
@@ -110,7 +112,7 @@ class GroupRegistry:
                 continue
             await asyncio.sleep(max(0.0, self._resting[0][0] + self.spec.group_idle - clock.monotonic()))
             due = self._due()
-            await asyncio.gather(*(self._reap(consumer) for consumer in due))
+            await self._broker.loop.gather(self._reap(consumer) for consumer in due)
 
     def _due(self) -> list[Consumer]:
         due: list[Consumer] = []

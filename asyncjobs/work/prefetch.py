@@ -8,10 +8,11 @@ of the queue: somebody else may be quicker, and it must not look started.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from asyncjobs import clock
 from asyncjobs.broker import TakenJob
+from asyncjobs.record import Record
 
 MOST_ALONE: Final = 16  # jobs of a queue with one slot
 QUICK: Final = 0.001  # seconds; behind a job that took longer nothing is held, where there is one slot
@@ -23,7 +24,7 @@ LONG_PATIENCE: Final = 0.02  # the same where they wait for the first of several
 PRESSED: Final = 1.0  # seconds in which nothing is held, after something had to go back
 
 
-class Fetched(NamedTuple):
+class Fetched(Record, frozen=True, gc=False):
     """A job that has not begun; when its tokens were taken, and by how much its start may lag behind them."""
 
     job: TakenJob

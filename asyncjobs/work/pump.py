@@ -22,6 +22,7 @@ from asyncjobs.limits.shared_limit import Gate, Grant, share
 from asyncjobs.logs import ThrottledLog, said
 from asyncjobs.work.alarms import Alarms, Doubts
 from asyncjobs.work.prefetch import PATIENCE
+from asyncjobs.work.task_reuse import Rounds
 
 if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer
@@ -54,9 +55,15 @@ class Pump:
     """
 
     def __init__(
-        self, broker: Broker, slots: int, process: Callable[[], str], find: Callable[[Place], Consumer | None]
+        self,
+        broker: Broker,
+        slots: int,
+        process: Callable[[], str],
+        find: Callable[[Place], Consumer | None],
+        rounds: Rounds | None = None,
     ) -> None:
         self._broker = broker
+        self.rounds = rounds or Rounds()
         self.find = find
         broker.offer_rides(self.rides)
         self._slots = slots
@@ -70,10 +77,11 @@ class Pump:
         self._errands: set[asyncio.Task[None]] = set()
         self.doubts = Doubts(self.offer)
         self._reserved = 0
+        self._tripped_at = 0.0
         self.running = 0
         self._fetched: dict[Consumer, None] = {}
         self._patience: asyncio.TimerHandle | None = None
-        self.alarms = Alarms()
+        self.alarms = Alarms(self.rounds)
         self.overflow: set[Excess] = set()
         self.overflowed = asyncio.Event()
         self.outage_since: float | None = None
@@ -136,6 +144,9 @@ class Pump:
                 await self._wake.wait()
             turns = self._held[lane] = []
             try:
+                if self.rounds.crowded:
+                    await self.rounds.pause(self._tripped_at)
+                    self._tripped_at = clock.monotonic()
                 self._next_turns(turns)
                 if turns:
                     await self._serve(lane, turns)
@@ -370,6 +381,8 @@ class Pump:
             self.overflowed.set()
         unused: dict[Grant, int] = {}
         for turn, reply in zip(turns, replies, strict=True):
+            if self.rounds.spent():
+                await self.rounds.room(first=True)
             self._reserved -= turn.reserved
             if turn.grants and not isinstance(reply, BrokerError):
                 turn.let_in(len(reply.jobs))

@@ -22,11 +22,11 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
 
     Never raises: behind it in the same reply are the other jobs that were settled, and those that were taken.
     """
-    job, decision, resent = finished
+    job, decision = finished.job, finished.decision
     try:
         if status == STALE:
             logger.warning("%r had been taken over by another process; its outcome does not count", job)
-        elif status == GONE and not resent:  # else it was applied the first time, and the job removed
+        elif status == GONE and not finished.resent:  # else it was applied the first time, and the job removed
             logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
         elif decision.event and bus.wants(decision.event):
             _tell(bus, job, decision)

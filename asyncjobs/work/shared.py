@@ -15,7 +15,6 @@ from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
 from asyncjobs.limits.shared_limit import Gate
 from asyncjobs.work.suspects import Suspects
-from asyncjobs.work.task_reuse import Rounds
 
 if TYPE_CHECKING:
     from asyncjobs.work.pump import Pump
@@ -25,8 +24,8 @@ class Shop:
     """What all consumers of a process share."""
 
     __slots__ = (
-        "broker", "bus", "context", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn", "suspects",
-        "threads", "tokens",
+        "broker", "bus", "context", "emit", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn",
+        "suspects", "threads", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -46,8 +45,9 @@ class Shop:
             environment,
             threads,
         )
+        self.emit = bus.emit  # one for all jobs
         self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
-        self.rounds = Rounds()
+        self.rounds = pump.rounds
         self.suspects = Suspects()
         self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
         self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others

@@ -17,6 +17,8 @@ from sys import getrefcount
 from typing import Any, Final, TypeAlias
 from weakref import getweakrefcount
 
+from asyncjobs.loop_budget import LoopBudget
+
 try:
     from _asyncio import Task as Native
 except ImportError:  # what cannot be looked into is never used again
@@ -27,36 +29,22 @@ MAKES_NAMES: Final = sys.version_info >= (3, 12)  # when they are asked for, whi
 LESSONS: Final = 64  # aio_tasks, from the first on, whose references are counted before their first job
 IN_A_ROW: Final = 8  # jobs that end without having waited for anything, before the loop has its turn
 
-
 Counts: TypeAlias = tuple[int, ...]
 
 
-class Rounds:
-    """Counts the rounds of the loop in which a job has begun.
+class Rounds(LoopBudget):
+    """The rounds of the loop, and what an aio_task looks like in which nothing of a job is left.
 
-    State: `number`, of the present one; `_counted`, whether its end is awaited; `bare`, how many references there are
-    to an aio_task and what may stand for it while nobody else keeps one: the fewest that were seen; `lessons`, how many
-    aio_tasks are still looked at for that when they begin.
+    State: `bare`, how many references there are to an aio_task and what may stand for it while nobody else keeps one:
+    the fewest that were seen; `lessons`, how many aio_tasks are still looked at for that when they begin.
     """
 
-    __slots__ = ("_counted", "bare", "lessons", "number")
+    __slots__ = ("bare", "lessons")
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._counted = False
+    def __init__(self, budget: float | None = None) -> None:
+        super().__init__(budget)
         self.bare: Counts = ()
         self.lessons = LESSONS
-
-    def now(self) -> int:
-        """The number of this round, another in the next one."""
-        if not self._counted:
-            self._counted = True
-            asyncio.get_running_loop().call_soon(self._over)
-        return self.number
-
-    def _over(self) -> None:
-        self.number += 1
-        self._counted = False
 
     def are_bare(self, counts: Counts) -> bool:
         """Whether `counts` are the fewest references that there can be."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import NO_LIMIT, TakenJob, WorkCall
+from asyncjobs.record import Record
 from asyncjobs.work.decide import Decision
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from asyncjobs.work.consumer import Consumer
 
 
-class Finished(NamedTuple):
+class Finished(Record, frozen=True, gc=False):
     """A decision on its way to the store."""
 
     job: ActiveJob

@@ -1,0 +1,173 @@
+"""The LoopBudget: what the loop does between two looks at the app's sockets and timers, and how much of it is ours.
+
+asyncio runs all that is ready before it looks for more. A hundred jobs that begin at once are one such round, in which
+no request is read. So with a budget a step of ours begins only while those before it have not used up the slice of this
+round; the others wait here. After each slice the loop is left to the app, until a round went by in which there was
+nothing to do or the app has had its share.
+
+       a step finds the slice used up                   nothing to do there, or enough time was left to the app
+free ──────────────────────────────────► left to the app ────────────────────────────────────────────────► ours
+ ▲                                                 ▲                                                         │
+ │                                                 └────────────── some still wait ──────────────────────────┤
+ └──────────────────────────────── nobody waits any more ────────────────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Coroutine, Iterable
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from asyncjobs import clock
+
+SLICES: Final = 10  # of a budget; the app is served after each
+QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
+SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
+PAUSE: Final = 4  # slices between two trips to the store, while there is enough to do here
+FIRST: Final = 1 << 62  # ahead of all that has no such rank
+
+AT_ONCE: Final = 50  # calls that are begun together where there is a budget
+T = TypeVar("T")
+
+FREE, LEFT, OURS = range(3)
+
+
+class LoopBudget:
+    """Counts the rounds of the loop in which a job has begun, and lets no more begin in one than fits its slice.
+
+    State: `number`, of the present one; `_counted`, whether its end is awaited.
+    `until`, the monotonic instant at which the slice of this round is used up; without a budget none ever is.
+    `_waiting`, a heap of steps that wait for room, by rank; `_most`, how many of them are woken for a round: more than
+    the last time, where all of these had room, else as many as had; `_woken` and `_went`, how many were and did.
+    `_phase`, of the drawing above; `_fresh`, whether the first step of a round that is ours is still to come;
+    `_left_at`, since when the loop is left to the app, and `_began_at`, when this round began.
+    """
+
+    __slots__ = (
+        "_began_at", "_counted", "_fresh", "_left_at", "_most", "_pauses", "_phase", "_ranks", "_slice", "_waiting",
+        "_went", "_woken", "budget", "number", "until",
+    )  # fmt: skip
+
+    def __init__(self, budget: float | None = None) -> None:
+        self.number = 0
+        self._counted = False
+        self.until = float("inf")
+        self.budget = budget
+        self._slice = 0.0 if budget is None else budget / SLICES
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._ranks = itertools.count()
+        self._most = 1
+        self._woken = self._went = 0
+        self._phase = FREE
+        self._fresh = False
+        self._left_at = self._began_at = 0.0
+        self._pauses: list[tuple[float, asyncio.Future[None]]] = []
+
+    def now(self) -> int:
+        """The number of this round, another in the next one."""
+        if not self._counted:
+            self._counted = True
+            asyncio.get_running_loop().call_soon(self._over)
+            if self._slice:
+                self.until = clock.monotonic() + self._slice
+        return self.number
+
+    def spent(self) -> bool:
+        """Whether the slice of this round is used up."""
+        if not self._slice:
+            return False
+        self.now()
+        return clock.monotonic() >= self.until
+
+    async def room(self, *, first: bool = False) -> None:
+        """Wait until a round has room for another step; `first`: before all that do not say so."""
+        self.now()
+        rank = next(self._ranks) - (FIRST if first else 0)
+        loop = asyncio.get_running_loop()
+        while True:
+            future: asyncio.Future[None] = loop.create_future()
+            heapq.heappush(self._waiting, (rank, future))
+            await future
+            now = clock.monotonic()
+            if self._fresh:  # one step there is in each round of ours, whatever else has run in it
+                self._fresh = False
+                self.until = now + self._slice
+            if now < self.until:
+                self._went += 1
+                return
+
+    async def breathe(self) -> None:
+        """Where the slice is used up, wait for room: between two steps of what is long."""
+        if self.spent():
+            await self.room()
+
+    async def gather(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """What all `calls` return, in order; with a budget some of them at a time."""
+        if not self._slice:
+            return await asyncio.gather(*calls)
+        left, found = iter(calls), []
+        while some := list(islice(left, AT_ONCE)):
+            found += await asyncio.gather(*some)
+            await self.breathe()
+        return found
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more waits for room than the next round of ours is expected to have."""
+        return len(self._waiting) > self._most
+
+    async def pause(self, since: float) -> None:
+        """Wait for some slices since `since`, or until this is not crowded any more.
+
+        A trip to the store costs as much as the jobs themselves where it settles a few of them, and the more often the
+        loop is left to others the fewer have ended.
+        """
+        if self.crowded:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._pauses.append((since + PAUSE * self._slice, future))
+            await future
+
+    def _end_pauses(self, now: float) -> None:
+        crowded = self.crowded
+        left = []
+        for until, future in self._pauses:
+            if crowded and now < until:
+                left.append((until, future))
+            elif not future.done():
+                future.set_result(None)
+        self._pauses = left
+
+    def _over(self) -> None:
+        """A round has ended, and the next one begins."""
+        self.number += 1
+        if not (self._waiting or self._phase):
+            self._counted = False
+            return
+        asyncio.get_running_loop().call_soon(self._over)  # ahead of what is woken here
+        now = clock.monotonic()
+        if self._phase != LEFT:
+            if self._phase == OURS:
+                self._most = max(1, self._went) if self._went < self._woken else self._most + self._most // 2 + 1
+            self._left_at = now
+            self._leave(now)
+        elif self._woken and (now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice):
+            self._phase, self._fresh = OURS, True
+        else:
+            self._leave(now)
+        self._began_at = now
+        if self._pauses:
+            self._end_pauses(now)
+
+    def _leave(self, now: float) -> None:
+        """This round is the app's, unless nobody waits any more; what is woken here runs in the next one of ours."""
+        self._woken = self._went = 0
+        while self._waiting and self._woken < self._most:
+            _, future = heapq.heappop(self._waiting)
+            if not future.done():
+                future.set_result(None)
+                self._woken += 1
+        self._fresh = False
+        self._phase, self.until = (LEFT, 0.0) if self._woken else (FREE, now + self._slice)
