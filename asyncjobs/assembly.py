@@ -124,7 +124,7 @@ class Assembly:
         process = lambda: self.liveness.process  # noqa: E731 - it has another name after a lapse
         self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
         stack.callback(self.pump.close)
-        self.shop = Shop(self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex())
+        self.shop = Shop(self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex(), self.pump.rounds)
         self.queues = Queues(self.shop, self.crew)
         stack.callback(self.queues.close)
         self.recovery = Recovery(self.shop, self.queues, process, duration(config.sweep_interval))

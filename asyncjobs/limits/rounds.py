@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from asyncjobs import clock
-
-if TYPE_CHECKING:
-    from asyncjobs.work.consumer import Consumer
+from asyncjobs.limits.waiting import Waiting
 
 LOOKED_AT: Final = 64  # queues for which something is left; those behind them come later anyway
 ROUNDING: Final = 1e-6  # rounds; thirds are none in a float
 
 
-def coming(consumer: Consumer) -> bool:
+def coming(consumer: Waiting) -> bool:
     """Whether it is about to ask, or is just asking."""
     return any(turn.reserved for turn in consumer.turns) or (consumer.queued and consumer.free() > 0)
 
@@ -51,25 +49,25 @@ class Round:
     def __init__(self, window: float, most: int) -> None:
         self._window, self._most = window, most
         self._number = self._weights = 0
-        self._standings: dict[Consumer, Standing] = {}
+        self._standings: dict[Waiting, Standing] = {}
 
-    def _rounds(self, consumer: Consumer) -> float:
+    def _rounds(self, consumer: Waiting) -> float:
         standing = self._standings.get(consumer)
         return self._number if standing is None else max(self._number, standing.rounds)
 
-    def _until(self, rounds: int, consumer: Consumer) -> int:
+    def _until(self, rounds: int, consumer: Waiting) -> int:
         """How many jobs it may start until it has had so many rounds."""
         return max(0, int((rounds - self._rounds(consumer)) * consumer.terms.weight + ROUNDING))
 
-    def credit(self, consumer: Consumer) -> int:
+    def credit(self, consumer: Waiting) -> int:
         """How many are left of its weight."""
         return self._until(self._number + 1, consumer)
 
-    def fresh(self, consumer: Consumer) -> bool:
+    def fresh(self, consumer: Waiting) -> bool:
         """Whether it has had nothing in this round."""
         return self._rounds(consumer) == self._number
 
-    def count(self, consumer: Consumer, jobs: int) -> None:
+    def count(self, consumer: Waiting, jobs: int) -> None:
         """It has asked, and is let in with `jobs`."""
         weight = consumer.terms.weight
         standing = self._standings.get(consumer)
@@ -81,7 +79,7 @@ class Round:
             standing.at, standing.inside = clock.monotonic(), True
             self._number = max(self._number, int(standing.rounds) - 1 - self._most // max(1, self._weights))
 
-    def came(self, consumer: Consumer) -> None:
+    def came(self, consumer: Waiting) -> None:
         """It asks again."""
         standing = self._standings.get(consumer)
         if standing is not None:
@@ -90,7 +88,7 @@ class Round:
                 standing.cycle, standing.inside = now - standing.at, False
             standing.at = now
 
-    def leave(self, consumer: Consumer) -> bool:
+    def leave(self, consumer: Waiting) -> bool:
         """It has nothing to do any more; whether something was left for it."""
         standing = self._standings.pop(consumer, None)
         if standing is None:
@@ -98,11 +96,11 @@ class Round:
         self._weights -= standing.weight
         return standing.rounds < self._number + 1
 
-    def level(self, consumer: Consumer) -> int:
+    def level(self, consumer: Waiting) -> int:
         """How many rounds it has had wholly."""
         return int(self._rounds(consumer) + ROUNDING)
 
-    def owed(self, parked: Iterable[Consumer], asking: Collection[Consumer]) -> int:
+    def owed(self, parked: Iterable[Waiting], asking: Collection[Waiting]) -> int:
         """How many jobs others may start before those `asking`, and are about to before tokens come back.
 
         Of a queue whose jobs run for long no more than it can start meanwhile: what it cannot use others may have.
@@ -115,13 +113,13 @@ class Round:
             total += credit
         return total
 
-    def contested(self, parked: Iterable[Consumer], asking: Collection[Consumer]) -> bool:
+    def contested(self, parked: Iterable[Waiting], asking: Collection[Waiting]) -> bool:
         """Whether others that come before those `asking` wait for a slot, or are just asking for one."""
         return any(consumer.parked is not None or coming(consumer) for consumer, *_ in self._others(parked, asking))
 
     def _others(
-        self, parked: Iterable[Consumer], asking: Collection[Consumer]
-    ) -> Iterator[tuple[Consumer, float, float, int]]:
+        self, parked: Iterable[Waiting], asking: Collection[Waiting]
+    ) -> Iterator[tuple[Waiting, float, float, int]]:
         """Those that are owed something before those `asking`: since when they run, for how long, and how much."""
         until = min(map(self.level, asking), default=self._number)
         waiting = dict.fromkeys(islice(parked, LOOKED_AT))

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
@@ -19,10 +19,7 @@ from asyncjobs.declare.options import Limiter
 from asyncjobs.declare.queue_limits import terms
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.limits.rounds import Round
-
-if TYPE_CHECKING:
-    from asyncjobs.work.consumer import Consumer
-    from asyncjobs.work.turn import Turn
+from asyncjobs.limits.waiting import Waiting
 
 logger = logging.getLogger("asyncjobs")
 
@@ -67,10 +64,11 @@ class Gate:
         self._broker, self._key, self._name, self._lease = broker, key, name, lease
         self._slots = slots or 0
         self._terms = terms(limiters, None)
+        self.window = self._terms.window
         self.margin = self._terms.least_margin
         self.round = Round(self._terms.window, min((one.max for one in limiters), default=1))
         self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
-        self._parked: OrderedDict[Consumer, None] = OrderedDict()
+        self._parked: OrderedDict[Waiting, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
         self._asking = asyncio.Lock()
@@ -82,10 +80,6 @@ class Gate:
     def __repr__(self) -> str:
         state = "full" if self.full else "open"
         return f"<Gate {self._key} [{state}, {self.running} running, {len(self._parked)} waiting]>"
-
-    @property
-    def window(self) -> float:
-        return self._terms.window
 
     def late(self, lag: float) -> None:
         """A start has lagged by more than its token allows for."""
@@ -102,7 +96,7 @@ class Gate:
         return bool(self._slots) and self._told > self.running + self.pending
 
     @property
-    def parked(self) -> tuple[Consumer, ...]:
+    def parked(self) -> tuple[Waiting, ...]:
         """The queues that wait, the next one first."""
         return tuple(self._parked)
 
@@ -118,7 +112,7 @@ class Gate:
             return False
         return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
 
-    async def admit(self, want: int, asking: Collection[Consumer] = ()) -> Grant:
+    async def admit(self, want: int, asking: Collection[Waiting] = ()) -> Grant:
         """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
 
         Those `asking` that have had their share leave what others are about to take; the gate is not full then.
@@ -237,7 +231,7 @@ class Gate:
         if self._slots and (self.running or self._told):
             await self.admit(0)
 
-    def park(self, consumer: Consumer, first: bool = False) -> None:
+    def park(self, consumer: Waiting, first: bool = False) -> None:
         """Let `consumer` wait until there is room, behind all others or before them.
 
         Where the gate has opened since `consumer` found it full, that is looked at at once: nobody may be asking.
@@ -251,12 +245,12 @@ class Gate:
         if not self.full and self._timer is None:
             self._open_in(0.0)
 
-    def unpark(self, consumer: Consumer) -> None:
+    def unpark(self, consumer: Waiting) -> None:
         """`consumer` wants nothing any more."""
         consumer.parked = None
         del self._parked[consumer]
 
-    def leave(self, consumer: Consumer) -> None:
+    def leave(self, consumer: Waiting) -> None:
         """`consumer` has nothing to do any more: what was left for it others may have."""
         if self.round.leave(consumer) and self._parked and not self.full:
             self.open()
@@ -306,17 +300,21 @@ class Gate:
             self._timer = None
 
 
-def share(turns: Sequence[Turn], granted: int, fair: Round) -> list[int]:
-    """How many of `granted` starts each of `turns` gets: in turn, each what is left of its weight, then its weight."""
+def share(turns: Sequence[tuple[Waiting, int]], granted: int, fair: Round) -> list[int]:
+    """How many of `granted` starts each of `turns` gets: in turn, each what is left of its weight, then its weight.
+
+    Args:
+        turns: of each the queue, and how many jobs it would start.
+    """
     given = [0] * len(turns)
-    credits = [fair.credit(turn.consumer) or turn.consumer.terms.weight for turn in turns]
+    credits = [fair.credit(queue) or queue.terms.weight for queue, _ in turns]
     while granted > 0:
         before = granted
-        for i, turn in enumerate(turns):
-            more = min(granted, turn.reserved - given[i], credits[i])
+        for i, (queue, wanted) in enumerate(turns):
+            more = min(granted, wanted - given[i], credits[i])
             given[i] += more
             granted -= more
-            credits[i] = turn.consumer.terms.weight
+            credits[i] = queue.terms.weight
         if granted == before:
             break
     return given

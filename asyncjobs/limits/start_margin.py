@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.declare.queue_limits import Terms
 from asyncjobs.limits.shared_limit import Gate
-
-if TYPE_CHECKING:
-    from asyncjobs.work.consumer import Consumer
+from asyncjobs.limits.waiting import Waiting
 
 
 def least_margin(terms: Terms, gates: Sequence[Gate]) -> float:
@@ -23,7 +20,7 @@ def least_margin(terms: Terms, gates: Sequence[Gate]) -> float:
     return min(margins, default=0.0)
 
 
-async def in_time(consumer: Consumer, broker: Broker, sent_at: float, margin: float) -> None:
+async def in_time(consumer: Waiting, broker: Broker, sent_at: float, margin: float) -> None:
     """Wait until a try may start. Never later than its token's margin: the window that counted it would be over.
 
     Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin keeps every
@@ -56,7 +53,7 @@ async def in_time(consumer: Consumer, broker: Broker, sent_at: float, margin: fl
         gate.punctual()
 
 
-async def _own_again(consumer: Consumer, broker: Broker, first_is_out: bool) -> tuple[float, float]:
+async def _own_again(consumer: Waiting, broker: Broker, first_is_out: bool) -> tuple[float, float]:
     """Take a token of the queue's own limit once more: since when it counts, and by how much the start may lag."""
     since, margin = clock.monotonic(), consumer.margin
     while wait := await broker.spend(consumer.keys, consumer.terms.windows, round(margin * 1e6), first_is_out):

@@ -6,16 +6,24 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from asyncjobs import clock
 from asyncjobs.broker import REPLY_TIMEOUT
 from asyncjobs.loop_budget import LoopBudget
-
-if TYPE_CHECKING:
-    from asyncjobs.work.consumer import Consumer
+from asyncjobs.work.prefetch import PATIENCE
 
 ENTRIES: Final = 2  # that are kept for each consumer with an alarm at most
+
+
+class Sleeper(Protocol):
+    """A queue that may be woken. `alarm_at`: when, or None; `lost_reply`: it is to adopt."""
+
+    alarm_at: float | None
+    lost_reply: bool
+
+    def look_again(self) -> None:
+        """There may be something to take."""
 
 
 class Alarms:
@@ -28,12 +36,12 @@ class Alarms:
 
     def __init__(self, loop: LoopBudget | None = None) -> None:
         self._loop = loop or LoopBudget()
-        self._heap: list[tuple[float, int, Consumer]] = []
-        self._set: set[Consumer] = set()
+        self._heap: list[tuple[float, int, Sleeper]] = []
+        self._set: set[Sleeper] = set()
         self._ties = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, consumer: Consumer, delay: float) -> None:
+    def set(self, consumer: Sleeper, delay: float) -> None:
         """Wake `consumer` in `delay` seconds, and at no other time."""
         consumer.alarm_at = deadline = clock.monotonic() + delay
         self._set.add(consumer)
@@ -47,7 +55,7 @@ class Alarms:
             self._heap = [entry for entry in self._heap if entry[2].alarm_at == entry[0]]
             heapq.heapify(self._heap)
 
-    def set_earlier(self, consumer: Consumer, delay: float) -> None:
+    def set_earlier(self, consumer: Sleeper, delay: float) -> None:
         """The same, unless it is woken before that anyway."""
         if consumer.alarm_at is None or consumer.alarm_at > clock.monotonic() + delay:
             self.set(consumer, delay)
@@ -94,18 +102,18 @@ class Doubts:
     adoption is the second one.
     """
 
-    def __init__(self, offer: Callable[[Consumer], None]) -> None:
+    def __init__(self, offer: Callable[[Any], None]) -> None:
         self._offer = offer
-        self._young: set[Consumer] = set()
-        self._old: set[Consumer] = set()
-        self._last: set[Consumer] = set()
+        self._young: set[Sleeper] = set()
+        self._old: set[Sleeper] = set()
+        self._last: set[Sleeper] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def lost(self, consumer: Consumer) -> None:
+    def lost(self, consumer: Sleeper) -> None:
         """A reply was lost: what `consumer` adopts next is the first look."""
         self._last.discard(consumer)
 
-    def settled(self, consumer: Consumer) -> None:
+    def settled(self, consumer: Sleeper) -> None:
         """`consumer` has adopted what is its own."""
         if consumer in self._last:
             self._last.discard(consumer)
@@ -123,9 +131,60 @@ class Doubts:
         again = self._old or self._young
         self._timer = asyncio.get_running_loop().call_later(REPLY_TIMEOUT, self._ring) if again else None
 
-    def __contains__(self, consumer: Consumer) -> bool:
+    def __contains__(self, consumer: Sleeper) -> bool:
         """Whether `consumer` is to adopt once more: until then jobs may be pending for it that it does not know."""
         return consumer in self._young or consumer in self._old or consumer in self._last
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Holding(Protocol):
+    """A queue that may hold jobs beyond its slots; for its attributes see `Served`."""
+
+    @property
+    def fetched(self) -> int: ...
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    @property
+    def lingers(self) -> bool: ...
+
+    def hand_back(self) -> None: ...
+
+
+class Patience:
+    """Has jobs that were fetched ahead go back, should no slot come free for too long.
+
+    What has ended meanwhile is settled together with the last of them, unless that takes too long as well.
+
+    State: `queues`, those that hold such jobs, as far as they are looked after.
+    """
+
+    def __init__(self, offer: Callable[[Any], None]) -> None:
+        self._offer = offer
+        self.queues: dict[Holding, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, queue: Holding) -> None:
+        self.queues[queue] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+
+    def _look(self) -> None:
+        left: dict[Holding, None] = {}
+        for queue in self.queues:
+            if queue.fetched and queue.lingers:
+                queue.hand_back()
+            elif queue.fetched:
+                left[queue] = None
+            elif queue.has_ended:
+                self._offer(queue)
+        self.queues = left
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look) if left else None
 
     def close(self) -> None:
         if self._timer is not None:

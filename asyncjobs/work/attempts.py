@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
 
 from asyncjobs import clock
 from asyncjobs.active_job import ActiveJob, current
 from asyncjobs.broker import TakenJob
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.guests.threads import InThread
 from asyncjobs.limits.start_margin import in_time
+from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import is_closing, said, say
 from asyncjobs.work.executor import Aside, Failed, Later, Lost, Outcome, Released, execute, late, timed_out
 from asyncjobs.work.prefetch import Fetched
 from asyncjobs.work.shared import Shop
 from asyncjobs.work.task_reuse import Slot
-
-if TYPE_CHECKING:
-    from asyncjobs.work.consumer import Consumer
 
 logger = logging.getLogger("asyncjobs")
 
@@ -49,6 +49,18 @@ def unless_all_ends(shop: Shop, job: ActiveJob, outcome: Outcome) -> Outcome:
     return outcome
 
 
+class TriedQueue(Waiting, Protocol):
+    """What attempts need of their queue."""
+
+    spec: JobSpec
+
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+        """A try has come to `outcome`. Returns the job that runs next in its place, if any."""
+
+    def release(self, jobs: Sequence[TakenJob]) -> None:
+        """Put jobs that have not begun back to the head of the queue, uncounted."""
+
+
 class Attempts:
     """What of one queue runs here.
 
@@ -58,7 +70,7 @@ class Attempts:
 
     __slots__ = ("_queue", "_shop", "cautious", "running", "zombies")
 
-    def __init__(self, shop: Shop, queue: Consumer) -> None:
+    def __init__(self, shop: Shop, queue: TriedQueue) -> None:
         self._shop, self._queue = shop, queue
         self.running: dict[str, ActiveJob] = {}
         self.zombies = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from asyncjobs import clock
 from asyncjobs.active_job import ActiveJob
@@ -84,7 +84,7 @@ class Consumer:
         self.attempts = Attempts(shop, self)
         self.outbox: list[Finished] = []
         self.refusals: Refusals | None = None
-        self.turns: list[Turn] = []
+        self.turns: list[Turn[Consumer]] = []
         self.hungry = True
         self.calls = 0
         self.flowing = False
@@ -135,6 +135,21 @@ class Consumer:
         self.queued = True  # for good: no ring holds it
         if self.starving:
             self._shop.pump.leave(self)  # it has waited for a slot since before its last job was taken
+
+    @property
+    def cautious(self) -> bool:
+        """Whether the first stall fails a job."""
+        return self.attempts.cautious
+
+    @property
+    def fetched(self) -> int:
+        """How many jobs it holds beyond its slots."""
+        return len(self.ahead)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether decisions wait to be settled."""
+        return bool(self.outbox)
 
     @property
     def wants_a_turn(self) -> bool:
@@ -225,7 +240,7 @@ class Consumer:
         """Whether what was fetched ahead has been waiting for too long."""
         return self.ahead.lingers(self.terms.concurrency == 1)
 
-    def prepare(self, process_slots: int) -> Turn | None:
+    def prepare(self, process_slots: int) -> Turn[Consumer] | None:
         """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
         if len(self.turns) >= TURNS or (self.turns and self.lost_reply):
             return None  # what another turn is about to bring must not be adopted
@@ -247,7 +262,7 @@ class Consumer:
         self.turns.append(turn)
         return turn
 
-    def _prepare_in_parts(self, refusals: Refusals) -> Turn | None:
+    def _prepare_in_parts(self, refusals: Refusals) -> Turn[Consumer] | None:
         """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
         if refusals.over(self.outbox):
             self.refusals = None
@@ -261,7 +276,7 @@ class Consumer:
         self.turns.append(turn)
         return turn
 
-    def withdraw(self, turn: Turn, reserved: int) -> bool:
+    def withdraw(self, turn: Turn[Any], reserved: int) -> bool:
         """A gate lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
         turn.reserved = reserved
         if reserved or turn.sending:
@@ -269,7 +284,7 @@ class Consumer:
         self.turns.remove(turn)
         return False
 
-    def absorb(self, turn: Turn, reply: WorkReply, sent_at: float) -> None:
+    def absorb(self, turn: Turn[Any], reply: WorkReply, sent_at: float) -> None:
         """The turn was answered: tell what was settled, start what was taken."""
         self.turns.remove(turn)
         if self.refusals is not None and turn.sending:
@@ -336,7 +351,7 @@ class Consumer:
         self.hungry = True
         self.calls += 1
 
-    def unanswered(self, turn: Turn, rest: float = 0.0) -> None:
+    def unanswered(self, turn: Turn[Any], rest: float = 0.0) -> None:
         """The reply was lost: settle again with the same tokens, and see what we own before taking more.
 
         `rest`: seconds to leave the queue alone, where the pump itself goes on.
@@ -346,7 +361,7 @@ class Consumer:
         self._back_to_outbox(turn)
         self._shop.pump.offer(self)
 
-    def refused(self, turn: Turn, error: BrokerError) -> None:
+    def refused(self, turn: Turn[Any], error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
         unsure = self.lost_reply  # it may be the question what is ours that was refused, and not the turn
         self.lost_reply = unsure or turn.takes  # a script that failed half way may have taken some
@@ -361,7 +376,7 @@ class Consumer:
         self.resting_until = clock.monotonic() + pause
         self._shop.pump.offer(self)
 
-    def _back_to_outbox(self, turn: Turn) -> None:
+    def _back_to_outbox(self, turn: Turn[Any]) -> None:
         self.turns.remove(turn)
         self.outbox[:0] = [finished._replace(resent=True) for finished in turn.sending]
         self._more_may_be_there()
@@ -384,7 +399,7 @@ class Consumer:
                 mine.append(taken)
         self._start_all(mine, LONG_AGO, 0.0)
 
-    def make_room(self, turn: Turn, process_slots: int) -> None:
+    def make_room(self, turn: Turn[Any], process_slots: int) -> None:
         """What was adopted has taken slots that `turn`, the only one, had asked for; `process_slots` are left."""
         left = process_slots
         if self.terms.concurrency is not None:

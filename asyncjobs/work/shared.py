@@ -7,17 +7,16 @@ import itertools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
 from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.work.served import Ring
 from asyncjobs.work.suspects import Suspects
-
-if TYPE_CHECKING:
-    from asyncjobs.work.pump import Pump
+from asyncjobs.work.task_reuse import Rounds
 
 
 class Shop:
@@ -32,11 +31,12 @@ class Shop:
         self,
         broker: Broker,
         bus: EventBus,
-        pump: Pump,
+        pump: Ring,
         environment: Mapping[str, Any],
         threads: Threads,
         scope: Callable[[ActiveJob], AbstractContextManager[Any]],
         boot: str,
+        rounds: Rounds,
     ) -> None:
         self.broker, self.bus, self.pump, self.environment, self.threads = (
             broker,
@@ -47,7 +47,7 @@ class Shop:
         )
         self.emit = bus.emit  # one for all jobs
         self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
-        self.rounds = pump.rounds
+        self.rounds = rounds
         self.suspects = Suspects()
         self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
         self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others

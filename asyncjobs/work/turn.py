@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from asyncjobs.active_job import ActiveJob
-from asyncjobs.broker import NO_LIMIT, TakenJob, WorkCall
+from asyncjobs.broker import NO_LIMIT, Keys, TakenJob, WorkCall
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.queue_limits import Terms
+from asyncjobs.limits.shared_limit import Grant
 from asyncjobs.record import Record
 from asyncjobs.work.decide import Decision
-
-if TYPE_CHECKING:
-    from asyncjobs.limits.shared_limit import Grant
-    from asyncjobs.work.consumer import Consumer
 
 
 class Finished(Record, frozen=True, gc=False):
@@ -31,7 +30,26 @@ def renew(finished: list[Finished], owned: dict[str, TakenJob]) -> None:
             finished[i] = one._replace(decision=one.decision._replace(settlement=settlement))
 
 
-class Turn:
+class Source(Protocol):
+    """What a turn is made up of. For the attributes see `Consumer`."""
+
+    spec: JobSpec
+    keys: Keys
+    group_id: str | None
+    base: Terms
+    margin: float
+    calls: int
+    indexed: bool
+
+    @property
+    def cautious(self) -> bool:
+        """Whether the first stall fails a job."""
+
+
+Queue = TypeVar("Queue", bound=Source)
+
+
+class Turn(Generic[Queue]):
     """One queue's turn on the wire: what it settles, how many slots it asked for, and what it cannot know.
 
     Attributes:
@@ -44,7 +62,7 @@ class Turn:
 
     __slots__ = ("ahead", "calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
 
-    def __init__(self, consumer: Consumer, sending: list[Finished], reserved: int, ahead: int, token: bytes) -> None:
+    def __init__(self, consumer: Queue, sending: list[Finished], reserved: int, ahead: int, token: bytes) -> None:
         self.consumer, self.sending, self.reserved, self.ahead, self.token = consumer, sending, reserved, ahead, token
         self.calls = consumer.calls
         self.margin = consumer.margin
@@ -75,5 +93,5 @@ class Turn:
         return WorkCall(
             spec.name, consumer.keys, consumer.group_id is not None, self.token, self.reserved + self.ahead, slots,
             terms.windows, round(self.margin * 1e6), self.ahead, NO_LIMIT if consumer.indexed else spec.retention,
-            settlements, consumer.attempts.cautious,
+            settlements, consumer.cautious,
         )  # fmt: skip

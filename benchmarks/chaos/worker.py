@@ -157,7 +157,7 @@ def leave_out(protection: str) -> None:
         from asyncjobs.work.pump import Pump
         from asyncjobs.work.turn import Turn
 
-        async def nothing(self: Pump, turns: list[Turn]) -> list[Turn]:
+        async def nothing(self: Pump, turns: list[Turn[Any]]) -> list[Turn[Any]]:
             for turn in turns:
                 turn.consumer.lost_reply = False
             return turns

@@ -1,0 +1,222 @@
+"""Errands: what has to be asked before a turn can be sent, beside the trips of all others.
+
+What a lost reply left to this process, and how many starts a shared limit lets in, is asked in an aio_task of its own.
+So a store or a limit that does not answer holds up the queues that it concerns, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, Final
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.errors import BrokerError, BrokerUnavailableError
+from asyncjobs.limits.shared_limit import Gate, Grant, share
+from asyncjobs.logs import ThrottledLog, said
+from asyncjobs.work.alarms import Doubts
+from asyncjobs.work.served import Served
+from asyncjobs.work.turn import Turn
+
+logger = logging.getLogger("asyncjobs")
+
+REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
+
+
+class Errands:
+    """The turns that wait for an answer to something else, and those that have it.
+
+    State:
+        _cleared: turns that an errand has made ready to be sent.
+        _held: the turns of each lane's pipeline, of each errand, and of each ride. A turn is held until it has been
+            answered or put back, so no turn is without an owner.
+        running, _reserved: slots in use, and those that turns have asked for.
+    """
+
+    def __init__(self, broker: Broker, slots: int, process: Callable[[], str]) -> None:
+        self._broker = broker
+        self._slots = slots
+        self._process = process
+        self._wake = asyncio.Event()
+        self._cleared: list[Turn[Served]] = []
+        self._held: dict[object, list[Turn[Served]]] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+        self.doubts = Doubts(self.offer)
+        self._reserved = 0
+        self.running = 0
+        self.throttled = ThrottledLog(logger)
+
+    @abstractmethod
+    def offer(self, consumer: Served) -> None:
+        """Let it have a turn."""
+
+    @abstractmethod
+    def _feed(self) -> None:
+        """As many of those who wait for a slot get their turn as there are slots."""
+
+    def free_slots(self) -> int:
+        return self._slots - self.running - self._reserved
+
+    def _send(self, errand: Coroutine[Any, Any, None], turns: list[Turn[Served]]) -> None:
+        """Run `errand` beside the lanes; what it leaves of `turns` goes back."""
+        aio_task = asyncio.get_running_loop().create_task(errand, name="asyncjobs errand")
+        self._errands.add(aio_task)
+        self._held[aio_task] = turns
+        aio_task.add_done_callback(self._errand_ended)
+
+    def _errand_ended(self, aio_task: asyncio.Task[None]) -> None:
+        self._errands.discard(aio_task)
+        turns = self._held.pop(aio_task)
+        error = None if aio_task.cancelled() else aio_task.exception()
+        if error is not None:
+            self.throttled.error("errand", "turns could not be made ready, and are tried again: %s", said(error))
+        self._put_back(turns, REST)
+
+    async def _clear(self, turns: list[Turn[Served]]) -> None:
+        """Adopt and ask gates for `turns`; those that are left can be sent."""
+        left: list[Turn[Served]] = []
+        for some in self._in_order(await self._adopt(turns)):
+            left += await self._admit(some)
+        turns[:] = []
+        self._cleared += left
+        self._wake.set()
+
+    async def _adopt(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
+        """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
+        left = []
+        for turn in turns:
+            consumer, reserved = turn.consumer, turn.reserved
+            if not consumer.lost_reply:
+                left.append(turn)
+                continue
+            try:
+                owned = await self._broker.own(consumer.keys, self._process())
+            except BrokerError as error:
+                self._unreserve(reserved)
+                self._unserved(turn, error)
+                continue
+            self._reserved -= reserved  # what is adopted comes first
+            try:
+                consumer.adopt(owned)
+                consumer.make_room(turn, self.free_slots())
+            finally:
+                self._reserved += turn.reserved
+            consumer.lost_reply = False
+            self.doubts.settled(consumer)
+            self._feed()
+            left.append(turn)
+        return left
+
+    def _in_order(self, turns: list[Turn[Served]]) -> list[list[Turn[Served]]]:
+        """`turns`, with the same gates, in two parts: those whose queues have had more of a gate come later."""
+        gates = turns[0].consumer.gates if turns else ()
+        levels = []
+        for turn in turns:
+            for gate in gates:
+                gate.round.came(turn.consumer)
+            levels.append(max((gate.round.level(turn.consumer) for gate in gates), default=0))
+        if not levels or min(levels) == max(levels):
+            return [turns]
+        parts: tuple[list[Turn[Served]], list[Turn[Served]]] = ([], [])
+        for turn, level in zip(turns, levels, strict=True):
+            parts[level > min(levels)].append(turn)
+        return list(parts)
+
+    async def _admit(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
+        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left."""
+        gates = turns[0].consumer.gates if turns else ()
+        want = sum(turn.reserved for turn in turns)
+        if not gates or not want:
+            return turns
+        asking = {turn.consumer for turn in turns}
+        sent_at = clock.monotonic()
+        narrow = next((gate for gate in gates if gate.full), None)
+        was_full = narrow is not None
+        if was_full:
+            want = 0
+        grants: list[Grant] = []
+        try:
+            for gate in gates:
+                if want or gate.stale:
+                    grants.append(await self._granted(gate, want, asking))
+                    if grants[-1].count < want:
+                        want, narrow = grants[-1].count, gate
+        except BaseException:
+            for grant in grants:
+                grant.gate.pending -= grant.count
+            raise
+        left: list[Turn[Served]] = []
+        first: list[Served] = []
+        for turn, given in zip(
+            turns,
+            share([(turn.consumer, turn.reserved) for turn in turns], want, (narrow or gates[0]).round),
+            strict=True,
+        ):
+            consumer, missing = turn.consumer, turn.reserved - given
+            for gate in gates:
+                gate.round.count(consumer, given)
+            if missing and narrow is not None:
+                fair = narrow.round
+                if not fair.credit(consumer) or (was_full and fair.fresh(consumer)):
+                    narrow.park(consumer)
+                else:
+                    first.append(consumer)
+            self._reserved -= missing
+            if consumer.withdraw(turn, given):
+                turn.grants, turn.sent_at = tuple(grants), sent_at
+                left.append(turn)
+        for consumer in reversed(first):
+            assert narrow is not None
+            narrow.park(consumer, first=True)
+        for grant in grants:
+            self._give_back(grant, grant.count - want)
+        self._feed()
+        return left
+
+    async def _granted(self, gate: Gate, want: int, asking: Collection[Served]) -> Grant:
+        try:
+            return await gate.admit(want, asking)
+        except BrokerError as error:
+            self.throttled.warning(repr(gate), "%r lets nothing in for now: %s", gate, error)
+            return Grant(gate, "", 0)
+
+    def _give_back(self, grant: Grant, unused: int) -> None:
+        """Part of a grant found no job; other processes are told beside the lanes."""
+        if unused:
+            grant.gate.pending -= unused
+            self._send(grant.gate.give_back(grant, unused), [])
+
+    def _unserved(self, turn: Turn[Served], error: BrokerError) -> None:
+        self.doubts.lost(turn.consumer)
+        if isinstance(error, BrokerUnavailableError):
+            turn.consumer.unanswered(turn, rest=REST)
+        else:
+            turn.consumer.refused(turn, error)
+
+    def _put_back(self, turns: list[Turn[Served]], rest: float = 0.0) -> None:
+        """Those of `turns` that were not answered are prepared anew, after `rest` seconds."""
+        for turn in turns:
+            if turn in turn.consumer.turns:
+                turn.dropped()
+                self._unreserve(turn.reserved)
+                self.doubts.lost(turn.consumer)
+                turn.consumer.unanswered(turn, rest)
+
+    def _unreserve(self, slots: int) -> None:
+        """Slots that were asked for in a pipeline are free again."""
+        self._reserved -= slots
+        self._feed()
+
+    @property
+    def asking(self) -> bool:
+        """Whether an errand is under way, so that what gates count is on its way to a turn or from one."""
+        return bool(self._errands)
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        for aio_task in tuple(self._errands):
+            aio_task.cancel()
+        self.doubts.close()
