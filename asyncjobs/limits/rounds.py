@@ -40,7 +40,7 @@ class Round:
 
     A queue that has nothing to do any more leaves it. The round ends when none of those that are left is owed anything.
     What a queue takes beyond its weight, since others could not use it, it has had of later rounds: as many of them as
-    there are in a window, so that nobody waits for longer.
+    there are in two windows, so that nobody waits for longer.
 
     State: `_number`, of the round; `_standings`, of each queue that has asked; `_weights`, theirs together. `_window`,
     seconds until what was taken is back, 0: as soon as a job ends; `_most`, starts in a window.
@@ -77,7 +77,7 @@ class Round:
         if jobs:
             standing.rounds = max(self._number, standing.rounds) + jobs / weight
             standing.at, standing.inside = clock.monotonic(), True
-            self._number = max(self._number, int(standing.rounds) - 1 - self._most // max(1, self._weights))
+            self._number = max(self._number, int(standing.rounds) - 1 - 2 * self._most // max(1, self._weights))
 
     def came(self, consumer: Waiting) -> None:
         """It asks again."""
