@@ -10,9 +10,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Keys, TakenJob
 from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.options import (
-    shown,
-)
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import PayloadError, named
 
 if TYPE_CHECKING:

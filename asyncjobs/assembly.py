@@ -21,8 +21,9 @@ from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import WORK_LANES, Broker, Store
 from asyncjobs.cron.scheduler import Scheduler
 from asyncjobs.declare.definition import JobSpec, TaskSpec
-from asyncjobs.declare.options import RuntimeConfig, duration
+from asyncjobs.declare.options import RuntimeConfig
 from asyncjobs.declare.services import Services
+from asyncjobs.declare.values import duration
 from asyncjobs.embedded.store import EmbeddedStore
 from asyncjobs.errors import BrokerError, ConfigError
 from asyncjobs.events import EventBus

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
-from asyncjobs.declare.options import shown
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError
 from asyncjobs.guests.calls import Deadline, contained, ended, leave_behind
 from asyncjobs.logs import Stack, ThrottledLog

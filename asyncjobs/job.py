@@ -17,10 +17,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Keys
 from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.options import (
-    Seconds,
-    seconds,
-)
+from asyncjobs.declare.values import Seconds, seconds
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from asyncjobs.declare.options import shown
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError, PayloadError
 from asyncjobs.guests.calls import Deadline, contained, ended, leave_behind
 from asyncjobs.home import running_loop

@@ -11,19 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.options import (
-    FOREVER,
-    UNSET,
-    Backoff,
-    JobOptions,
-    KeepRule,
-    Seconds,
-    Unset,
-    keywords,
-    seconds,
-    shown,
-)
+from asyncjobs.declare.options import Backoff, JobOptions, KeepRule
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
+from asyncjobs.declare.values import FOREVER, UNSET, Seconds, Unset, keywords, seconds, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
 from asyncjobs.job import STATES, Job, new_id, read_job

@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 from asyncjobs.declare import loader
 from asyncjobs.declare.cron_expression import normalise
 from asyncjobs.declare.definition import JobDefinition, JobSpec, TaskDefinition, TaskSpec, check_limiters
-from asyncjobs.declare.options import JobOptions, RuntimeConfig, WorkerOptions, build, keywords, shown
+from asyncjobs.declare.options import JobOptions, RuntimeConfig, WorkerOptions
+from asyncjobs.declare.values import build, keywords, shown
 from asyncjobs.errors import ConfigError
 from asyncjobs.guests.crossing import Crossing, FromThread, here
 from asyncjobs.queue import Queue

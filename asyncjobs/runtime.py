@@ -14,16 +14,9 @@ from typing import Any, Literal, Self
 from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Assembly
 from asyncjobs.declare import loader
 from asyncjobs.declare.definition import JobDefinition, zone
-from asyncjobs.declare.options import (
-    RuntimeConfig,
-    Seconds,
-    duration,
-    folder,
-    keywords,
-    seconds,
-    strict,
-)
+from asyncjobs.declare.options import RuntimeConfig
 from asyncjobs.declare.services import Unmade, is_factory
+from asyncjobs.declare.values import Seconds, duration, folder, keywords, seconds, strict
 from asyncjobs.embedded.location import located
 from asyncjobs.errors import NotRunningError
 from asyncjobs.events import EventBus, Subscriber

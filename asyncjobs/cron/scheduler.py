@@ -18,7 +18,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.declare.cron_expression import Ticks, last_tick
 from asyncjobs.declare.definition import TaskSpec
-from asyncjobs.declare.options import duration
+from asyncjobs.declare.values import duration
 from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
 from asyncjobs.events import EventBus
 from asyncjobs.guests.calls import leave_behind

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from asyncjobs.declare.options import shown
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError
 
 UNDECLARED: Final = (inspect.Parameter.empty, Any, object)

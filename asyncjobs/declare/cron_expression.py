@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cronsim import CronSim, CronSimError
 
-from asyncjobs.declare.options import shown
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError
 
 NICKNAMES: Final = {

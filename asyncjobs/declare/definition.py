@@ -13,25 +13,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from asyncjobs.declare.annotations import annotation_of
 from asyncjobs.declare.cron_expression import next_tick, normalise
-from asyncjobs.declare.options import (
-    UNSET,
-    JobOptions,
-    Retention,
-    Seconds,
-    Unset,
-    WorkerOptions,
-    build,
-    choice,
-    duration,
-    flag,
-    limiters,
-    put,
-    seconds,
-    shown,
-    strict,
-)
+from asyncjobs.declare.options import JobOptions, Retention, WorkerOptions, limiters
 from asyncjobs.declare.payload import MOST, Codec
 from asyncjobs.declare.queue_limits import terms
+from asyncjobs.declare.values import UNSET, Seconds, Unset, build, choice, duration, flag, put, seconds, shown, strict
 from asyncjobs.errors import ConfigError
 from asyncjobs.guests.threads import Owner, Threads
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from asyncjobs.declare.options import shown
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import PayloadError
 
 SIMPLE: Final = frozenset({bool, int, type(None)})

@@ -24,8 +24,9 @@ from asyncjobs.declare.definition import (
     check_limiters,
 )
 from asyncjobs.declare.importer import Importer, Names, home_of, is_of_user, user_line
-from asyncjobs.declare.options import JobOptions, WorkerOptions, build, keywords, loading, shown, snake, warn
+from asyncjobs.declare.options import JobOptions, WorkerOptions
 from asyncjobs.declare.payload import MOST
+from asyncjobs.declare.values import build, keywords, loading, shown, snake, warn
 from asyncjobs.errors import AsyncjobsError, Complaint, ConfigError, LoadError
 
 if TYPE_CHECKING:

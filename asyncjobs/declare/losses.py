@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from asyncjobs.declare.json_values import JSON_SCALARS, MISSING, field_names, is_model, is_record
-from asyncjobs.declare.options import shown
+from asyncjobs.declare.values import shown
 
 
 # What comes back --------------------------------------------------------------------------------------------

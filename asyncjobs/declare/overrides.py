@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
 import msgspec
 
 from asyncjobs.declare.definition import limits
-from asyncjobs.declare.options import (
-    FOREVER,
-    Backoff,
-    BackoffType,
-    JobOptions,
-    Retention,
-    duration,
-)
+from asyncjobs.declare.options import Backoff, BackoffType, JobOptions, Retention
+from asyncjobs.declare.values import FOREVER, duration
 from asyncjobs.errors import ConfigError
 
 if TYPE_CHECKING:

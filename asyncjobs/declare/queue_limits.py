@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Final, NamedTuple
 
-from asyncjobs.declare.options import Limiter, duration
+from asyncjobs.declare.options import Limiter
+from asyncjobs.declare.values import duration
 from asyncjobs.logs import say
 
 logger = logging.getLogger("asyncjobs")

@@ -8,8 +8,9 @@ from typing import Any, Final
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.options import UNSET, Limits, Unset, limiters, whole
+from asyncjobs.declare.options import Limits, limiters
 from asyncjobs.declare.queue_limits import NO_WINDOWS, windows_text
+from asyncjobs.declare.values import UNSET, Unset, whole
 from asyncjobs.errors import BrokerError, ConfigError, visible
 from asyncjobs.job import STATES
 

@@ -7,7 +7,8 @@ import logging
 from typing import Final
 
 from asyncjobs.broker import Broker, Excess
-from asyncjobs.declare.options import Retention, duration
+from asyncjobs.declare.options import Retention
+from asyncjobs.declare.values import duration
 from asyncjobs.errors import BrokerError
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shop

@@ -14,7 +14,8 @@ import msgspec
 from asyncjobs import clock
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Op, Settlement
-from asyncjobs.declare.options import FOREVER, Backoff
+from asyncjobs.declare.options import Backoff
+from asyncjobs.declare.values import FOREVER
 from asyncjobs.job import StoredError
 from asyncjobs.logs import Told, log, said, say, told
 from asyncjobs.record import Record

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.declare import payload
-from asyncjobs.declare.options import seconds
+from asyncjobs.declare.values import seconds
 from asyncjobs.errors import (
     AsyncjobsError,
     Discard,

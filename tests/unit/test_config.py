@@ -19,7 +19,7 @@ from asyncjobs import (
     WorkerOptions,
 )
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.options import UNSET, build
+from asyncjobs.declare.values import UNSET, build
 
 DAY = 86_400
 

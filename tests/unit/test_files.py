@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from asyncjobs import AsyncjobsWarning, Backoff, JobOptions, Limiter, LoadError, Retention, Runtime, WorkerOptions
-from asyncjobs.declare.options import UNSET
+from asyncjobs.declare.values import UNSET
 from tests.helpers import write
 
 
