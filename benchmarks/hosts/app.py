@@ -94,7 +94,8 @@ class Probe:
         found = {
             "lag p50": lags[len(lags) // 2], "lag p99": lags[len(lags) * 99 // 100], "lag max": lags[-1],
             "stretch p50": stretches[len(stretches) // 2], "stretch p99": stretches[len(stretches) * 99 // 100],
-            "stretch max": stretches[-1], "collection max": max(self.collections, default=0.0), "collections": len(self.collections),
+            "stretch max": stretches[-1], "collection max": max(self.collections, default=0.0),
+            "collections": len(self.collections),
         }  # fmt: skip
         self.lags, self.stretches, self.collections = [], [], []
         return found
