@@ -77,6 +77,7 @@ class Assembly:
         self.embedded: EmbeddedStore | None = None
         self.end = Deadline(float("inf"))  # by when a stop must be over
         self.store: Store | None = None  # what it said of itself
+        self.watchdog: Watchdog | None = None
         self._beats = False
 
     # Starting ---------------------------------------------------------------------------------------------
@@ -150,7 +151,8 @@ class Assembly:
             longest = self.config.blocking_warning
             if longest is not None:
                 lease = min(self.queues.leases().values())
-                crew.start("watchdog", Watchdog(min(duration(longest), lease / 3)).run)
+                self.watchdog = Watchdog(min(duration(longest), lease / 3))
+                crew.start("watchdog", self.watchdog.run)
         if self.config.consume:
             for lane in range(WORK_LANES):
                 self.lifeline.start("work", functools.partial(self.pump.run, lane))

@@ -9,6 +9,7 @@ from asyncjobs.assembly import Assembly
 from asyncjobs.events import EventBus
 from asyncjobs.invariants import at_a_glance
 from asyncjobs.live_updates import LiveUpdates
+from asyncjobs.upkeep.watchdog import Lag
 
 
 class Health(TypedDict, total=False):
@@ -26,6 +27,7 @@ class Health(TypedDict, total=False):
         invariants: what should hold of the runtime and does not; empty unless it has a fault.
         groups: open groups by job name.
         tasks: the next tick by name.
+        loop: how late the event loop is and was, and what caused that; without a watchdog it is not told.
         io: accepted, sent, dropped.
         events: failed, how often subscribers raised; dropped, what was too much for slow ones.
     """
@@ -44,6 +46,7 @@ class Health(TypedDict, total=False):
     invariants: list[str]
     groups: dict[str, int]
     tasks: dict[str, Any]
+    loop: Lag
     io: dict[str, int]
     events: dict[str, int]
 
@@ -60,7 +63,7 @@ def _of_parts(parts: Assembly) -> Health:
     connected = parts.broker.subscriber.connected and parts.pump.outage_since is None
     lost_at, running = parts.liveness.data_lost_at, parts.queues.running()
     down = [*parts.crew.down(), *parts.lifeline.down()]
-    return {
+    found: Health = {
         "status": "ok" if connected and lost_at is None and not down else "degraded",
         "store": parts.broker.address.text,
         "keeps": parts.store.keeps if parts.store else "unknown",
@@ -75,3 +78,6 @@ def _of_parts(parts: Assembly) -> Health:
         "groups": {name: len(registry.open) for name, registry in parts.queues.registries.items()},
         "tasks": parts.scheduler.planned(),
     }
+    if parts.watchdog is not None:
+        found["loop"] = parts.watchdog.lag()
+    return found

@@ -1,4 +1,4 @@
-"""The Watchdog: a thread that notices when the event loop is blocked, and says by which job.
+"""The Watchdog: a thread that measures how late the event loop is, and says which job, or what else, holds it up.
 
 A blocked loop runs nothing else: no request, no other job, and no heartbeat, so that in the end other processes
 take this one's jobs over. The loop itself cannot tell; a thread can.
@@ -7,12 +7,13 @@ take this one's jobs over. The loop itself cannot tell; a thread can.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
 import traceback
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from asyncjobs import clock
 from asyncjobs.active_job import ActiveJob
@@ -22,15 +23,35 @@ from asyncjobs.work.attempts import Attempts
 
 logger = logging.getLogger("asyncjobs")
 
-LOOKS_A_LAG: Final = 2
+LOOKS_A_LAG: Final = 5
 FRAMES: Final = 12
+REMEMBERED: Final = 60.0  # seconds for which the longest lag is told
+COLLECTOR: Final = "the garbage collector"
+
+
+class Lag(TypedDict):
+    """How late the loop is, in seconds.
+
+    Attributes:
+        now: at the last look, or since the question that is not answered yet.
+        longest: of the last minute or two.
+        by: what caused that, where it was found; '' else.
+        collection: the longest pause for the garbage collector, of the same time.
+    """
+
+    now: float
+    longest: float
+    by: str
+    collection: float
 
 
 class Watchdog:
     """Asks the loop that started it for a sign of life, again and again, and measures how long that takes.
 
     State: `_asked`, the monotonic instant of the question that is not answered yet; `_blocked`, whether that block was
-    reported; `_by`, who was found to block the loop; `_answered`, the loop's way of answering.
+    reported; `_by`, who was found to block the loop; `_last`, how late the last answer was; `_worst` and `_before`, the
+    longest lag since `_since` and in the time before that, each with what caused it; `_collecting`, since when the
+    garbage collector is at work, and `_pauses`, its longest pause in each of the two.
     """
 
     def __init__(self, longest_block: float) -> None:
@@ -38,7 +59,10 @@ class Watchdog:
         self._nap = longest_block / LOOKS_A_LAG
         self._asked: float | None = None
         self._blocked = False
-        self._by = ""
+        self._by = self._who = ""
+        self._last = self._since = self._collecting = 0.0
+        self._worst = self._before = (0.0, "")
+        self._pauses = (0.0, 0.0)
         self._stopped = threading.Event()
         self._throttled = ThrottledLog(logger)
         self._loop_thread = 0
@@ -50,14 +74,54 @@ class Watchdog:
         stopped = self._stopped = threading.Event()
         self._asked, self._blocked = None, False
         threading.Thread(target=self._watch, args=(loop, stopped), name="asyncjobs watchdog", daemon=True).start()
+        gc.callbacks.append(self._collected)
         try:
             await loop.create_future()
         finally:
+            gc.callbacks.remove(self._collected)
             stopped.set()
+
+    def lag(self) -> Lag:
+        """How late the loop is and was."""
+        asked = self._asked
+        now = self._last if asked is None else max(self._last, clock.monotonic() - asked)
+        longest, by = max(self._worst, self._before)
+        return {
+            "now": round(now, 4), "longest": round(longest, 4), "by": by, "collection": round(max(self._pauses), 4),
+        }  # fmt: skip
+
+    def _remember(self, lag: float, who: str) -> None:
+        now = clock.monotonic()
+        if now - self._since > REMEMBERED:
+            self._before, self._worst = self._worst, (0.0, "")
+            self._pauses, self._since = (0.0, self._pauses[0]), now
+        if lag > self._worst[0]:
+            self._worst = (lag, who)
+
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        """The garbage collector begins, or has ended; in whatever thread, all others stand still meanwhile."""
+        if phase == "start":
+            self._collecting = clock.monotonic()
+            return
+        pause = clock.monotonic() - self._collecting
+        if pause > self._pauses[0]:
+            self._pauses = (pause, self._pauses[1])
+        if pause >= self._lag:
+            self._who = COLLECTOR
+            self._throttled.warning(
+                "collector",
+                "the garbage collector stopped the process for %.2f s, looking through all that it holds: gc.freeze() "
+                "once the app has started leaves out what is there by then",
+                pause,
+            )
 
     def _answer(self) -> None:
         """The loop runs."""
         asked, self._asked = self._asked, None
+        if asked is not None:
+            self._last = clock.monotonic() - asked
+            self._remember(self._last, self._who)
+            self._who = ""
         if self._blocked and asked is not None:
             self._blocked = False
             self._throttled.warning(
@@ -81,7 +145,7 @@ class Watchdog:
                     loop.call_soon_threadsafe(self._answer)
                 except RuntimeError:
                     return  # the loop has been closed
-            elif now - asked >= self._lag and not self._blocked:
+            elif now - asked >= self._lag - self._nap and not self._blocked:
                 self._report(now - asked)
 
     def _report(self, lag: float) -> None:
@@ -93,6 +157,7 @@ class Watchdog:
             who = f"the subscriber {subscriber}"
         else:
             who = "something outside of any job"
+        self._who = who
         self._by = f"it was blocked by {who}" if job or subscriber else "by what the stack above shows"
         self._blocked = True
         self._throttled.warning(

@@ -86,7 +86,7 @@ class Probe:
     def _collected(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._collecting = time.perf_counter()
-        else:
+        elif info["generation"] == 2:
             self.collections.append(time.perf_counter() - self._collecting)
 
     def told(self) -> dict[str, Any]:
@@ -95,6 +95,7 @@ class Probe:
             "lag p50": lags[len(lags) // 2], "lag p99": lags[len(lags) * 99 // 100], "lag max": lags[-1],
             "stretch p50": stretches[len(stretches) // 2], "stretch p99": stretches[len(stretches) * 99 // 100],
             "stretch max": stretches[-1], "collection max": max(self.collections, default=0.0),
+            "collections": len(self.collections),
         }  # fmt: skip
         self.lags, self.stretches, self.collections = [], [], []
         return found
@@ -195,6 +196,8 @@ async def host(adapter: Any, port: int, options: dict[str, Any]) -> None:
         found: dict[str, Any] = {}
         if word == "work":
             working.append(asyncio.create_task(adapter.work()))
+        elif word == "collect":  # an app that has been running for a while has done so
+            gc.collect()
         elif word == "told":
             now = time.perf_counter()
             found = {
