@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
 from asyncjobs.active_job import ActiveJob
-from asyncjobs.broker import WORK_LANES, Broker, Store
+from asyncjobs.broker import WORK_CONNECTIONS, Broker, Store
 from asyncjobs.cron.scheduler import Scheduler
 from asyncjobs.declare.definition import JobSpec, TaskSpec
 from asyncjobs.declare.options import RuntimeConfig
@@ -31,16 +31,16 @@ from asyncjobs.guests.calls import Deadline, leave_behind, within
 from asyncjobs.guests.crossing import Crossing
 from asyncjobs.guests.threads import Threads
 from asyncjobs.logs import said
-from asyncjobs.supervisor import Crew
-from asyncjobs.upkeep.heartbeat import Liveness
+from asyncjobs.supervisor import Supervisor
+from asyncjobs.upkeep.heartbeat import Heartbeat
 from asyncjobs.upkeep.recovery import Recovery
 from asyncjobs.upkeep.retention import Trimmer
 from asyncjobs.upkeep.watchdog import Watchdog
 from asyncjobs.work.attempts import STUBBORN
 from asyncjobs.work.pump import Pump
 from asyncjobs.work.queues import Queues
-from asyncjobs.work.shared import Shop
-from asyncjobs.work.task_reuse import Rounds
+from asyncjobs.work.shared import Shared
+from asyncjobs.work.task_reuse import LoopRounds
 
 logger = logging.getLogger("asyncjobs")
 
@@ -62,9 +62,9 @@ class Assembly:
     """
 
     broker: Broker
-    liveness: Liveness
+    heartbeat: Heartbeat
     pump: Pump
-    shop: Shop
+    shared: Shared
     queues: Queues
     recovery: Recovery
     trimmer: Trimmer
@@ -72,8 +72,8 @@ class Assembly:
 
     def __init__(self, config: RuntimeConfig, bus: EventBus) -> None:
         self.config, self.bus = config, bus
-        self.stack, self.crew = AsyncExitStack(), Crew()
-        self.lifeline = Crew()  # what must go on for as long as a thread runs a job or a task
+        self.stack, self.supervisor = AsyncExitStack(), Supervisor()
+        self.lifeline = Supervisor()  # what must go on for as long as a thread runs a job or a task
         self.embedded: EmbeddedStore | None = None
         self.end = Deadline(float("inf"))  # by when a stop must be over
         self.store: Store | None = None  # what it said of itself
@@ -107,7 +107,7 @@ class Assembly:
         threads, task_threads = Threads(config.concurrency, way), Threads(TASK_THREADS, way)
         stack.callback(threads.close)
         stack.callback(task_threads.close)
-        rounds = Rounds(None if config.loop_budget is None else duration(config.loop_budget))
+        rounds = LoopRounds(None if config.loop_budget is None else duration(config.loop_budget))
         self.broker = Broker(
             target,
             prefix=config.prefix,
@@ -117,50 +117,52 @@ class Assembly:
             loop=rounds,
         )
         stack.push_async_callback(lambda: self.broker.close(self.end.left(keep=0.5)))
-        self.liveness = Liveness(
+        self.heartbeat = Heartbeat(
             self.broker,
             lambda: self.queues.leases(),
             lambda dead, silent, done: self.recovery.sweep(dead, silent, done),
             lambda process: self.queues.keep_owned(process),
         )
-        process = lambda: self.liveness.process  # noqa: E731 - it has another name after a lapse
+        process = lambda: self.heartbeat.process  # noqa: E731 - it has another name after a lapse
         self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
         stack.callback(self.pump.close)
-        self.shop = Shop(self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex(), self.pump.rounds)
-        self.queues = Queues(self.shop, self.crew)
+        self.shared = Shared(
+            self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex(), self.pump.rounds
+        )
+        self.queues = Queues(self.shared, self.supervisor)
         stack.callback(self.queues.close)
-        self.recovery = Recovery(self.shop, self.queues, process, duration(config.sweep_interval))
-        self.trimmer = Trimmer(self.shop, self.queues)
+        self.recovery = Recovery(self.shared, self.queues, process, duration(config.sweep_interval))
+        self.trimmer = Trimmer(self.shared, self.queues)
         self.scheduler = Scheduler(self.broker, self.bus, tasks, given, task_threads, process)
 
     async def launch(self, jobs: Sequence[JobSpec]) -> None:
         """Start the parts; the store has been reached."""
-        crew = self.crew
+        supervisor = self.supervisor
         if self.embedded is not None:
             embedded = self.embedded
-            self.broker.subscriber.on_lost = lambda: crew.once("restarting the embedded store", embedded.ensure)
+            self.broker.subscriber.on_lost = lambda: supervisor.once("restarting the embedded store", embedded.ensure)
         works = bool(jobs or self.scheduler.specs)
         if works:
             self.queues.expected = list(jobs)
             await self.join()
         for spec in jobs:
             await self.queues.consume(spec)
-        crew.start("subscriber", self.broker.subscriber.run)
+        supervisor.start("subscriber", self.broker.subscriber.run)
         if works:
             self.show_life()
             longest = self.config.blocking_warning
             if longest is not None:
                 lease = min(self.queues.leases().values())
                 self.watchdog = Watchdog(min(duration(longest), lease / 3))
-                crew.start("watchdog", self.watchdog.run)
+                supervisor.start("watchdog", self.watchdog.run)
         if self.config.consume:
-            for lane in range(WORK_LANES):
-                self.lifeline.start("work", functools.partial(self.pump.run, lane))
-            crew.start("sweeping", self.recovery.sweep_strangers, may_return=True)
-            crew.start("sweep", self.recovery.run_looking)
-            self.lifeline.start("gates", self.recovery.run_telling)
-            crew.start("retention", self.trimmer.run_trimming)
-            crew.start("forgetting", self.trimmer.run_forgetting)
+            for connection in range(WORK_CONNECTIONS):
+                self.lifeline.start("work", functools.partial(self.pump.run, connection))
+            supervisor.start("sweeping", self.recovery.sweep_strangers, may_return=True)
+            supervisor.start("sweep", self.recovery.run_looking)
+            self.lifeline.start("shared_limits", self.recovery.run_telling)
+            supervisor.start("retention", self.trimmer.run_trimming)
+            supervisor.start("forgetting", self.trimmer.run_forgetting)
         await self.scheduler.start()
 
     async def check(self) -> None:
@@ -185,8 +187,8 @@ class Assembly:
 
     async def join(self) -> None:
         """Show the first sign of life, before anything is taken; once."""
-        if not self.liveness.joined:
-            await self.liveness.join()
+        if not self.heartbeat.joined:
+            await self.heartbeat.join()
 
     async def begin(self, spec: JobSpec) -> None:
         """Consume a job that was registered while this runs, as soon as the store answers."""
@@ -204,8 +206,8 @@ class Assembly:
         """Beat from now on."""
         if not self._beats:
             self._beats = True
-            self.lifeline.start("heartbeat", self.liveness.run)
-            self.lifeline.start("lapses and the dead", self.liveness.run_consequences)
+            self.lifeline.start("heartbeat", self.heartbeat.run)
+            self.lifeline.start("lapses and the dead", self.heartbeat.run_consequences)
 
     # Stopping ---------------------------------------------------------------------------------------------
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
@@ -246,16 +248,16 @@ class Assembly:
         queues = [one.keys for one in self.queues.all() if one.group_id is None or one.took or one.unsure]
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.gather(*(gate.correct() for gate in self.queues.gates.values()))
+                await asyncio.gather(*(shared_limit.correct() for shared_limit in self.queues.shared_limits.values()))
                 if self.queues.specs() or self.scheduler.specs:
-                    await self.broker.leave(queues, self.liveness.process)
+                    await self.broker.leave(queues, self.heartbeat.process)
         except (BrokerError, TimeoutError) as error:
             logger.debug("leaving: %s", error)
 
     async def close(self) -> None:
         """The end, after `leave`."""
         await self.lifeline.stop(self.end.left(0.5, keep=0.5))
-        for aio_task in tuple(self.shop.stubborn) if hasattr(self, "shop") else ():
+        for aio_task in tuple(self.shared.stubborn) if hasattr(self, "shared") else ():
             leave_behind(aio_task)  # a handler that does not end keeps no process from ending
         error = await within(max(CLOSING, self.end.left()), self.stack.aclose)
         if error is not None:
@@ -264,17 +266,17 @@ class Assembly:
     async def undo(self) -> None:
         """Whatever a start has begun ends. It may have begun to work, and what it took goes back."""
         try:
-            if hasattr(self, "liveness") and self.liveness.joined:
+            if hasattr(self, "heartbeat") and self.heartbeat.joined:
                 await self.drain(0)
         finally:
             self.end = Deadline(UNDOING)
-            await self.crew.stop(self.end.left(keep=0.5))
+            await self.supervisor.stop(self.end.left(keep=0.5))
             await self.close()
 
     async def abandon(self) -> None:
         """The loop that all this belongs to has been closed without a stop: let go of it, from another one."""
         self.end = Deadline(UNDOING)
-        self.crew.abandon()
+        self.supervisor.abandon()
         self.lifeline.abandon()
         self.broker.abandon()
         error = await within(UNDOING, self.stack.aclose)

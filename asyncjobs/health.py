@@ -61,17 +61,17 @@ def health(parts: Assembly | None, bus: EventBus, io: LiveUpdates) -> Health:
 
 def _of_parts(parts: Assembly) -> Health:
     connected = parts.broker.subscriber.connected and parts.pump.outage_since is None
-    lost_at, running = parts.liveness.data_lost_at, parts.queues.running()
-    down = [*parts.crew.down(), *parts.lifeline.down()]
+    lost_at, running = parts.heartbeat.data_lost_at, parts.queues.running()
+    down = [*parts.supervisor.down(), *parts.lifeline.down()]
     found: Health = {
         "status": "ok" if connected and lost_at is None and not down else "degraded",
         "store": parts.broker.address.text,
         "keeps": parts.store.keeps if parts.store else "unknown",
         "data_lost_at": lost_at,
-        "process": parts.liveness.process,
+        "process": parts.heartbeat.process,
         "connected": connected,
         "loops_down": down,
-        "seconds_since_beat": round(parts.liveness.since_last_beat(), 3),
+        "seconds_since_beat": round(parts.heartbeat.since_last_beat(), 3),
         "running": running,
         "unsettled": parts.queues.unsettled(),
         "invariants": at_a_glance(parts, running),

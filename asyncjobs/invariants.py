@@ -53,14 +53,16 @@ def at_a_glance(parts: Assembly, running: int) -> list[str]:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {pump.reserved} are reserved")
     if pump.starved and pump.free_slots() > 0 and not pump.ring:
         broken.append(f"{len(pump.starved)} queues wait for a slot, and {pump.free_slots()} are free")
-    for gate in parts.queues.gates.values():
-        if gate.parked and not gate.will_open:
-            broken.append(f"{len(gate.parked)} queues wait at {gate!r}, and nothing is going to open it")
+    for shared_limit in parts.queues.shared_limits.values():
+        if shared_limit.parked and not shared_limit.will_open:
+            broken.append(
+                f"{len(shared_limit.parked)} queues wait at {shared_limit!r}, and nothing is going to open it"
+            )
     return broken
 
 
 def _slots(parts: Assembly, consumers: list[Consumer]) -> list[str]:
-    """Slots are counted as often as they are used, in the process and at the gates."""
+    """Slots are counted as often as they are used, in the process and at the shared limits."""
     broken = []
     running = sum(len(one.attempts.running) for one in consumers)
     on_wire = sum(turn.reserved for one in consumers for turn in one.turns)
@@ -110,22 +112,26 @@ def _wakes(parts: Assembly, consumers: list[Consumer]) -> list[str]:
 
 
 def _gates(parts: Assembly, consumers: list[Consumer]) -> list[str]:
-    """A gate counts what runs under it, and whoever it keeps waiting is let in one day."""
+    """A shared limit counts what runs under it, and whoever it keeps waiting is let in one day."""
     broken = []
-    for gate in parts.queues.gates.values():
-        under = [one for one in consumers if gate in one.gates]
+    for shared_limit in parts.queues.shared_limits.values():
+        under = [one for one in consumers if shared_limit in one.shared_limits]
         running = sum(len(one.attempts.running) for one in under)
-        if gate.running != running:
-            broken.append(f"{running} jobs run under {gate!r}")
-        # What it let in while other gates are asked is on no turn yet.
+        if shared_limit.running != running:
+            broken.append(f"{running} jobs run under {shared_limit!r}")
+        # What it let in while other shared limits are asked is on no turn yet.
         let_in = sum(turn.reserved for one in under for turn in one.turns if turn.grants)
-        if gate.pending < let_in or (gate.pending > let_in and not parts.pump.asking):
-            broken.append(f"{gate!r} has let in {let_in} jobs that are on their way, and counts {gate.pending}")
-        if gate.parked and not gate.will_open:
-            broken.append(f"{len(gate.parked)} queues wait at {gate!r}, and nothing is going to open it")
-        parked = [one for one in under if one.parked is gate]
-        if set(parked) != set(gate.parked):
-            broken.append(f"{len(parked)} queues take themselves to wait at {gate!r}")
+        if shared_limit.pending < let_in or (shared_limit.pending > let_in and not parts.pump.asking):
+            broken.append(
+                f"{shared_limit!r} has let in {let_in} jobs that are on their way, and counts {shared_limit.pending}"
+            )
+        if shared_limit.parked and not shared_limit.will_open:
+            broken.append(
+                f"{len(shared_limit.parked)} queues wait at {shared_limit!r}, and nothing is going to open it"
+            )
+        parked = [one for one in under if one.parked is shared_limit]
+        if set(parked) != set(shared_limit.parked):
+            broken.append(f"{len(parked)} queues take themselves to wait at {shared_limit!r}")
     return broken
 
 

@@ -17,7 +17,7 @@ from asyncjobs.declare.values import FOREVER, UNSET, Seconds, Unset, keywords, s
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
 from asyncjobs.job import STATES, Job, new_id, read_job
-from asyncjobs.limits.controls import Bounds, Steering
+from asyncjobs.limits.controls import Bounds, QueueControls
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
@@ -249,15 +249,15 @@ class Queue:
             raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
 
-    def job(self, name: str | Callable[..., Any]) -> Steering:
+    def job(self, name: str | Callable[..., Any]) -> QueueControls:
         """Pause, resume, limit a whole job name, in all processes, while they run; for a grouped job, each group."""
         spec = self.spec(name)
-        return Steering(self._running("job"), spec, None)
+        return QueueControls(self._running("job"), spec, None)
 
-    def group(self, name: str | Callable[..., Any], group_id: str | int) -> Steering:
+    def group(self, name: str | Callable[..., Any], group_id: str | int) -> QueueControls:
         """The same for one group."""
         spec = self.spec(name)
-        return Steering(self._running("group"), spec, self._group(spec, group_id))
+        return QueueControls(self._running("group"), spec, self._group(spec, group_id))
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
         """The registered job called or handled by `job`."""

@@ -178,7 +178,7 @@ class Runtime:
             self._home.check("runtime.add_job with autorun=True")
         self._registered.keep_job(spec)
         if parts is not None:
-            parts.crew.once(f"starting {name}", functools.partial(parts.begin, spec))
+            parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
@@ -278,10 +278,10 @@ class Runtime:
         await parts.check()
         self._sentry.silence_logs()
         self.queue.open(parts.broker)
-        parts.crew.start("live update", self.io.run)
+        parts.supervisor.start("live update", self.io.run)
         await parts.launch(self.loaded.jobs if self.config.consume else [])
         if not self._looking:
-            parts.crew.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
+            parts.supervisor.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
 
     async def load(self) -> loader.Loaded:
         """Load and check both folders without a store, as `python -m asyncjobs check` does.
@@ -327,8 +327,8 @@ class Runtime:
                 self._assembly = None
                 self._queue.close()
                 self._state = "stopped"
-                parts.shop.threads.way.close()
-                await parts.crew.stop(parts.end.left(0.5, keep=0.5))
+                parts.shared.threads.way.close()
+                await parts.supervisor.stop(parts.end.left(0.5, keep=0.5))
                 self._io.close()
                 if parts.in_threads():
                     parts.linger()
@@ -388,4 +388,4 @@ class Runtime:
     def acknowledge_data_loss(self) -> None:
         """Somebody knows that the store has lost its data: `health` is well again."""
         if self._assembly is not None:
-            self._assembly.liveness.data_lost_at = None
+            self._assembly.heartbeat.data_lost_at = None

@@ -1,4 +1,4 @@
-"""The Crew: the long-lived loops of a runtime. They end when the runtime stops, and at no other time."""
+"""The Supervisor: the long-lived loops of a runtime. They end when the runtime stops, and at no other time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Loop:
         self.down_since: float | None = None
 
 
-class Crew:
+class Supervisor:
     """Supervised loops, each in an aio_task, and errands that run once beside them.
 
     A loop that ends is reported and starts again after a pause, whatever ended it: an error, its own return, a

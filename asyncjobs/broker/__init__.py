@@ -2,7 +2,7 @@
 
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
-from asyncjobs.broker.broker import WORK_LANES, Broker
+from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
 from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
@@ -12,7 +12,7 @@ from asyncjobs.broker.working import NO_LIMIT, BrokerBusyError, Excess, OnWork, 
 __all__ = [
     "NO_LIMIT",
     "REPLY_TIMEOUT",
-    "WORK_LANES",
+    "WORK_CONNECTIONS",
     "AddCall",
     "Broker",
     "BrokerBusyError",

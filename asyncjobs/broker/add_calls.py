@@ -87,7 +87,7 @@ class Submission:
             self.future.set_exception(error)
 
 
-class Ride(NamedTuple):
+class FollowUp(NamedTuple):
     """A command of the queue `tag` that travels behind adds to it, and who is told its answer: a reply, or an error."""
 
     tag: str

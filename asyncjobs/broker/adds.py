@@ -15,8 +15,8 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
-from asyncjobs.broker.add_calls import NOBODY, AddCall, AddReply, Batch, Item, Place, Ride, Submission
-from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, is_transient, refusal
+from asyncjobs.broker.add_calls import NOBODY, AddCall, AddReply, Batch, FollowUp, Item, Place, Submission
+from asyncjobs.broker.connection import BYTES_A_PIPELINE, Connection, is_transient, refusal
 from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.scripts import ADD, REGISTER
 from asyncjobs.broker.wire import Command
@@ -56,14 +56,14 @@ class AddBatcher:
 
     def __init__(
         self,
-        lane: Lane,
+        connection: Connection,
         sender: str,
         timeout: float,
         replicas: int,
         scattered: bool = False,
         loop: LoopBudget | None = None,
     ) -> None:
-        self.lane = lane
+        self.connection = connection
         self._loop = loop or LoopBudget()
         self._jobs, self._bytes = JOBS_A_PIPELINE, BYTES_A_PIPELINE
         if self._loop.budget is not None:
@@ -89,7 +89,7 @@ class AddBatcher:
         self._queueing = 0
         self._closed = False
         # Asked for what may travel behind the adds to some places: a turn of whoever is idle there.
-        self.rides: Callable[[list[Place]], list[Ride]] = lambda places: []
+        self.follow_ups: Callable[[list[Place]], list[FollowUp]] = lambda places: []
 
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
         """Add all of `calls`; see `Broker.add`."""
@@ -100,7 +100,7 @@ class AddBatcher:
         loop, now = asyncio.get_running_loop(), clock.monotonic()
         submission = Submission(calls, now + self._timeout, loop.create_future())
         self._open[submission] = None
-        if self.lane.known_down(*(call.place.keys.stream for call in calls) if self._scattered else ()):
+        if self.connection.known_down(*(call.place.keys.stream for call in calls) if self._scattered else ()):
             submission.once = True
             self._again_at = min(self._again_at, now + FIRST_PAUSE)
             loop.call_later(PATIENCE, submission.fail, BrokerUnavailableError("the store does not answer"))
@@ -141,7 +141,7 @@ class AddBatcher:
         It is not up for one that merely waits for its turn, or for its bytes, on a connection that moves.
         """
         now, doubtful = clock.monotonic(), {batch.tag for batch in self._unknown}
-        moves = now - max(self._answered_at, now - self.lane.still()) < self._timeout
+        moves = now - max(self._answered_at, now - self.connection.still()) < self._timeout
         for submission in list(itertools.takewhile(lambda one: one.deadline <= now, self._open)):
             if submission.future.done():
                 continue
@@ -169,7 +169,7 @@ class AddBatcher:
                 self._timer.cancel()
             for submission in self._open:
                 submission.fail(BrokerUnavailableError("the runtime was stopped before the store had answered"))
-            await self.lane.shut()
+            await self.connection.shut()
 
     async def _send_waiting(self) -> None:
         """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
@@ -307,23 +307,23 @@ class AddBatcher:
     async def _send(self, batches: list[Batch]) -> list[Batch]:
         """Send once; return the batches whose answer is not known and that somebody still waits for."""
         commands, needs, first = self._commands(batches)
-        rides = self._rides_with(batches)
-        ridden = {ride.tag for ride in rides}
+        follow_ups = self._follow_ups_of(batches)
+        followed = {follow_up.tag for follow_up in follow_ups}
         for i, batch in enumerate(batches, first):
-            if batch.tag in ridden:
+            if batch.tag in followed:
                 commands[i] = (*commands[i][:FOLLOWED], "1", *commands[i][FOLLOWED + 1 :])
         last = len(commands)
-        commands += [ride.command for ride in rides]
-        needs += [-1] * len(rides)
+        commands += [follow_up.command for follow_up in follow_ups]
+        needs += [-1] * len(follow_ups)
         try:
             if self._replicas:
-                replies, reached = await self.lane.run_and_wait(commands, needs, self._replicas, WAIT_MS)
+                replies, reached = await self.connection.run_and_wait(commands, needs, self._replicas, WAIT_MS)
             else:
-                replies, reached = await self.lane.run(commands, needs), [True] * len(commands)
+                replies, reached = await self.connection.run(commands, needs), [True] * len(commands)
         except BaseException as error:
             lost = error if isinstance(error, BrokerError) else BrokerUnavailableError("no answer was waited for")
-            for ride in rides:
-                ride.answer(lost)
+            for follow_up in follow_ups:
+                follow_up.answer(lost)
             if isinstance(error, BrokerUnavailableError):
                 return self._give_up(batches, error)
             if isinstance(error, BrokerError):
@@ -331,16 +331,16 @@ class AddBatcher:
                 return []
             raise
         again = self._absorb(batches, replies[first:last], reached[first:last])
-        for ride, reply in zip(rides, replies[last:], strict=True):
-            ride.answer(reply)  # after whoever added: a job is told as added before it is told as active
+        for follow_up, reply in zip(follow_ups, replies[last:], strict=True):
+            follow_up.answer(reply)  # after whoever added: a job is told as added before it is told as active
         return again
 
-    def _rides_with(self, batches: list[Batch]) -> list[Ride]:
+    def _follow_ups_of(self, batches: list[Batch]) -> list[FollowUp]:
         """What travels behind `batches`, but not behind jobs with options of their own: those may say that the record
         goes when the job has run, and whoever adds it is to have a chance of waiting for that."""
         if self._replicas:
             return []
-        return self.rides(
+        return self.follow_ups(
             [batch.items[0].call.place for batch in batches if not any(item.call.options for item in batch.items)]
         )
 

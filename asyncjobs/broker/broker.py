@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import Any, Final
 
 from asyncjobs import clock
-from asyncjobs.broker.add_calls import AddCall, AddReply, Place, Ride
+from asyncjobs.broker.add_calls import AddCall, AddReply, FollowUp, Place
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher
-from asyncjobs.broker.cluster import ClusterLane, Topology
-from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, stopped
+from asyncjobs.broker.cluster import ClusterConnection, Topology
+from asyncjobs.broker.connection import BYTES_A_PIPELINE, Connection, stopped
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
     Channels,
@@ -33,7 +33,7 @@ from asyncjobs.broker.working import OnWork, WorkCall, Working, work_reply
 from asyncjobs.errors import BrokerUnavailableError
 from asyncjobs.loop_budget import LoopBudget
 
-WORK_LANES: Final = 2
+WORK_CONNECTIONS: Final = 2
 
 
 class Broker(Reading, Working, Keeping, Ticking, Limiting):
@@ -54,15 +54,15 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
         topology = Topology(self.address, connect_timeout)
         reach = Reach(connect_timeout)
 
-        def lane() -> Lane:
+        def connection() -> Connection:
             if self.address.seeds:
-                return ClusterLane(self.address, connect_timeout, topology)
-            return Lane(self.address, connect_timeout, reach)
+                return ClusterConnection(self.address, connect_timeout, topology)
+            return Connection(self.address, connect_timeout, reach)
 
-        super().__init__(prefix, process, lane(), connect_timeout, Channels(prefix, self.address.database), loop)
-        self._adds = AddBatcher(lane(), process, connect_timeout, replicas, bool(self.address.seeds), loop)
-        self._work = [lane() for _ in range(WORK_LANES)]
-        self._beats = lane()
+        super().__init__(prefix, process, connection(), connect_timeout, Channels(prefix, self.address.database), loop)
+        self._adds = AddBatcher(connection(), process, connect_timeout, replicas, bool(self.address.seeds), loop)
+        self._work = [connection() for _ in range(WORK_CONNECTIONS)]
+        self._beats = connection()
         self._scattered = bool(self.address.seeds)
         self.subscriber = Subscriber(self.address, None if self._scattered else reach)
         self._abandoned = False
@@ -102,8 +102,8 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
     ) -> None:
         """Call `on_news` with a group id and the seconds until due, whenever an idle queue of `name` got work.
 
-        `on_changed` is called when something was set for all groups of `name`, `on_room` when their gate has room
-        again. `on_confirmed` is called when listening has begun, or begun again: time to look what is there.
+        `on_changed` is called when something was set for all groups of `name`, `on_room` when their shared limit has
+        room again. `on_confirmed` is called when listening has begun, or begun again: time to look what is there.
         """
 
         def on_message(message: bytes) -> None:
@@ -126,22 +126,22 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
         try:
             await self._adds.close(timeout)
         finally:
-            for lane in self._lanes():
-                await lane.shut()
+            for connection in self._connections():
+                await connection.shut()
             for futures in self._watched.values():
                 for future in futures:
                     if not future.done():
                         future.set_exception(stopped())
             await self.address.close()
 
-    def _lanes(self) -> list[Lane]:
+    def _connections(self) -> list[Connection]:
         return [*self._work, self._misc, self._beats]
 
     def abandon(self) -> None:
         """The loop of all connections has been closed: let go of them, from another one."""
         self._abandoned = True
-        for lane in (*self._lanes(), self._adds.lane):
-            lane.abandon()
+        for connection in (*self._connections(), self._adds.connection):
+            connection.abandon()
         self.subscriber.abandon()
 
     # Adding and reading -----------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
                 self._places[name] = place
         return place
 
-    def offer_rides(self, make: Callable[[list[Place]], list[tuple[str, WorkCall, OnWork]]]) -> None:
+    def offer_follow_ups(self, make: Callable[[list[Place]], list[tuple[str, WorkCall, OnWork]]]) -> None:
         """Let turns travel behind adds: `make` says which, and by which process, for the places that are added to.
 
         They settle nothing. Each is told its reply, or the error, as `work` would have returned or raised it.
@@ -173,12 +173,14 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
         def told(call: WorkCall, tell: OnWork, reply: Any) -> None:
             tell(work_reply(call, reply))
 
-        def rides(places: list[Place]) -> list[Ride]:
+        def follow_ups(places: list[Place]) -> list[FollowUp]:
             made = make(places)
             size = BYTES_A_PIPELINE // max(1, len(made))
             return [
-                Ride(call.keys.tag, self.work_command(process, call, size, "1"), functools.partial(told, call, tell))
+                FollowUp(
+                    call.keys.tag, self.work_command(process, call, size, "1"), functools.partial(told, call, tell)
+                )
                 for process, call, tell in made
             ]
 
-        self._adds.rides = rides
+        self._adds.follow_ups = follow_ups

@@ -1,4 +1,4 @@
-"""The Asker: one idempotent command at a time, sent until it is answered; the base of the broker's verbs."""
+"""The RetryingCaller: one idempotent command at a time, sent until it is answered; the base of the broker's verbs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from asyncjobs import clock
-from asyncjobs.broker.connection import Lane, is_transient, key_of, refusal
+from asyncjobs.broker.connection import Connection, is_transient, key_of, refusal
 from asyncjobs.broker.keys import Channels, Keys
 from asyncjobs.broker.reach import PATIENCE
 from asyncjobs.broker.wire import Command
@@ -17,35 +17,35 @@ from asyncjobs.errors import BrokerUnavailableError
 from asyncjobs.loop_budget import LoopBudget
 
 
-class Asker:
-    """Has a lane for whatever is not hot, and the names under which this process speaks."""
+class RetryingCaller:
+    """Has a connection for whatever is not hot, and the names under which this process speaks."""
 
     def __init__(
-        self, prefix: str, process: str, lane: Lane, timeout: float, channels: Channels, loop: LoopBudget
+        self, prefix: str, process: str, connection: Connection, timeout: float, channels: Channels, loop: LoopBudget
     ) -> None:
         self.loop = loop
         self.prefix = prefix
         self.channels = channels
         self._process = process
-        self._misc = lane
+        self._misc = connection
         self._timeout = timeout
         self._lines = itertools.count(1)
 
     def queue_keys(self, name: str, group_id: str | None) -> Keys:
         return Keys(self.prefix, name, group_id)
 
-    async def _ask(self, command: Command, lane: Lane | None = None, patient: bool = False) -> Any:
+    async def _ask(self, command: Command, connection: Connection | None = None, patient: bool = False) -> Any:
         """Send one idempotent command until it is answered, for as long as a caller should wait.
 
         A store that is known to be down is tried once, unless the caller is `patient`: an act that is due now, and
         that may well be late, would be lost.
         """
-        lane = lane or self._misc
-        once = not patient and lane.known_down(key_of(command))
+        connection = connection or self._misc
+        once = not patient and connection.known_down(key_of(command))
         deadline, pause = clock.monotonic() + (PATIENCE if once else self._timeout), 0.02
         while True:
             try:
-                return await lane.call(command, max(0.0, deadline - clock.monotonic()))
+                return await connection.call(command, max(0.0, deadline - clock.monotonic()))
             except BrokerUnavailableError:
                 if once or clock.monotonic() + pause >= deadline:
                     raise

@@ -11,13 +11,13 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import clock
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.connection import Lane, key_of
+from asyncjobs.broker.connection import Connection, key_of
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 Node = tuple[str, int]
-_Send: TypeAlias = Callable[[Lane, Sequence[Command]], Awaitable[tuple[list[Any], list[bool]]]]
+_Send: TypeAlias = Callable[[Connection, Sequence[Command]], Awaitable[tuple[list[Any], list[bool]]]]
 
 LAG: Final = 1.0  # seconds that a node may take, or take longer than another one in the same trip
 SHORTEST_REST: Final = 0.05
@@ -28,7 +28,7 @@ MOVED = ("MovedError", "AskError", "ClusterDownError", "TryAgainError", "ReadOnl
 
 
 class Topology:
-    """Which node holds which slot, as the Cluster says; shared by all lanes of a process.
+    """Which node holds which slot, as the Cluster says; shared by all connections of a process.
 
     State: `_nodes`, slot → primary, empty until asked for, and `_before`, as it was then; `_known`, every primary ever
     heard of, beside the seeds; `reach`, whether any node says who holds what; `_reaches`, whether each answers.
@@ -117,11 +117,11 @@ class Topology:
                 await asyncio.wait(asking)
 
     async def _ask_one(self, node: Node) -> list[Node]:
-        lane = Lane(self._address.at(*node), self._connect_timeout, self.reach_of(node))
+        connection = Connection(self._address.at(*node), self._connect_timeout, self.reach_of(node))
         try:
-            (ranges,) = await lane.run([("CLUSTER", "SLOTS")])
+            (ranges,) = await connection.run([("CLUSTER", "SLOTS")])
         finally:
-            await lane.close()
+            await connection.close()
         if isinstance(ranges, ResponseError):
             raise BrokerError(f"{self._address.text} is no Cluster: {ranges}; use redis:// for one server")
         nodes: list[Node | None] = [None] * 16384
@@ -152,22 +152,22 @@ class _Breaker:
         self.pause = self.until = 0.0
 
 
-class ClusterLane(Lane):
-    """A `Lane` over all nodes: one connection each, made when first needed."""
+class ClusterConnection(Connection):
+    """A `Connection` over all nodes: one connection each, made when first needed."""
 
     def __init__(self, address: Address, connect_timeout: float, topology: Topology) -> None:
         super().__init__(address, connect_timeout, topology.reach)
         self._topology = topology
-        self._lanes: dict[Node, Lane] = {}
+        self._connections: dict[Node, Connection] = {}
         self._breakers: dict[Node, _Breaker] = {}
 
     def abandon(self) -> None:
         super().abandon()
-        for lane in self._lanes.values():
-            lane.abandon()
+        for connection in self._connections.values():
+            connection.abandon()
 
     async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
-        """Send each command to its node; see `Lane.run`.
+        """Send each command to its node; see `Connection.run`.
 
         A node that does not answer costs its own commands alone: their replies are the error. It is raised only
         if no node knows who holds the slots.
@@ -180,10 +180,14 @@ class ClusterLane(Lane):
     ) -> tuple[list[Any], list[bool]]:
         """Each primary waits for replicas of its own."""
         lag = LAG + wait_ms / 1000
-        return await self._run(commands, needs, lambda lane, mine: lane.run_and_wait(mine, (), replicas, wait_ms), lag)
+        return await self._run(
+            commands, needs, lambda connection, mine: connection.run_and_wait(mine, (), replicas, wait_ms), lag
+        )
 
     async def everywhere(self, commands: Sequence[Command]) -> list[list[Any]]:
-        return await asyncio.gather(*(self._lane(node).run(commands) for node in await self._topology.primaries()))
+        return await asyncio.gather(
+            *(self._connection_to(node).run(commands) for node in await self._topology.primaries())
+        )
 
     async def _run(
         self, commands: Sequence[Command], needs: Sequence[int], send: _Send, lag: float
@@ -223,7 +227,9 @@ class ClusterLane(Lane):
             while late:
                 _, late = await asyncio.wait(late, timeout=lag)
                 if all(
-                    self._lane(node).still() >= lag for node, one in zip(by_node, sending, strict=True) if one in late
+                    self._connection_to(node).still() >= lag
+                    for node, one in zip(by_node, sending, strict=True)
+                    if one in late
                 ):
                     break  # those whose bytes are on their way have as long as these take
         finally:
@@ -247,40 +253,42 @@ class ClusterLane(Lane):
         if breaker.until > clock.monotonic():
             return _no_answer(f"{node[0]}:{node[1]} did not answer a moment ago", len(mine))
         try:
-            answered = await send(self._lane(node), mine)
+            answered = await send(self._connection_to(node), mine)
         except BrokerUnavailableError as error:
             breaker.failed(SHORTEST_REST, LONGEST_REFUSED_REST)
             return _no_answer(str(error), len(mine))
         breaker.answered()
         return answered
 
-    def _lane(self, node: Node) -> Lane:
-        if node not in self._lanes:
-            self._lanes[node] = Lane(self._address.at(*node), self._connect_timeout, self._topology.reach_of(node))
-        return self._lanes[node]
+    def _connection_to(self, node: Node) -> Connection:
+        if node not in self._connections:
+            self._connections[node] = Connection(
+                self._address.at(*node), self._connect_timeout, self._topology.reach_of(node)
+            )
+        return self._connections[node]
 
     def known_down(self, *keys: str) -> bool:
         if self._topology.reach.known_down:
             return True
-        if not self._topology.failing and not any(lane.known_down() for lane in self._lanes.values()):
+        if not self._topology.failing and not any(connection.known_down() for connection in self._connections.values()):
             return False
         nodes = {self._topology.node_known(key) for key in keys}
-        return any(node is not None and self._lane(node).known_down() for node in nodes)
+        return any(node is not None and self._connection_to(node).known_down() for node in nodes)
 
     def still(self) -> float:
-        return min((lane.still() for lane in self._lanes.values()), default=float("inf"))
+        return min((connection.still() for connection in self._connections.values()), default=float("inf"))
 
     async def close(self) -> None:
         """Drop all connections, and what is known of the nodes."""
         self._topology.forget()
-        for lane in self._lanes.values():
-            await (lane.shut() if self._shut else lane.close())
+        for connection in self._connections.values():
+            await (connection.shut() if self._shut else connection.close())
 
 
 def _no_answer(text: str, commands: int) -> tuple[list[Any], list[bool]]:
     return [BrokerUnavailableError(text)] * commands, [False] * commands
 
 
-async def _run_alone(lane: Lane, commands: Sequence[Command]) -> tuple[list[Any], list[bool]]:
-    found = await lane.run(commands)
+async def _run_alone(connection: Connection, commands: Sequence[Command]) -> tuple[list[Any], list[bool]]:
+    found = await connection.run(commands)
     return found, [False] * len(found)

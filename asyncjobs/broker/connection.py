@@ -61,7 +61,7 @@ def refusal(error: BaseException) -> BrokerError:
     return BrokerError(f"the store refused a command: {error}")
 
 
-class Lane:
+class Connection:
     """One connection with one pipeline in flight; it connects when first used and again after every loss.
 
     State: `_wire`, the connection, and what was submitted but not sent yet (`_waiting`), which the drain of the loop

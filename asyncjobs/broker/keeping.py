@@ -9,8 +9,8 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.calling import Asker
-from asyncjobs.broker.connection import Lane, is_transient, refusal
+from asyncjobs.broker.calling import RetryingCaller
+from asyncjobs.broker.connection import Connection, is_transient, refusal
 from asyncjobs.broker.keys import (
     Keys,
     due_key,
@@ -69,11 +69,11 @@ class Beat(NamedTuple):
     others: dict[str, Silent]
 
 
-class Keeping(Asker):
+class Keeping(RetryingCaller):
     """The verbs of upkeep: heartbeat, recovery, retention."""
 
     _scattered: bool  # a Cluster, where the groups of a name lie in different slots
-    _beats: Lane  # a connection of their own: a beat never queues behind anything
+    _beats: Connection  # a connection of their own: a beat never queues behind anything
 
     async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
         """For each queue, the processes that hold jobs of it."""

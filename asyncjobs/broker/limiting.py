@@ -1,4 +1,4 @@
-"""Limits: tokens taken again, gates over many queues, and what was set of a queue at run time."""
+"""Limits: tokens taken again, shared limits over many queues, and what was set of a queue at run time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.calling import Asker
+from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.keys import Keys, named_gate, total_gate
 
 CHANGED: Final = -1  # in the place of the ms until due: something was set for all groups of a name
-ROOM: Final = -2  # a gate that was full has room
+ROOM: Final = -2  # a shared limit that was full has room
 
 
-class Limiting(Asker):
+class Limiting(RetryingCaller):
     """The verbs of whoever limits, and of whoever steers."""
 
     async def spend(self, keys: Keys, windows: str, margin: int, first_is_out: bool) -> float:
@@ -33,13 +33,13 @@ class Limiting(Asker):
         """This process, as long as it lives; its name among the living may change."""
         return self._process
 
-    def gate_keys(self, name: str, limiters: Sequence[str]) -> tuple[str, list[str]]:
-        """The gate of all groups of a job name, and those of named limiters."""
+    def shared_limit_keys(self, name: str, limiters: Sequence[str]) -> tuple[str, list[str]]:
+        """The shared limit of all groups of a job name, and those of named limiters."""
         return total_gate(self.prefix, name), [named_gate(self.prefix, one) for one in limiters]
 
     async def admit(
         self,
-        gate: str,
+        shared_limit: str,
         name: str,
         running: int,
         want: int,
@@ -50,16 +50,16 @@ class Limiting(Asker):
         token: str,
         spare: int,
     ) -> tuple[int, float | None]:
-        """Ask a gate; how many may start, and the seconds until more may. See ``lua/admit.lua``."""
+        """Ask a shared limit; how many may start, and the seconds until more may. See ``lua/admit.lua``."""
         news = self.channels.news(name)
-        asked = (gate, self._process, running, want, slots, int(lease * 1000), windows, margin, token, spare)
+        asked = (shared_limit, self._process, running, want, slots, int(lease * 1000), windows, margin, token, spare)
         granted, wait = await self._ask(scripts.ADMIT(*asked, news, f"{ROOM}|"))
         return granted, None if wait < 0 else wait / 1000
 
-    async def refund(self, gate: str, name: str, token: str, granted: int, unused: int, windows: str) -> None:
+    async def refund(self, shared_limit: str, name: str, token: str, granted: int, unused: int, windows: str) -> None:
         """Give tokens back that no job was found for; who was refused some hears of it."""
         news = self.channels.news(name)
-        await self._ask(scripts.REFUND(gate, token, granted, unused, windows, news, f"{ROOM}|"))
+        await self._ask(scripts.REFUND(shared_limit, token, granted, unused, windows, news, f"{ROOM}|"))
 
     async def settings(self, keys: Keys) -> dict[str, str]:
         """What was set of a queue at run time; see `keys.py` for the fields."""

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from asyncjobs.broker.connection import Lane, is_transient, refusal
+from asyncjobs.broker.connection import Connection, is_transient, refusal
 from asyncjobs.broker.keys import Channels, ticks_key
 from asyncjobs.broker.scripts import PERMIT
 from asyncjobs.broker.wire import Command
@@ -42,7 +42,7 @@ class Store(NamedTuple):
         return f"{self.server}, {self.keeps}, {self.policy or 'eviction policy unknown'}, {replicas}"
 
 
-async def examine(lane: Lane, prefix: str, channels: Channels) -> Store:
+async def examine(connection: Connection, prefix: str, channels: Channels) -> Store:
     """Ask every primary what it is and what it lets us do.
 
     Raises:
@@ -56,7 +56,7 @@ async def examine(lane: Lane, prefix: str, channels: Channels) -> Store:
         ("CONFIG", "GET", "appendfsync", "save"),
     ]
     found: list[Store] = []
-    for ping, info, config in await lane.everywhere(commands):
+    for ping, info, config in await connection.everywhere(commands):
         if isinstance(ping, ResponseError):
             if is_transient(ping):
                 raise BrokerUnavailableError(f"the store is not ready: {ping}")
@@ -65,7 +65,7 @@ async def examine(lane: Lane, prefix: str, channels: Channels) -> Store:
             raise BrokerError(f"the store does not let us ask what it is: {info}; grant +info")
         words = [] if isinstance(config, ResponseError) else [word.decode() for word in config]
         found.append(_store(_parsed(info), dict(zip(words[::2], words[1::2], strict=True))))
-    for (denied,) in await lane.everywhere([PERMIT(ticks_key(prefix), channels.done)]):
+    for (denied,) in await connection.everywhere([PERMIT(ticks_key(prefix), channels.done)]):
         if isinstance(denied, ResponseError):
             raise BrokerUnavailableError(str(denied)) if is_transient(denied) else refusal(denied)
         if denied:

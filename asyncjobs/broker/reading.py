@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.calling import Asker
+from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.keys import (
     Keys,
     groups_key,
@@ -55,7 +55,7 @@ class Finish(NamedTuple):
     body: bytes
 
 
-class Reading(Asker):
+class Reading(RetryingCaller):
     """The verbs that change nothing, but for the names that processes leave of what they know."""
 
     _scattered: bool  # a Cluster, where the groups of a name lie in different slots

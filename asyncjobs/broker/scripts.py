@@ -81,13 +81,13 @@ ADMIT: Final = Script("admit", 1)
 REFUND: Final = Script("refund", 1)
 STEER: Final = Script("steer", 1)
 TICK: Final = Script("tick", 4)
-TOCK: Final = Script("tock", 1)
+END_RUN: Final = Script("end_run", 1)
 PERMIT: Final = Script("permit", 0)
 
 BY_SHA: Final = {
     script.sha: script
     for script in (
         ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, INSPECT, SPEND, REGISTER, INDEX, FORGET,
-        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, TOCK, PERMIT,
+        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, END_RUN, PERMIT,
     )
 }  # fmt: skip

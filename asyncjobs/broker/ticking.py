@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.calling import Asker
+from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.keys import due_key, processes_key, running_key, ticks_key
 
 
-class Ticking(Asker):
+class Ticking(RetryingCaller):
     """The verbs of the scheduler."""
 
     async def tick(
@@ -26,9 +26,9 @@ class Ticking(Asker):
         )  # fmt: skip
         return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0
 
-    async def tock(self, task: str, process: str, more: bool) -> int | None:
+    async def end_run(self, task: str, process: str, more: bool) -> int | None:
         """A run has ended: the scheduled ms of the tick queued behind it, if any."""
-        command = scripts.TOCK(running_key(self.prefix), task, process, "1" if more else "0")
+        command = scripts.END_RUN(running_key(self.prefix), task, process, "1" if more else "0")
         queued = await self._ask(command, patient=True)
         return int(queued) if queued else None
 

@@ -9,8 +9,8 @@ from msgspec.structs import astuple
 from redis.exceptions import ResponseError
 
 from asyncjobs.broker import scripts
-from asyncjobs.broker.calling import Asker
-from asyncjobs.broker.connection import BYTES_A_PIPELINE, Lane, is_transient, refusal
+from asyncjobs.broker.calling import RetryingCaller
+from asyncjobs.broker.connection import BYTES_A_PIPELINE, Connection, is_transient, refusal
 from asyncjobs.broker.keys import (
     Keys,
     groups_key,
@@ -101,14 +101,14 @@ class BrokerBusyError(BrokerError):
 OnWork: TypeAlias = Callable[["WorkReply | BrokerError"], None]
 
 
-class Working(Asker):
+class Working(RetryingCaller):
     """The verbs of whoever takes and settles."""
 
     _scattered: bool  # a Cluster, where the groups of a name lie in different slots
-    _work: list[Lane]  # connections of their own
+    _work: list[Connection]  # connections of their own
 
     async def work(
-        self, lane: int, process: str, calls: Sequence[WorkCall]
+        self, connection: int, process: str, calls: Sequence[WorkCall]
     ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         """Settle and take on several queues in one pipeline.
 
@@ -123,28 +123,28 @@ class Working(Asker):
             call for call in calls if call.settlements and max([len(one.body) for one in call.settlements]) >= HEAVY
         ]
         if not heavy or len(calls) == 1:
-            return await self._work_together(lane, process, calls)
+            return await self._work_together(connection, process, calls)
         alone = set(map(id, heavy))
         light = [call for call in calls if id(call) not in alone]
-        replies, over = await self._work_together(lane, process, light) if light else ([], [])
+        replies, over = await self._work_together(connection, process, light) if light else ([], [])
         found = dict(zip(map(id, light), replies, strict=True))
         for call in heavy:  # a server that refuses to read one hangs up, and answers nothing of what lies behind it
             try:
-                (found[id(call)],), more = await self._work_together(lane, process, [call])
+                (found[id(call)],), more = await self._work_together(connection, process, [call])
                 over += more
             except BrokerError as error:
                 found[id(call)] = error
         return [found[id(call)] for call in calls], over
 
     async def _work_together(
-        self, lane: int, process: str, calls: Sequence[WorkCall]
+        self, connection: int, process: str, calls: Sequence[WorkCall]
     ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         names, indexing = self._index_commands(calls)
         size = BYTES_A_PIPELINE // max(1, sum(call.free > 0 for call in calls))
         commands = [*indexing, *(self.work_command(process, call, size) for call in calls)]
         places = {name: i for i, name in enumerate(names)}
         needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
-        replies = await self._work[lane].run(commands, needs if names else ())
+        replies = await self._work[connection].run(commands, needs if names else ())
         over = [
             Excess(call.name, rule(one.op, one.keep))
             for call in calls

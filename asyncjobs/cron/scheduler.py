@@ -287,7 +287,7 @@ class Scheduler:
         if spec.definition.overlap == "allow":
             return None
         try:
-            queued = await self._broker.tock(spec.name, self._process(), not self._stopping)
+            queued = await self._broker.end_run(spec.name, self._process(), not self._stopping)
         except BrokerError as error:
             logger.warning("the end of %s could not be recorded: %s", spec.name, error)
             return None

@@ -15,7 +15,7 @@ from asyncjobs.declare.annotations import annotation_of
 from asyncjobs.declare.cron_expression import next_tick, normalise
 from asyncjobs.declare.options import JobOptions, Retention, WorkerOptions, limiters
 from asyncjobs.declare.payload import MOST, Codec
-from asyncjobs.declare.queue_limits import terms
+from asyncjobs.declare.queue_limits import queue_limits
 from asyncjobs.declare.values import UNSET, Seconds, Unset, build, choice, duration, flag, put, seconds, shown, strict
 from asyncjobs.errors import ConfigError
 from asyncjobs.guests.threads import Owner, Threads
@@ -190,9 +190,27 @@ class JobSpec:
     """A registered job: its definition with every default resolved, in the units the broker wants."""
 
     __slots__ = (
-        "call", "codec", "concurrency", "definition", "forgets", "group_idle", "grouped", "job_options", "lease",
-        "limiters", "max_result", "name", "named_limiters", "ordered", "retention", "slots", "source", "terms",
-        "total_concurrency", "total_limiters", "worker_options",
+        "call",
+        "codec",
+        "concurrency",
+        "definition",
+        "forgets",
+        "group_idle",
+        "grouped",
+        "job_options",
+        "lease",
+        "limiters",
+        "limits",
+        "max_result",
+        "name",
+        "named_limiters",
+        "ordered",
+        "retention",
+        "slots",
+        "source",
+        "total_concurrency",
+        "total_limiters",
+        "worker_options",
     )  # fmt: skip
 
     def __init__(self, name: str, definition: JobDefinition, source: str = "", max_result: int = MOST) -> None:
@@ -221,8 +239,8 @@ class JobSpec:
         self.total_concurrency = worker.total_concurrency
         if not self.grouped and (self.total_limiters or self.total_concurrency):
             raise ConfigError("total_limiter and total_concurrency hold over all groups of a job; this one has none")
-        self.terms = terms(self.limiters, self.concurrency)
-        rules = limits(options.remove_on_complete), limits(options.remove_on_fail)
+        self.limits = queue_limits(self.limiters, self.concurrency)
+        rules = kept(options.remove_on_complete), kept(options.remove_on_fail)
         self.forgets = any(0 in rule for rule in rules)  # no record of a finished job is kept
         # To keep none is to remove the job that finishes, and never another one: then nothing is trimmed.
         (count, age), (failed_count, failed_age) = (NO_BOUNDS if 0 in rule else rule for rule in rules)
@@ -250,7 +268,7 @@ def check_limiters(spec: JobSpec, others: Iterable[JobSpec]) -> None:
                     )
 
 
-def limits(rule: Any) -> tuple[int, int]:
+def kept(rule: Any) -> tuple[int, int]:
     """A Retention as the scripts take it: how many, and for how many ms; -1 for no bound."""
     assert isinstance(rule, Retention)
     age = -1 if rule.age is None else round(duration(rule.age) * 1000)

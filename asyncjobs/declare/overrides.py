@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
 
 import msgspec
 
-from asyncjobs.declare.definition import limits
+from asyncjobs.declare.definition import kept
 from asyncjobs.declare.options import Backoff, BackoffType, JobOptions, Retention
 from asyncjobs.declare.values import FOREVER, duration
 from asyncjobs.errors import ConfigError
@@ -49,9 +49,9 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         if "timeout" in given:
             made.t = None if checked.timeout is None else duration(checked.timeout)
         if "remove_on_complete" in given:
-            made.c = limits(checked.remove_on_complete)
+            made.c = kept(checked.remove_on_complete)
         if "remove_on_fail" in given:
-            made.f = limits(checked.remove_on_fail)
+            made.f = kept(checked.remove_on_fail)
         return made
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Terms: what holds for a queue now: what its code says, and over it what was set at run time."""
+"""QueueLimits: what holds for a queue now: what its code says, and over it what was set at run time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_MARGIN: Final = 0.05
 NO_WINDOWS: Final = "-"  # set at run time: no limiter, whatever the code says
 
 
-class Terms(NamedTuple):
+class QueueLimits(NamedTuple):
     """The limits of one queue.
 
     Attributes:
@@ -38,11 +38,11 @@ class Terms(NamedTuple):
         """How much a start may lag behind its token: 1 % of the window, from 2 to 50 ms; as in ``lua/work.lua``."""
         return max(LEAST_MARGIN, min(MOST_MARGIN, 0.01 * self.window)) if self.window else 0.0
 
-    def laid_over(self, windows: str = "", concurrency: str = "", weight: str = "", paused: str = "") -> Terms:
-        """These terms, and over them what was set at run time; '' for what was not."""
+    def laid_over(self, windows: str = "", concurrency: str = "", weight: str = "", paused: str = "") -> QueueLimits:
+        """These limits, and over them what was set at run time; '' for what was not."""
         text = windows or self.windows
         try:
-            return Terms(
+            return QueueLimits(
                 "" if text == NO_WINDOWS else text,
                 int(concurrency) if concurrency else self.concurrency,
                 int(weight) if weight else self.weight,
@@ -54,10 +54,10 @@ class Terms(NamedTuple):
             return self._replace(paused=bool(paused) or self.paused)
 
 
-def terms(limiters: tuple[Limiter, ...], concurrency: int | None) -> Terms:
-    """The terms of a job's code."""
+def queue_limits(limiters: tuple[Limiter, ...], concurrency: int | None) -> QueueLimits:
+    """The limits of a job's code."""
     text = windows_text(limiters)
-    return Terms(text, concurrency, window=_shortest(text))
+    return QueueLimits(text, concurrency, window=_shortest(text))
 
 
 def windows_text(limiters: tuple[Limiter, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Steering: what an operator sets of a queue while it runs, kept in the store and valid for every process at once."""
+"""QueueControls: what an operator sets of a queue while it runs; kept in the store, it holds for every process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAVIEST: Final = 1000
 FRESH: Final = 1.0  # seconds for which a bound that holds for all groups of a name is not read again
 
 
-class Steering:
+class QueueControls:
     """One job name, or one group of it, as `queue.job(name)` and `queue.group(name, group_id)` return it."""
 
     def __init__(self, broker: Broker, spec: JobSpec, group_id: str | None) -> None:
@@ -28,7 +28,7 @@ class Steering:
         self._keys = broker.queue_keys(spec.name, group_id)
 
     def __repr__(self) -> str:
-        return f"<Steering {self.name}{'' if self.group_id is None else ' ' + visible(self.group_id)}>"
+        return f"<QueueControls {self.name}{'' if self.group_id is None else ' ' + visible(self.group_id)}>"
 
     async def set(
         self,

@@ -57,7 +57,7 @@ class Round:
 
     def _until(self, rounds: int, consumer: Waiting) -> int:
         """How many jobs it may start until it has had so many rounds."""
-        return max(0, int((rounds - self._rounds(consumer)) * consumer.terms.weight + ROUNDING))
+        return max(0, int((rounds - self._rounds(consumer)) * consumer.limits.weight + ROUNDING))
 
     def credit(self, consumer: Waiting) -> int:
         """How many are left of its weight."""
@@ -69,7 +69,7 @@ class Round:
 
     def count(self, consumer: Waiting, jobs: int) -> None:
         """It has asked, and is let in with `jobs`."""
-        weight = consumer.terms.weight
+        weight = consumer.limits.weight
         standing = self._standings.get(consumer)
         if standing is None:
             standing = self._standings[consumer] = Standing(self._number, weight)
@@ -129,7 +129,7 @@ class Round:
         for consumer, standing in islice(self._standings.items(), LOOKED_AT):
             if consumer in waiting or consumer in asking or consumer.parked is not None or not consumer.hungry:
                 continue
-            if not (consumer.quiet or consumer.terms.paused) and (credit := self._until(until, consumer)):
+            if not (consumer.quiet or consumer.limits.paused) and (credit := self._until(until, consumer)):
                 yield consumer, standing.at, standing.cycle, credit
 
     def end(self) -> None:

@@ -1,7 +1,7 @@
-"""The Gate: a limit over many queues. All groups of a job together, or all jobs that name one limiter.
+"""The SharedLimit: a limit over many queues, of all groups of a job together, or of all jobs that name one limiter.
 
-The queues lie in different slots, so no one script can see the limit and the jobs: a gate is asked first, how many may
-start, then jobs are taken for that many, and what found no job is given back.
+The queues lie in different slots, so no one script can see the limit and the jobs. A shared limit is asked first, how
+many may start; then jobs are taken for that many, and what found no job is given back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.declare.options import Limiter
-from asyncjobs.declare.queue_limits import terms
+from asyncjobs.declare.queue_limits import queue_limits
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.limits.rounds import Round
 from asyncjobs.limits.waiting import Waiting
@@ -27,20 +27,20 @@ LET_IN: Final = 64  # queues that are looked at when there is room again; more f
 BLIND: Final = 1.0  # seconds until the next look, where the store did not say when
 FIRST_PAUSE: Final = 0.05  # seconds until the next question, where the last one was not answered
 LONGEST_PAUSE: Final = 15.0  # seconds until the next question, where the last ones were not answered
-PATIENCE: Final = 1.0  # seconds in which a gate answers; the queues that it limits wait, and no other
+PATIENCE: Final = 1.0  # seconds in which a shared limit answers; the queues that it limits wait, and no other
 IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted and found no job for is back
 
 
 class Grant:
-    """How many may start under one gate, by how much they may lag, and the words by which they are given back."""
+    """How many jobs may start under a shared limit, by how much they may lag, and the token to give them back by."""
 
-    __slots__ = ("count", "gate", "margin", "token")
+    __slots__ = ("count", "margin", "shared_limit", "token")
 
-    def __init__(self, gate: Gate, token: str, count: int, margin: float = 0.0) -> None:
-        self.gate, self.token, self.count, self.margin = gate, token, count, margin
+    def __init__(self, shared_limit: SharedLimit, token: str, count: int, margin: float = 0.0) -> None:
+        self.shared_limit, self.token, self.count, self.margin = shared_limit, token, count, margin
 
 
-class Gate:
+class SharedLimit:
     """One such limit, as this process sees it.
 
     State:
@@ -63,10 +63,10 @@ class Gate:
     ) -> None:
         self._broker, self._key, self._name, self._lease = broker, key, name, lease
         self._slots = slots or 0
-        self._terms = terms(limiters, None)
-        self.window = self._terms.window
-        self.margin = self._terms.least_margin
-        self.round = Round(self._terms.window, min((one.max for one in limiters), default=1))
+        self._limits = queue_limits(limiters, None)
+        self.window = self._limits.window
+        self.margin = self._limits.least_margin
+        self.round = Round(self._limits.window, min((one.max for one in limiters), default=1))
         self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
         self._parked: OrderedDict[Waiting, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
@@ -79,7 +79,7 @@ class Gate:
 
     def __repr__(self) -> str:
         state = "full" if self.full else "open"
-        return f"<Gate {self._key} [{state}, {self.running} running, {len(self._parked)} waiting]>"
+        return f"<SharedLimit {self._key} [{state}, {self.running} running, {len(self._parked)} waiting]>"
 
     def late(self, lag: float) -> None:
         """A start has lagged by more than its token allows for."""
@@ -88,7 +88,7 @@ class Gate:
 
     def punctual(self) -> None:
         """A start has not."""
-        self.margin = max(self._terms.least_margin, self.margin * 0.98)
+        self.margin = max(self._limits.least_margin, self.margin * 0.98)
 
     @property
     def stale(self) -> bool:
@@ -113,15 +113,15 @@ class Gate:
         return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
 
     async def admit(self, want: int, asking: Collection[Waiting] = ()) -> Grant:
-        """How many of `want` may start now. Where it is fewer the gate is full until there is room again.
+        """How many of `want` may start now. Where it is fewer the shared limit is full until there is room again.
 
-        Those `asking` that have had their share leave what others are about to take; the gate is not full then.
+        Those `asking` that have had their share leave what others are about to take; the shared limit is not full then.
 
         Raises:
-            BrokerError: no answer; nothing may start, and the gate is full for a moment.
+            BrokerError: no answer; nothing may start, and the shared limit is full for a moment.
         """
         late = want > 0 and any(not self.round.credit(consumer) for consumer in asking)
-        spare = self.round.owed(self._parked, asking) if late and self._terms.windows else 0
+        spare = self.round.owed(self._parked, asking) if late and self._limits.windows else 0
         if late and self._slots and self.round.contested(self._parked, asking):
             self._keep(None)
             return Grant(self, "", 0)
@@ -149,7 +149,7 @@ class Gate:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
                         self._key, self._name, stated, want, slots, self._lease,
-                        self._terms.windows, round(margin * 1e6), token, spare,
+                        self._limits.windows, round(margin * 1e6), token, spare,
                     )  # fmt: skip
             except TimeoutError:
                 self._no_answer(want, BLIND)
@@ -183,8 +183,8 @@ class Gate:
     async def give_back(self, grant: Grant, unused: int) -> None:
         """Tell the store that `unused` of a grant, which are not pending any more, found no job; others may have it."""
         try:
-            if self._terms.windows:
-                await self._broker.refund(self._key, self._name, grant.token, grant.count, unused, self._terms.windows)
+            if self._limits.windows:
+                await self._broker.refund(self._key, self._name, grant.token, grant.count, unused, self._limits.windows)
             grant.count -= unused
         except BrokerError as error:
             logger.debug("a grant of %s was not given back, it runs out by itself: %s", self._key, error)
@@ -234,7 +234,7 @@ class Gate:
     def park(self, consumer: Waiting, first: bool = False) -> None:
         """Let `consumer` wait until there is room, behind all others or before them.
 
-        Where the gate has opened since `consumer` found it full, that is looked at at once: nobody may be asking.
+        Where it has opened since `consumer` found it full, that is looked at at once: nobody may be asking.
         """
         if consumer.parked is not None:
             return
@@ -307,14 +307,14 @@ def share(turns: Sequence[tuple[Waiting, int]], granted: int, fair: Round) -> li
         turns: of each the queue, and how many jobs it would start.
     """
     given = [0] * len(turns)
-    credits = [fair.credit(queue) or queue.terms.weight for queue, _ in turns]
+    credits = [fair.credit(queue) or queue.limits.weight for queue, _ in turns]
     while granted > 0:
         before = granted
         for i, (queue, wanted) in enumerate(turns):
             more = min(granted, wanted - given[i], credits[i])
             given[i] += more
             granted -= more
-            credits[i] = queue.terms.weight
+            credits[i] = queue.limits.weight
         if granted == before:
             break
     return given

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.declare.queue_limits import Terms
-from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.declare.queue_limits import QueueLimits
+from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.limits.waiting import Waiting
 
 
-def least_margin(terms: Terms, gates: Sequence[Gate]) -> float:
+def least_margin(limits: QueueLimits, shared_limits: Sequence[SharedLimit]) -> float:
     """Seconds; the least that one of the limits asks for, 0 without a limit."""
-    margins = [gate.margin for gate in gates if gate.window]
-    if terms.window:
-        margins.append(terms.least_margin)
+    margins = [shared_limit.margin for shared_limit in shared_limits if shared_limit.window]
+    if limits.window:
+        margins.append(limits.least_margin)
     return min(margins, default=0.0)
 
 
@@ -31,16 +31,16 @@ async def in_time(consumer: Waiting, broker: Broker, sent_at: float, margin: flo
     Raises:
         BrokerError: no token could be had, since the store does not answer.
     """
-    gates = consumer.gates
-    limits: list[Gate | None] = [gate for gate in gates if gate.window]
-    if consumer.terms.window:
+    shared_limits = consumer.shared_limits
+    limits: list[SharedLimit | None] = [shared_limit for shared_limit in shared_limits if shared_limit.window]
+    if consumer.limits.window:
         limits.insert(0, None)  # its own
     if not limits:
         return
     taken = dict.fromkeys(limits, (sent_at, margin))
     while late := {limit: lag for limit in limits if (lag := clock.monotonic() - taken[limit][0]) > taken[limit][1]}:
         for limit, lag in late.items():
-            window = consumer.terms.window if limit is None else limit.window
+            window = consumer.limits.window if limit is None else limit.window
             if limit is not None:
                 limit.late(lag)
             elif lag < window:
@@ -48,15 +48,15 @@ async def in_time(consumer: Waiting, broker: Broker, sent_at: float, margin: flo
             taken[limit] = (
                 await _own_again(consumer, broker, lag < window) if limit is None else await limit.pass_again()
             )
-    consumer.margin = max(least_margin(consumer.terms, gates), consumer.margin * 0.98)
-    for gate in gates:
-        gate.punctual()
+    consumer.margin = max(least_margin(consumer.limits, shared_limits), consumer.margin * 0.98)
+    for shared_limit in shared_limits:
+        shared_limit.punctual()
 
 
 async def _own_again(consumer: Waiting, broker: Broker, first_is_out: bool) -> tuple[float, float]:
     """Take a token of the queue's own limit once more: since when it counts, and by how much the start may lag."""
     since, margin = clock.monotonic(), consumer.margin
-    while wait := await broker.spend(consumer.keys, consumer.terms.windows, round(margin * 1e6), first_is_out):
+    while wait := await broker.spend(consumer.keys, consumer.limits.windows, round(margin * 1e6), first_is_out):
         await asyncio.sleep(wait)
         since, first_is_out = clock.monotonic(), False
     return since, margin

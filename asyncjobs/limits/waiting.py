@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from asyncjobs.broker import Keys
-from asyncjobs.declare.queue_limits import Terms
+from asyncjobs.declare.queue_limits import QueueLimits
 
 
 class Asking(Protocol):
@@ -20,7 +20,7 @@ class Waiting(Protocol):
 
     Attributes:
         keys: where it lies.
-        terms: what holds for it now.
+        limits: what holds for it now.
         margin: seconds that a start may lag behind a token of its own.
         parked: the shared limit that keeps it waiting, or None.
         hungry: there may be something to take.
@@ -29,7 +29,7 @@ class Waiting(Protocol):
     """
 
     keys: Keys
-    terms: Terms
+    limits: QueueLimits
     margin: float
     parked: Any
     hungry: bool
@@ -37,7 +37,7 @@ class Waiting(Protocol):
     quiet: bool
 
     @property
-    def gates(self) -> Sequence[Any]:
+    def shared_limits(self) -> Sequence[Any]:
         """The shared limits over it."""
 
     @property

@@ -1,4 +1,4 @@
-"""Liveness: this process's heartbeat, and what follows when another's stops.
+"""Heartbeat: this process's heartbeat, and what follows when another's stops.
 
 A process is alive as long as it renews one heartbeat; the leases of all its tries hang on it. Who finds a
 process silent for longer than a lease gives its jobs back. Renew first, sweep later: after an outage of the
@@ -59,7 +59,7 @@ def died_here(process: str) -> bool:
     return _started(int(pid)) != started
 
 
-class Liveness:
+class Heartbeat:
     """Beats, and tells the runtime who fell silent.
 
     State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;

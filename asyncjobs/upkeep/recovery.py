@@ -12,7 +12,7 @@ from asyncjobs.errors import BrokerError
 from asyncjobs.upkeep.heartbeat import died_here
 from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.queues import Queues
-from asyncjobs.work.shared import Shop
+from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
 
@@ -20,14 +20,14 @@ logger = logging.getLogger("asyncjobs")
 class Recovery:
     """The loops of one process that find what was lost, over all the queues that it consumes."""
 
-    def __init__(self, shop: Shop, queues: Queues, process: Callable[[], str], sweep_interval: float) -> None:
-        self._shop, self._queues = shop, queues
+    def __init__(self, shared: Shared, queues: Queues, process: Callable[[], str], sweep_interval: float) -> None:
+        self._shared, self._queues = shared, queues
         self._process = process
         self._sweep_interval = sweep_interval
 
     @property
     def _broker(self) -> Broker:
-        return self._shop.broker
+        return self._shared.broker
 
     # Looking ----------------------------------------------------------------------------------------------
     async def look_everywhere(self) -> None:
@@ -51,14 +51,14 @@ class Recovery:
 
     # Gates ------------------------------------------------------------------------------------------------
     async def run_telling(self) -> None:
-        """Keep the word of this process at its gates: it counts for a lease."""
+        """Keep the word of this process at its shared limits: it counts for a lease."""
         while True:
             lease = min((spec.lease for spec in self._queues.specs()), default=30.0)
             await asyncio.sleep(lease / 3)
-            for gate in tuple(self._queues.gates.values()):
+            for shared_limit in tuple(self._queues.shared_limits.values()):
                 try:
-                    await gate.tell()
-                    gate.open()  # its news may have been lost
+                    await shared_limit.tell()
+                    shared_limit.open()  # its news may have been lost
                 except BrokerError as error:
                     logger.debug("at a gate: %s", error)
 
@@ -125,11 +125,11 @@ class Recovery:
             yield [(self._broker.queue_keys(spec.name, group_id), group_id) for group_id in group_ids]
 
     async def _sweep_queue(self, spec: JobSpec, keys: Keys, group_id: str | None, dead: str) -> None:
-        token = next(self._shop.tokens)
+        token = next(self._shared.tokens)
         most = spec.worker_options.max_stalled_count
         back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
         for job_id in back + [job.job_id for job in doomed]:
-            self._shop.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
+            self._shared.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
         consumer = self._consumer(spec, group_id) if doomed else None
         if consumer is not None:
             for job in doomed:

@@ -11,7 +11,7 @@ from asyncjobs.declare.options import Retention
 from asyncjobs.declare.values import duration
 from asyncjobs.errors import BrokerError
 from asyncjobs.work.queues import Queues
-from asyncjobs.work.shared import Shop
+from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
 
@@ -25,12 +25,12 @@ MOST_TRIM_INTERVAL: Final = 3600.0
 class Trimmer:
     """The loops of one process that apply retention, over all the queues that it consumes."""
 
-    def __init__(self, shop: Shop, queues: Queues) -> None:
-        self._shop, self._queues = shop, queues
+    def __init__(self, shared: Shared, queues: Queues) -> None:
+        self._shared, self._queues = shared, queues
 
     @property
     def _broker(self) -> Broker:
-        return self._shop.broker
+        return self._shared.broker
 
     async def run_trimming(self) -> None:
         pause = min(FIRST_TRIM, self._trim_interval())
@@ -73,7 +73,7 @@ class Trimmer:
 
     async def run_forgetting(self) -> None:
         """Delete the records that a finish pushed over their name's retention, or over the rule of one add."""
-        pump = self._shop.pump
+        pump = self._shared.pump
         while True:
             while not pump.overflow:
                 pump.overflowed.clear()

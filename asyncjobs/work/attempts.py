@@ -21,8 +21,8 @@ from asyncjobs.limits.start_margin import in_time
 from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import is_closing, said, say
 from asyncjobs.work.executor import Aside, Failed, Later, Lost, Outcome, Released, execute, late, timed_out
-from asyncjobs.work.prefetch import Fetched
-from asyncjobs.work.shared import Shop
+from asyncjobs.work.prefetch import Prefetched
+from asyncjobs.work.shared import Shared
 from asyncjobs.work.task_reuse import Slot
 
 logger = logging.getLogger("asyncjobs")
@@ -37,14 +37,14 @@ def given_up(job: ActiveJob) -> Lost | Released:
     return Lost() if job.leaving == "lost" else Released()
 
 
-def unless_all_ends(shop: Shop, job: ActiveJob, outcome: Outcome) -> Outcome:
+def unless_all_ends(shared: Shared, job: ActiveJob, outcome: Outcome) -> Outcome:
     """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
 
     That is no failure of the job: it goes back uncounted.
     """
     if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
         aio_task = job.aio_task
-        if aio_task is not None and aio_task.cancelling() and shop.pump.ends_with_the_loop:
+        if aio_task is not None and aio_task.cancelling() and shared.pump.ends_with_the_loop:
             return Released()
     return outcome
 
@@ -54,7 +54,7 @@ class TriedQueue(Waiting, Protocol):
 
     spec: JobSpec
 
-    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """A try has come to `outcome`. Returns the job that runs next in its place, if any."""
 
     def release(self, jobs: Sequence[TakenJob]) -> None:
@@ -68,10 +68,10 @@ class Attempts:
     settled: they keep their slot. `cautious`: the first stall fails a job, so none may be charged before it has begun.
     """
 
-    __slots__ = ("_queue", "_shop", "cautious", "running", "zombies")
+    __slots__ = ("_queue", "_shared", "cautious", "running", "zombies")
 
-    def __init__(self, shop: Shop, queue: TriedQueue) -> None:
-        self._shop, self._queue = shop, queue
+    def __init__(self, shared: Shared, queue: TriedQueue) -> None:
+        self._shared, self._queue = shared, queue
         self.running: dict[str, ActiveJob] = {}
         self.zombies = 0
         self.cautious = not queue.spec.worker_options.max_stalled_count
@@ -81,14 +81,14 @@ class Attempts:
         return len(self.running) + self.zombies
 
     def active(self, taken: TakenJob) -> ActiveJob:
-        return ActiveJob(self._shop.broker, self._shop.emit, self._queue.spec, self._queue.keys, taken)
+        return ActiveJob(self._shared.broker, self._shared.emit, self._queue.spec, self._queue.keys, taken)
 
     def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
         """Start it in a slot of its own."""
         job = self._enter(taken)
         if job is None:
             return
-        loop, context = asyncio.get_running_loop(), self._shop.context.copy()
+        loop, context = asyncio.get_running_loop(), self._shared.context.copy()
         work = self._work(job, sent_at, margin)
         try:
             aio_task = loop.create_task(work, context=context)
@@ -103,9 +103,9 @@ class Attempts:
             return None
         job = self.active(taken)
         self.running[job.id] = job
-        self._shop.pump.running += 1
-        for gate in self._queue.gates:
-            gate.running += 1
+        self._shared.pump.running += 1
+        for shared_limit in self._queue.shared_limits:
+            shared_limit.running += 1
         return job
 
     def runs(self, taken: TakenJob) -> bool:
@@ -124,7 +124,7 @@ class Attempts:
 
     async def _work(self, first: ActiveJob, sent_at: float, margin: float) -> None:
         """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
-        slot, job = Slot(self._shop.rounds), first
+        slot, job = Slot(self._shared.rounds), first
         while True:
             job.aio_task = slot.aio_task
             current.set(job)
@@ -140,7 +140,7 @@ class Attempts:
             elif held is not None:
                 self.start(held.job, held.sent_at, held.margin)
             job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
-            self._shop.pump.slot_freed()
+            self._shared.pump.slot_freed()
             if held is None or following is None:
                 return
             job, sent_at, margin = following, held.sent_at, held.margin
@@ -149,8 +149,8 @@ class Attempts:
         """The whole of one try, from its token to its outcome: nothing else comes out of it."""
         try:
             job.began_at = clock.monotonic()
-            if job.began_at >= self._shop.rounds.until:
-                await self._shop.rounds.room()
+            if job.began_at >= self._shared.rounds.until:
+                await self._shared.rounds.room()
                 job.began_at = clock.monotonic()
             job.began = True
             if job.leaving:
@@ -159,26 +159,26 @@ class Attempts:
                 return Failed(job.unreadable, final=True)
             if job.stalled_count or self.cautious:
                 return await self._try_noted(job, sent_at, margin)
-            return unless_all_ends(self._shop, job, await self._run(job, sent_at, margin))
+            return unless_all_ends(self._shared, job, await self._run(job, sent_at, margin))
         except asyncio.CancelledError:
             return given_up(job)  # before its handler began
         except BaseException as error:
             if issubclass(type(error), GeneratorExit) and is_closing(job.aio_task):
                 raise
             # What a handler raises has been an outcome for long; this is ours, and must not cost the job a try.
-            self._shop.pump.throttled.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
+            self._shared.pump.throttled.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
             return Later(AGAIN)
 
     async def _try_noted(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """One that must be seen to begin; beside no other one that has stalled as often, where it is a suspect."""
         most = self._queue.spec.worker_options.max_stalled_count
         if job.stalled_count < max(1, min(SUSPECT, most)):
-            return unless_all_ends(self._shop, job, await self._run_stalled(job, sent_at, margin))
-        suspects = self._shop.suspects
+            return unless_all_ends(self._shared, job, await self._run_stalled(job, sent_at, margin))
+        suspects = self._shared.suspects
         if not await suspects.enter():
             return Aside(suspects.rest())
         try:
-            return unless_all_ends(self._shop, job, await self._run_stalled(job, sent_at, margin))
+            return unless_all_ends(self._shared, job, await self._run_stalled(job, sent_at, margin))
         finally:
             suspects.leave()
 
@@ -186,7 +186,7 @@ class Attempts:
         """Begin for all to see: should this process die too, it is this job that is charged with it."""
         token = job.token
         try:
-            ours = await self._shop.broker.note(self._queue.keys, job.id, token, "begin", b"")
+            ours = await self._shared.broker.note(self._queue.keys, job.id, token, "begin", b"")
         except BrokerError:
             return Released()
         if not ours:
@@ -195,14 +195,14 @@ class Attempts:
 
     async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         if job.overrides.newer:
-            self._shop.pump.throttled.warning(
+            self._shared.pump.throttled.warning(
                 "newer", "%r was added by a newer release: an option that this one does not know is ignored", job
             )
-        if self._queue.terms.window or self._queue.gates:
+        if self._queue.limits.window or self._queue.shared_limits:
             try:
-                await in_time(self._queue, self._shop.broker, sent_at, margin)
+                await in_time(self._queue, self._shared.broker, sent_at, margin)
             except BrokerError as error:
-                self._shop.pump.throttled.warning(
+                self._shared.pump.throttled.warning(
                     "late", "%r gives a job back that would start late: %s", self._queue, error
                 )
                 return Released()
@@ -212,16 +212,16 @@ class Attempts:
         limit = job.overrides.timeout(self._queue.spec.job_options)
         if limit is not None:
             job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
-        if self._shop.bus.wants("job.active"):
+        if self._shared.bus.wants("job.active"):
             self._announce(job)
         scope = None  # what an integration keeps around a try; whatever that raises is no concern of the job
         try:
-            scope = self._shop.scope(job)
+            scope = self._shared.scope(job)
             job.context = scope.__enter__()
         except BaseException as error:
             self._complain("a try goes without its scope, which raised %s", error)
             scope = None
-        outcome = await execute(job, self._shop.environment, self._shop.threads)
+        outcome = await execute(job, self._shared.environment, self._shared.threads)
         if scope is not None:
             try:
                 scope.__exit__(None, None, None)
@@ -232,14 +232,14 @@ class Attempts:
     def _announce(self, job: ActiveJob) -> None:
         """Tell that it begins; whatever a subscriber raises is no concern of the job."""
         try:
-            self._shop.bus.emit(
+            self._shared.bus.emit(
                 "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
             )
         except BaseException as error:
             self._complain("a subscriber of job.active raised %s", error)
 
     def _complain(self, message: str, error: BaseException) -> None:
-        self._shop.pump.throttled.error(message, message, said(error))
+        self._shared.pump.throttled.error(message, message, said(error))
 
     def _time_out(self, job: ActiveJob) -> None:
         self.cancel(job, "timeout")
@@ -269,12 +269,12 @@ class Attempts:
         say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
         self.zombies += 1
         if job.aio_task is not None:
-            self._shop.stubborn.add(job.aio_task)
-            job.aio_task.add_done_callback(self._shop.stubborn.discard)
+            self._shared.stubborn.add(job.aio_task)
+            job.aio_task.add_done_callback(self._shared.stubborn.discard)
         held = self._record(job, Failed(timed_out(job), job.discarded) if job.leaving == "timeout" else given_up(job))
         if held is None:
             return
-        if self._shop.pump.free_slots() > 0:
+        if self._shared.pump.free_slots() > 0:
             self.start(held.job, held.sent_at, held.margin)
         else:
             self._queue.release([held.job])
@@ -309,13 +309,13 @@ class Attempts:
         held = self._ended(job, late(job, thread))
         if held is not None:
             self.start(held.job, held.sent_at, held.margin)
-        self._shop.pump.slot_freed()
+        self._shared.pump.slot_freed()
 
     def in_threads(self) -> int:
         """How many jobs cannot be settled yet because a thread runs them."""
         return sum(job.thread is not None for job in self.running.values())
 
-    def _ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+    def _ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """Its aio_task has done with it; the job that is to begin instead."""
         if job.timer is not None:
             job.timer.cancel()
@@ -325,12 +325,12 @@ class Attempts:
         self._queue.look_again()
         return None
 
-    def _record(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+    def _record(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """The outcome is known; the job that is to begin instead."""
         job.ended = True
         self.running.pop(job.id, None)
-        for gate in self._queue.gates:
-            gate.ended()
+        for shared_limit in self._queue.shared_limits:
+            shared_limit.ended()
         return self._queue.ended(job, outcome)
 
     def hush(self) -> None:
@@ -348,7 +348,7 @@ class Attempts:
         """Cancel the tries that another process took over while this one lapsed; the others go on as `process`."""
         jobs = list(self.running.values())
         tries = [(job.id, job.entry, job.token) for job in jobs]
-        kept = await self._shop.broker.retain(self._queue.keys, process, tries)
+        kept = await self._shared.broker.retain(self._queue.keys, process, tries)
         for job, (_, _, token), ours in zip(jobs, tries, kept, strict=True):
             if not ours and job.token == token:  # else it was taken anew in between
                 self.cancel(job, "lost")

@@ -18,7 +18,7 @@ from asyncjobs.limits.start_margin import least_margin
 from asyncjobs.logs import say
 from asyncjobs.work.decide import decide
 from asyncjobs.work.executor import Aside, Completed, Failed, Later, Outcome, Released
-from asyncjobs.work.prefetch import Fetched
+from asyncjobs.work.prefetch import Prefetched
 from asyncjobs.work.queue_state import BATCH, TURNS, QueueState
 from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
 from asyncjobs.work.reports import settled
@@ -38,12 +38,12 @@ class Consumer(QueueState):
     def look_again(self) -> None:
         """There may be something to take."""
         self._more_may_be_there()
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
     def wake(self, group_id: str, delay: float) -> None:
         """News: there is something to take, now or in `delay` seconds."""
         if delay > 0:
-            self._shop.pump.alarms.set_earlier(self, delay)
+            self._shared.pump.alarms.set_earlier(self, delay)
         else:
             self.look_again()
 
@@ -52,7 +52,7 @@ class Consumer(QueueState):
         assert self.idle
         self.queued = True  # for good: no ring holds it
         if self.starving:
-            self._shop.pump.leave(self)  # it has waited for a slot since before its last job was taken
+            self._shared.pump.leave(self)  # it has waited for a slot since before its last job was taken
 
     # Turns ------------------------------------------------------------------------------------------------
     def hand_back(self) -> None:
@@ -66,7 +66,7 @@ class Consumer(QueueState):
             decision = decide(job, Released())
             assert decision is not None
             self.outbox.append(Finished(job, decision))
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
     def hush(self) -> None:
         """From now on nothing starts: what is fetched ahead goes back, and so does what a turn on the wire brings, and
@@ -76,7 +76,7 @@ class Consumer(QueueState):
         if self.ahead:
             self.hand_back()
         self.attempts.hush()
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
     def prepare(self, process_slots: int) -> Turn[Consumer] | None:
         """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
@@ -85,7 +85,7 @@ class Consumer(QueueState):
         if self.resting_until:
             rest = self.resting_until - clock.monotonic()
             if rest > 0:
-                self._shop.pump.alarms.set_earlier(self, rest + 0.001)
+                self._shared.pump.alarms.set_earlier(self, rest + 0.001)
                 return None
             self.resting_until = 0.0
         if self.refusals is not None:
@@ -96,7 +96,7 @@ class Consumer(QueueState):
         self.rested_at = None
         ahead = self.may_fetch_ahead(free) if self.hungry and process_slots else 0
         sending, self.outbox = self.outbox[:SETTLED_A_TURN], self.outbox[SETTLED_A_TURN:]
-        turn = Turn(self, sending, free, ahead, next(self._shop.tokens))
+        turn = Turn(self, sending, free, ahead, next(self._shared.tokens))
         self.turns.append(turn)
         return turn
 
@@ -104,18 +104,18 @@ class Consumer(QueueState):
         """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
         if refusals.over(self.outbox):
             self.refusals = None
-            self._shop.pump.offer(self)
+            self._shared.pump.offer(self)
             return None
         sending = refusals.next(self.outbox)
         if not sending:
-            self._shop.pump.alarms.set_earlier(self, refusals.rest + 0.001)
+            self._shared.pump.alarms.set_earlier(self, refusals.rest + 0.001)
             return None
-        turn = Turn(self, sending, 0, 0, next(self._shop.tokens))
+        turn = Turn(self, sending, 0, 0, next(self._shared.tokens))
         self.turns.append(turn)
         return turn
 
     def withdraw(self, turn: Turn[Any], reserved: int) -> bool:
-        """A gate lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
+        """A shared limit lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
         turn.reserved = reserved
         if reserved or turn.sending:
             return True
@@ -128,42 +128,42 @@ class Consumer(QueueState):
         if self.refusals is not None and turn.sending:
             self.refusals.answered()
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
-            settled(self._shop.bus, finished, status)
+            settled(self._shared.bus, finished, status)
             again = finished.decision.settlement
             if again.op in "rbh" and (finished.decision.event or again.number):
                 self._expect(again.number)
         if reply.settings != self.set:
-            self._settle_terms(reply.settings)
-        margin = turn.margin or least_margin(self.terms, self.gates)
+            self._settle_limits(reply.settings)
+        margin = turn.margin or least_margin(self.limits, self.shared_limits)
         if turn.grants:
-            margins = [grant.margin for grant in turn.grants if grant.gate.window]
-            margin = min(margins if not self.terms.window else [*margins, margin], default=0.0)
+            margins = [grant.margin for grant in turn.grants if grant.shared_limit.window]
+            margin = min(margins if not self.limits.window else [*margins, margin], default=0.0)
         self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
-        if self.terms.concurrency != 1:
+        if self.limits.concurrency != 1:
             self.ahead.pace()
         if turn.reserved or turn.ahead:
             self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
             self.appetite = min(BATCH, 4 * self.appetite) if self.flowing else 1
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
-                if self.gates and not self.hungry:
-                    self._leave_gates()
+                if self.shared_limits and not self.hungry:
+                    self._leave_limits()
             if reply.wait is not None:
-                self._shop.pump.alarms.set_earlier(self, reply.wait)
+                self._shared.pump.alarms.set_earlier(self, reply.wait)
         if self.wants_a_turn:
-            self._shop.pump.offer(self)
+            self._shared.pump.offer(self)
         elif self.on_rest is not None and self.idle:
             # Emptied containers keep the room they once had: a fifth of what an idle group costs.
             self.attempts.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
 
-    def _leave_gates(self) -> None:
+    def _leave_limits(self) -> None:
         """There is nothing to take."""
         if self.parked is not None:
             self.parked.unpark(self)
-        for gate in self.gates:
-            gate.leave(self)
+        for shared_limit in self.shared_limits:
+            shared_limit.leave(self)
 
     def unanswered(self, turn: Turn[Any], rest: float = 0.0) -> None:
         """The reply was lost: settle again with the same tokens, and see what we own before taking more.
@@ -173,7 +173,7 @@ class Consumer(QueueState):
         self.resting_until = clock.monotonic() + rest if rest else self.resting_until
         self.lost_reply = self.lost_reply or turn.takes
         self._back_to_outbox(turn)
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
     def refused(self, turn: Turn[Any], error: BrokerError) -> None:
         """The store refused this queue's turn; the others go on."""
@@ -181,14 +181,14 @@ class Consumer(QueueState):
         self.lost_reply = unsure or turn.takes  # a script that failed half way may have taken some
         pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
-            self._shop.pump.throttled.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
+            self._shared.pump.throttled.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
             if turn.sending and not unsure:
                 self.refusals = self.refusals or Refusals()
                 turn.sending[:] = self.refusals.refused(turn.sending, turn.reserved + turn.ahead > 0, error)
                 pause = PAUSE
         self._back_to_outbox(turn)
         self.resting_until = clock.monotonic() + pause
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
     def _back_to_outbox(self, turn: Turn[Any]) -> None:
         self.turns.remove(turn)
@@ -216,8 +216,8 @@ class Consumer(QueueState):
     def make_room(self, turn: Turn[Any], process_slots: int) -> None:
         """What was adopted has taken slots that `turn`, the only one, had asked for; `process_slots` are left."""
         left = process_slots
-        if self.terms.concurrency is not None:
-            left = min(left, self.terms.concurrency - self.attempts.slots_used - len(self.ahead))
+        if self.limits.concurrency is not None:
+            left = min(left, self.limits.concurrency - self.attempts.slots_used - len(self.ahead))
         turn.reserved = max(0, min(turn.reserved, left))
 
     # Tries ------------------------------------------------------------------------------------------------
@@ -229,16 +229,16 @@ class Consumer(QueueState):
         if self.quiet:
             self.release(jobs)
             return
-        room = min(self._room(), max(0, self._shop.pump.free_slots()))
+        room = min(self._room(), max(0, self._shared.pump.free_slots()))
         for taken in jobs[:room]:
             self.attempts.start(taken, sent_at, margin)
-        if len(jobs) > room and self.gates:
+        if len(jobs) > room and self.shared_limits:
             self.release(jobs[room:])  # what waits here would count as running nowhere
         elif len(jobs) > room:
-            self.ahead.hold([Fetched(taken, sent_at, margin) for taken in jobs[room:]])
-            self._shop.pump.patience(self)
+            self.ahead.hold([Prefetched(taken, sent_at, margin) for taken in jobs[room:]])
+            self._shared.pump.patience(self)
 
-    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """A try of this queue has come to `outcome`; the job that is to begin instead."""
         decision = decide(job, outcome)
         if decision is None:
@@ -258,23 +258,25 @@ class Consumer(QueueState):
         """
         self.refusals = self.refusals or Refusals()
         self.refusals.pause(RELEASED)
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
-    def _follow(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+    def _follow(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
-        alone, quick = self.terms.concurrency == 1, True
+        alone, quick = self.limits.concurrency == 1, True
         if alone:
             quick = self.ahead.learn(clock.monotonic() - job.began_at)
-            self._shop.pace[self.spec.name] = self.ahead.most
+            self._shared.pace[self.spec.name] = self.ahead.most
         else:
             self.ahead.count()
         if not self.ahead:
-            self._shop.pump.offer(self)
-        elif not quick or self.quiet or self.terms.paused or not isinstance(outcome, (Aside, Completed, Failed, Later)):
+            self._shared.pump.offer(self)
+        elif (
+            not quick or self.quiet or self.limits.paused or not isinstance(outcome, (Aside, Completed, Failed, Later))
+        ):
             self.hand_back()
         else:
             if not alone:
-                self._shop.pump.offer(self)
+                self._shared.pump.offer(self)
             if self._room():
                 return self.ahead.next()
         return None
@@ -284,11 +286,11 @@ class Consumer(QueueState):
         self.took = True
         most = self.spec.worker_options.max_stalled_count
         error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
-        job = ActiveJob(self._shop.broker, self._shop.emit, self.spec, self.keys, taken)
+        job = ActiveJob(self._shared.broker, self._shared.emit, self.spec, self.keys, taken)
         decision = decide(job, Failed(error, final=True))
         assert decision is not None
         self.outbox.append(Finished(job, decision))
-        self._shop.pump.offer(self)
+        self._shared.pump.offer(self)
 
     # Stopping ---------------------------------------------------------------------------------------------
     def cancel_all(self) -> None:

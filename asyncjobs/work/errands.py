@@ -15,7 +15,7 @@ from typing import Any, Final
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.limits.shared_limit import Gate, Grant, share
+from asyncjobs.limits.shared_limit import Grant, SharedLimit, share
 from asyncjobs.logs import ThrottledLog, said
 from asyncjobs.work.alarms import Doubts
 from asyncjobs.work.served import Served
@@ -31,8 +31,8 @@ class Errands:
 
     State:
         _cleared: turns that an errand has made ready to be sent.
-        _held: the turns of each lane's pipeline, of each errand, and of each ride. A turn is held until it has been
-            answered or put back, so no turn is without an owner.
+        _held: the turns of each connection's pipeline, of each errand, and of each follow-up. A turn is held until it
+            was answered or put back, so no turn is without an owner.
         running, _reserved: slots in use, and those that turns have asked for.
     """
 
@@ -61,7 +61,7 @@ class Errands:
         return self._slots - self.running - self._reserved
 
     def _send(self, errand: Coroutine[Any, Any, None], turns: list[Turn[Served]]) -> None:
-        """Run `errand` beside the lanes; what it leaves of `turns` goes back."""
+        """Run `errand` beside the connections; what it leaves of `turns` goes back."""
         aio_task = asyncio.get_running_loop().create_task(errand, name="asyncjobs errand")
         self._errands.add(aio_task)
         self._held[aio_task] = turns
@@ -76,7 +76,7 @@ class Errands:
         self._put_back(turns, REST)
 
     async def _clear(self, turns: list[Turn[Served]]) -> None:
-        """Adopt and ask gates for `turns`; those that are left can be sent."""
+        """Adopt and ask shared limits for `turns`; those that are left can be sent."""
         left: list[Turn[Served]] = []
         for some in self._in_order(await self._adopt(turns)):
             left += await self._admit(some)
@@ -111,13 +111,13 @@ class Errands:
         return left
 
     def _in_order(self, turns: list[Turn[Served]]) -> list[list[Turn[Served]]]:
-        """`turns`, with the same gates, in two parts: those whose queues have had more of a gate come later."""
-        gates = turns[0].consumer.gates if turns else ()
+        """`turns`, with the same shared limits, in two parts: those whose queues have had more of one come later."""
+        shared_limits = turns[0].consumer.shared_limits if turns else ()
         levels = []
         for turn in turns:
-            for gate in gates:
-                gate.round.came(turn.consumer)
-            levels.append(max((gate.round.level(turn.consumer) for gate in gates), default=0))
+            for shared_limit in shared_limits:
+                shared_limit.round.came(turn.consumer)
+            levels.append(max((shared_limit.round.level(turn.consumer) for shared_limit in shared_limits), default=0))
         if not levels or min(levels) == max(levels):
             return [turns]
         parts: tuple[list[Turn[Served]], list[Turn[Served]]] = ([], [])
@@ -126,38 +126,38 @@ class Errands:
         return list(parts)
 
     async def _admit(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
-        """Ask the gates, the same for all `turns`, how many of the jobs that these want may start; those left."""
-        gates = turns[0].consumer.gates if turns else ()
+        """Ask the shared limits of `turns` how many of the jobs that these want may start. Returns the turns left."""
+        shared_limits = turns[0].consumer.shared_limits if turns else ()
         want = sum(turn.reserved for turn in turns)
-        if not gates or not want:
+        if not shared_limits or not want:
             return turns
         asking = {turn.consumer for turn in turns}
         sent_at = clock.monotonic()
-        narrow = next((gate for gate in gates if gate.full), None)
+        narrow = next((shared_limit for shared_limit in shared_limits if shared_limit.full), None)
         was_full = narrow is not None
         if was_full:
             want = 0
         grants: list[Grant] = []
         try:
-            for gate in gates:
-                if want or gate.stale:
-                    grants.append(await self._granted(gate, want, asking))
+            for shared_limit in shared_limits:
+                if want or shared_limit.stale:
+                    grants.append(await self._granted(shared_limit, want, asking))
                     if grants[-1].count < want:
-                        want, narrow = grants[-1].count, gate
+                        want, narrow = grants[-1].count, shared_limit
         except BaseException:
             for grant in grants:
-                grant.gate.pending -= grant.count
+                grant.shared_limit.pending -= grant.count
             raise
         left: list[Turn[Served]] = []
         first: list[Served] = []
         for turn, given in zip(
             turns,
-            share([(turn.consumer, turn.reserved) for turn in turns], want, (narrow or gates[0]).round),
+            share([(turn.consumer, turn.reserved) for turn in turns], want, (narrow or shared_limits[0]).round),
             strict=True,
         ):
             consumer, missing = turn.consumer, turn.reserved - given
-            for gate in gates:
-                gate.round.count(consumer, given)
+            for shared_limit in shared_limits:
+                shared_limit.round.count(consumer, given)
             if missing and narrow is not None:
                 fair = narrow.round
                 if not fair.credit(consumer) or (was_full and fair.fresh(consumer)):
@@ -176,18 +176,18 @@ class Errands:
         self._feed()
         return left
 
-    async def _granted(self, gate: Gate, want: int, asking: Collection[Served]) -> Grant:
+    async def _granted(self, shared_limit: SharedLimit, want: int, asking: Collection[Served]) -> Grant:
         try:
-            return await gate.admit(want, asking)
+            return await shared_limit.admit(want, asking)
         except BrokerError as error:
-            self.throttled.warning(repr(gate), "%r lets nothing in for now: %s", gate, error)
-            return Grant(gate, "", 0)
+            self.throttled.warning(repr(shared_limit), "%r lets nothing in for now: %s", shared_limit, error)
+            return Grant(shared_limit, "", 0)
 
     def _give_back(self, grant: Grant, unused: int) -> None:
-        """Part of a grant found no job; other processes are told beside the lanes."""
+        """Part of a grant found no job; other processes are told beside the connections."""
         if unused:
-            grant.gate.pending -= unused
-            self._send(grant.gate.give_back(grant, unused), [])
+            grant.shared_limit.pending -= unused
+            self._send(grant.shared_limit.give_back(grant, unused), [])
 
     def _unserved(self, turn: Turn[Served], error: BrokerError) -> None:
         self.doubts.lost(turn.consumer)
@@ -212,7 +212,7 @@ class Errands:
 
     @property
     def asking(self) -> bool:
-        """Whether an errand is under way, so that what gates count is on its way to a turn or from one."""
+        """Whether an errand is under way, so that what shared limits count is on its way to a turn or from one."""
         return bool(self._errands)
 
     def close(self) -> None:

@@ -18,13 +18,13 @@ from asyncjobs.broker import Broker
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.work.consumer import Consumer
-from asyncjobs.work.shared import Shop
+from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
 
 REAPED_AT_ONCE = 200
 REST = 1.0  # seconds after which reaping is tried again that the store did not answer
-SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # of terms, as the store names them
+SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # of limits, as the store names them
 
 
 class GroupRegistry:
@@ -34,8 +34,8 @@ class GroupRegistry:
     that had work since then comes back with the time at which it rested last.
     """
 
-    def __init__(self, shop: Shop, spec: JobSpec) -> None:
-        self._shop = shop
+    def __init__(self, shared: Shared, spec: JobSpec) -> None:
+        self._shared = shared
         self.spec = spec
         self.open: dict[str, Consumer] = {}
         self._resting: list[tuple[float, int, Consumer]] = []
@@ -43,11 +43,11 @@ class GroupRegistry:
         self._ties = itertools.count()
         self._rested = asyncio.Event()
         self.quiet = False
-        self.terms = spec.terms
+        self.limits = spec.limits
 
     @property
     def _broker(self) -> Broker:
-        return self._shop.broker
+        return self._shared.broker
 
     def wake(self, group_id: str, delay: float = 0.0) -> None:
         """There is work for a group, now or in `delay` seconds: open it if need be."""
@@ -56,9 +56,9 @@ class GroupRegistry:
             if self.quiet:
                 return
             keys = self._broker.queue_keys(self.spec.name, group_id)
-            consumer = self.open[group_id] = Consumer(self._shop, self.spec, keys, group_id, self.terms, self._rest)
-            if self._shop.bus.wants("group.opened"):
-                self._shop.bus.emit("group.opened", self.spec.name, group_id=group_id)
+            consumer = self.open[group_id] = Consumer(self._shared, self.spec, keys, group_id, self.limits, self._rest)
+            if self._shared.bus.wants("group.opened"):
+                self._shared.bus.emit("group.opened", self.spec.name, group_id=group_id)
             consumer.look_again()
         else:
             consumer.wake(group_id, delay)
@@ -83,11 +83,11 @@ class GroupRegistry:
         """Learn what was set for all groups of this name, and look at all of them if that has changed."""
         found = await self._broker.settings(self._broker.queue_keys(self.spec.name, None))
         given = {long: found.get(short, "") for long, short in SETTINGS.items()}
-        new = self.spec.terms.laid_over(**given)
-        if new != self.terms:
-            self.terms = new
+        new = self.spec.limits.laid_over(**given)
+        if new != self.limits:
+            self.limits = new
             for consumer in tuple(self.open.values()):
-                consumer.rebase(self.terms)  # what was set meanwhile, if this took longer
+                consumer.rebase(self.limits)  # what was set meanwhile, if this took longer
                 consumer.look_again()
                 await self._broker.loop.breathe()
 
@@ -148,8 +148,8 @@ class GroupRegistry:
         if gone:
             self.open.pop(group_id, None)
             consumer.retire()
-            self._shop.bus.emit("group.reaped", self.spec.name, group_id=group_id)
+            self._shared.bus.emit("group.reaped", self.spec.name, group_id=group_id)
         elif wait > 0:
-            self._shop.pump.alarms.set_earlier(consumer, wait)
+            self._shared.pump.alarms.set_earlier(consumer, wait)
         else:
             consumer.look_again()

@@ -1,4 +1,4 @@
-"""Ahead: the jobs that a queue holds in this process beyond its slots, and how many those may be.
+"""Prefetch: the jobs that a queue holds in this process beyond its slots, and how many those may be.
 
 They are active for the store and have not begun. In a queue with one slot, quick jobs would else wait a round trip
 each. With more slots, each that is freed would stand empty for one. What waits here for too long goes back to the head
@@ -24,7 +24,7 @@ LONG_PATIENCE: Final = 0.02  # the same where they wait for the first of several
 PRESSED: Final = 1.0  # seconds in which nothing is held, after something had to go back
 
 
-class Fetched(Record, frozen=True, gc=False):
+class Prefetched(Record, frozen=True, gc=False):
     """A job that has not begun; when its tokens were taken, and by how much its start may lag behind them."""
 
     job: TakenJob
@@ -32,7 +32,7 @@ class Fetched(Record, frozen=True, gc=False):
     margin: float
 
 
-class Ahead:
+class Prefetch:
     """What one queue holds beyond its slots.
 
     State:
@@ -48,20 +48,20 @@ class Ahead:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.jobs: list[Fetched] | None = None  # of ten thousand idle groups each would have a list of its own
+        self.jobs: list[Prefetched] | None = None  # of ten thousand idle groups each would have a list of its own
         self._ended = 0
         self._moved_at = self._paced_at = self._pressed_until = 0.0
 
     def __len__(self) -> int:
         return len(self.jobs) if self.jobs else 0
 
-    def hold(self, jobs: Sequence[Fetched]) -> None:
+    def hold(self, jobs: Sequence[Prefetched]) -> None:
         """Put `jobs` behind those that are held."""
         if not self.jobs:
             self._moved_at = clock.monotonic()
         self.jobs = [*reversed(jobs), *(self.jobs or ())]
 
-    def next(self) -> Fetched:
+    def next(self) -> Prefetched:
         """The first of those that are held; there is one."""
         assert self.jobs
         self._moved_at = clock.monotonic()
@@ -77,7 +77,7 @@ class Ahead:
             if taken is not None and self.jobs:
                 self.jobs[i] = held._replace(job=taken)
 
-    def release(self) -> list[Fetched]:
+    def release(self) -> list[Prefetched]:
         """All that are held, the first first; none may be for a while."""
         jobs, self.jobs = self.jobs or [], None
         self.most = 0

@@ -18,12 +18,12 @@ from typing import Any, Final
 from asyncjobs import clock
 from asyncjobs.broker import Broker, Excess, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.limits.shared_limit import Gate, Grant
+from asyncjobs.limits.shared_limit import Grant, SharedLimit
 from asyncjobs.logs import said
 from asyncjobs.work.alarms import Alarms, Patience
 from asyncjobs.work.errands import Errands
 from asyncjobs.work.served import Served
-from asyncjobs.work.task_reuse import Rounds
+from asyncjobs.work.task_reuse import LoopRounds
 from asyncjobs.work.turn import Turn
 
 logger = logging.getLogger("asyncjobs")
@@ -48,15 +48,15 @@ class Pump(Errands):
         slots: int,
         process: Callable[[], str],
         find: Callable[[Place], Served | None],
-        rounds: Rounds | None = None,
+        rounds: LoopRounds | None = None,
     ) -> None:
         super().__init__(broker, slots, process)
-        self.rounds = rounds or Rounds()
+        self.rounds = rounds or LoopRounds()
         self.find = find
-        broker.offer_rides(self.rides)
+        broker.offer_follow_ups(self.follow_ups)
         self._ready: deque[Served] = deque()
         self._starved: deque[Served] = deque()
-        self._lanes: dict[int, asyncio.Task[Any] | None] = {}
+        self._connections: dict[int, asyncio.Task[Any] | None] = {}
         self._tripped_at = 0.0
         self._patience = Patience(self.offer)
         self.patience = self._patience.watch
@@ -80,25 +80,25 @@ class Pump(Errands):
     @property
     def ends_with_the_loop(self) -> bool:
         """Whether the app cancels every aio_task there is, those that serve turns included, and has not called stop."""
-        lanes = [one for one in self._lanes.values() if one is not None]
-        return bool(lanes) and all(one.done() or one.cancelling() for one in lanes)
+        connections = [one for one in self._connections.values() if one is not None]
+        return bool(connections) and all(one.done() or one.cancelling() for one in connections)
 
-    async def run(self, lane: int) -> None:
+    async def run(self, connection: int) -> None:
         """Serve turns on one connection until cancelled."""
-        self._lanes[lane] = asyncio.current_task()
+        self._connections[connection] = asyncio.current_task()
         pause = SHORTEST_PAUSE
         while True:
             while not (self._ready or self._cleared):
                 self._wake.clear()
                 await self._wake.wait()
-            turns = self._held[lane] = []
+            turns = self._held[connection] = []
             try:
                 if self.rounds.crowded:
                     await self.rounds.pause(self._tripped_at)
                     self._tripped_at = clock.monotonic()
                 self._next_turns(turns)
                 if turns:
-                    await self._serve(lane, turns)
+                    await self._serve(connection, turns)
                     pause = SHORTEST_PAUSE
                     self.outage_since = None
             except BrokerUnavailableError as error:
@@ -114,39 +114,39 @@ class Pump(Errands):
                 await asyncio.sleep(LONGEST_PAUSE)
             finally:
                 self._put_back(turns)
-                del self._held[lane]
+                del self._held[connection]
 
     def _next_turns(self, turns: list[Turn[Served]]) -> None:
         """Add to `turns` those that can be sent, and send errands for those that cannot be yet."""
         turns += self._cleared[:TURNS_A_TRIP]
         del self._cleared[:TURNS_A_TRIP]
         apart: dict[object, list[Turn[Served]]] = {}
-        stale: set[Gate] = set()
+        stale: set[SharedLimit] = set()
         for _ in range(min(len(self._ready), TURNS_A_TRIP - len(turns))):
             consumer = self._ready.popleft()
             consumer.queued = False
             free = self.free_slots()
             scarce = bool(self._starved) or consumer.spent > 0
-            allowed = max(0, min(free, consumer.terms.weight - consumer.spent) if scarce else free)
+            allowed = max(0, min(free, consumer.limits.weight - consumer.spent) if scarce else free)
             turn = consumer.prepare(allowed)
             if turn is not None:
                 self._reserved += turn.reserved
                 if consumer.lost_reply:
                     apart[turn] = [turn]
-                elif consumer.gates and turn.reserved:
-                    apart.setdefault(consumer.gates, []).append(turn)
+                elif consumer.shared_limits and turn.reserved:
+                    apart.setdefault(consumer.shared_limits, []).append(turn)
                 else:
                     turns.append(turn)
-                    stale.update(gate for gate in consumer.gates if gate.stale)
+                    stale.update(shared_limit for shared_limit in consumer.shared_limits if shared_limit.stale)
                 if consumer.flowing and consumer.hungry and consumer.free() and not scarce:
-                    self.offer(consumer)  # for a second turn, by the other lane
+                    self.offer(consumer)  # for a second turn, by the other connection
             # One that might start something and makes no turn is kept back by something else, and woken by that.
             if free <= 0 or (scarce and (turn is not None or not allowed)):
                 self._starve(consumer, 0 if turn is None else turn.reserved)
         for some in apart.values():
             self._send(self._clear(some), some)
-        for gate in stale:
-            self._send(gate.correct(), [])
+        for shared_limit in stale:
+            self._send(shared_limit.correct(), [])
         self._feed()
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Pump(Errands):
         if not consumer.hungry or consumer.starving or consumer.free() <= 0:
             return  # one whose own slots are full comes again when a job of it ends, and has had what it has had
         consumer.starving = True
-        if 0 < consumer.spent < consumer.terms.weight:
+        if 0 < consumer.spent < consumer.limits.weight:
             self._starved.appendleft(consumer)
         else:
             consumer.spent = 0
@@ -186,9 +186,9 @@ class Pump(Errands):
             self.offer(consumer)
             room -= 1
 
-    async def _serve(self, lane: int, turns: list[Turn[Served]]) -> None:
+    async def _serve(self, connection: int, turns: list[Turn[Served]]) -> None:
         sent_at = clock.monotonic()
-        replies, over = await self._broker.work(lane, self._process(), [turn.call() for turn in turns])
+        replies, over = await self._broker.work(connection, self._process(), [turn.call() for turn in turns])
         if over:
             self.overflow.update(over)
             self.overflowed.set()
@@ -222,14 +222,14 @@ class Pump(Errands):
             consumer.look_again()
 
     # Turns behind adds --------------------------------------------------------------------------------------
-    def rides(self, places: list[Place]) -> list[tuple[str, WorkCall, OnWork]]:
+    def follow_ups(self, places: list[Place]) -> list[tuple[str, WorkCall, OnWork]]:
         """A turn for each idle queue here that a job is being added to: it starts after one round trip, not two."""
-        rides: list[tuple[str, WorkCall, OnWork]] = []
+        follow_ups: list[tuple[str, WorkCall, OnWork]] = []
         if self._ready or self._starved:
-            return rides
+            return follow_ups
         for place in places:
             consumer = self.find(place)
-            if consumer is None or consumer.gates or consumer.spec.forgets or not consumer.at_leisure:
+            if consumer is None or consumer.shared_limits or consumer.spec.forgets or not consumer.at_leisure:
                 continue
             was_hungry, consumer.hungry = consumer.hungry, True
             turn = consumer.prepare(self.free_slots())
@@ -238,11 +238,11 @@ class Pump(Errands):
             else:
                 self._reserved += turn.reserved
                 self._held[turn] = [turn]
-                tell = functools.partial(self._ridden, turn, clock.monotonic())
-                rides.append((self._process(), turn.call(), tell))
-        return rides
+                tell = functools.partial(self._followed_up, turn, clock.monotonic())
+                follow_ups.append((self._process(), turn.call(), tell))
+        return follow_ups
 
-    def _ridden(self, turn: Turn[Served], sent_at: float, reply: WorkReply | BrokerError) -> None:
+    def _followed_up(self, turn: Turn[Served], sent_at: float, reply: WorkReply | BrokerError) -> None:
         del self._held[turn]
         self._unreserve(turn.reserved)
         if isinstance(reply, BrokerError):

@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from asyncjobs.active_job import ActiveJob
-from asyncjobs.broker import WORK_LANES, Keys, TakenJob
+from asyncjobs.broker import WORK_CONNECTIONS, Keys, TakenJob
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.queue_limits import Terms
+from asyncjobs.declare.queue_limits import QueueLimits
 from asyncjobs.errors import visible
-from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.limits.start_margin import least_margin
 from asyncjobs.work.attempts import Attempts
 from asyncjobs.work.executor import Outcome
-from asyncjobs.work.prefetch import Ahead, Fetched
+from asyncjobs.work.prefetch import Prefetch, Prefetched
 from asyncjobs.work.refusals import Refusals
-from asyncjobs.work.shared import Shop
+from asyncjobs.work.shared import Shared
 from asyncjobs.work.turn import Finished, Turn
 
 BATCH: Final = 256  # jobs taken in one turn at most
-TURNS: Final = WORK_LANES
+TURNS: Final = WORK_CONNECTIONS
 
 
 class QueueState:
@@ -37,39 +37,66 @@ class QueueState:
         alarm_at: when the pump's alarms wake it, or None.
         ahead: what it holds beyond its slots.
         spent: jobs started in its present turn among those that starve, up to its weight.
-        parked: the gate that keeps it waiting, or None.
-        appetite: jobs that a turn asks the gates for at most; more with every turn that brings all it asked for, so
-            that a queue with little work does not hold what others could use.
+        parked: the shared limit that keeps it waiting, or None.
+        appetite: jobs that a turn asks the shared limits for at most; more with every turn that brings all it asked
+            for, so that a queue with little work does not hold what others could use.
         indexed: finished jobs of groups are listed beside its own, so that no turn of it may trim that list.
         took: whether this process has taken jobs here, so that its name may be in the queue's stream.
         queued, starving: in the pump's ring; waiting for a slot of the process.
         turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
         lost_reply: something may be pending for this process that it does not know of.
         margin: seconds that a start may lag behind its token.
-        base, set, terms: what holds for all queues of its name; what was set of this one; the one laid over the other.
+        base, set, limits: what holds for all queues of its name; what was set of this one; the one laid over the other.
     """
 
     __slots__ = (
-        "_shop", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "gates", "group_id", "hungry",
-        "indexed", "keys", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
-        "refusals", "rested_at", "resting_until", "set", "spec", "spent", "starving", "terms", "took", "turns",
+        "_shared",
+        "ahead",
+        "alarm_at",
+        "appetite",
+        "attempts",
+        "base",
+        "calls",
+        "flowing",
+        "group_id",
+        "hungry",
+        "indexed",
+        "keys",
+        "limits",
+        "lost_reply",
+        "margin",
+        "on_rest",
+        "outbox",
+        "parked",
+        "queued",
+        "quiet",
+        "refusals",
+        "rested_at",
+        "resting_until",
+        "set",
+        "shared_limits",
+        "spec",
+        "spent",
+        "starving",
+        "took",
+        "turns",
     )  # fmt: skip
 
     def __init__(
         self,
-        shop: Shop,
+        shared: Shared,
         spec: JobSpec,
         keys: Keys,
         group_id: str | None = None,
-        base: Terms | None = None,
+        base: QueueLimits | None = None,
         on_rest: Callable[[Any], None] | None = None,
     ) -> None:
-        self._shop = shop
+        self._shared = shared
         self.on_rest = on_rest
         self.spec = spec
         self.keys = keys
         self.group_id = group_id
-        self.attempts = Attempts(shop, self)
+        self.attempts = Attempts(shared, self)
         self.outbox: list[Finished] = []
         self.refusals: Refusals | None = None
         self.turns: list[Turn[Any]] = []
@@ -80,26 +107,26 @@ class QueueState:
         self.queued = False
         self.starving = False
         self.lost_reply = False
-        self.gates = shop.gates.get(spec.name, ())
-        self.parked: Gate | None = None
+        self.shared_limits = shared.shared_limits.get(spec.name, ())
+        self.parked: SharedLimit | None = None
         self.appetite = 1
         self.took = False
         self.indexed = False
-        self.ahead = Ahead(shop.pace.get(spec.name, 0))
+        self.ahead = Prefetch(shared.pace.get(spec.name, 0))
         self.spent = 0
         self.quiet = False
         self.resting_until = 0.0
         self.rested_at: float | None = None
-        self.base = self.terms = base or spec.terms
+        self.base = self.limits = base or spec.limits
         self.set: tuple[str, str, str] | None = None
-        self.margin = least_margin(self.terms, self.gates)
+        self.margin = least_margin(self.limits, self.shared_limits)
 
     def __repr__(self) -> str:
         name = self.spec.name if self.group_id is None else f"{self.spec.name}:{visible(self.group_id)}"
         return f"<Consumer {name} [{len(self.attempts.running)} running]>"
 
     @abstractmethod
-    def ended(self, job: ActiveJob, outcome: Outcome) -> Fetched | None:
+    def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """A try of this queue has come to `outcome`; the job that is to begin instead."""
 
     @abstractmethod
@@ -115,7 +142,7 @@ class QueueState:
     def idle(self) -> bool:
         """Nothing runs, nothing waits to be settled or looked at, now or later: whatever is left of it is idle too."""
         busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals or self.lost_reply
-        return not busy and self.alarm_at is None and self not in self._shop.pump.doubts
+        return not busy and self.alarm_at is None and self not in self._shared.pump.doubts
 
     @property
     def cautious(self) -> bool:
@@ -151,42 +178,48 @@ class QueueState:
 
     def free(self) -> int:
         """Slots of its own that are free and not asked for yet."""
-        if self.quiet or self.parked is not None or self.terms.paused:
+        if self.quiet or self.parked is not None or self.limits.paused:
             return 0
-        if self.terms.concurrency is None:
+        if self.limits.concurrency is None:
             return BATCH
         used = self.attempts.slots_used
         for turn in self.turns:
             used += turn.reserved
-        return max(0, self.terms.concurrency - used)
+        return max(0, self.limits.concurrency - used)
 
     def _batch(self) -> int:
         """How many a turn takes at most: half of what may run, so that the server and this process work at once."""
-        concurrency = self.terms.concurrency
+        concurrency = self.limits.concurrency
         most = BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
-        return min(most, self.appetite) if self.gates else most
+        return min(most, self.appetite) if self.shared_limits else most
 
     def may_fetch_ahead(self, reserved: int) -> int:
         """How many jobs a turn that asks for `reserved` slots may bring beyond them.
 
-        None where something else than their order decides when jobs start: a limit, a gate, a group's share of slots
-        that other processes have too.
+        None where something else than their order decides when jobs start: a limit, a shared limit, a group's share
+        of slots that other processes have too.
         """
-        terms = self.terms
-        if not self.ahead.most or terms.window or self.gates or self.spec.ordered or terms.concurrency is None:
+        limits = self.limits
+        if (
+            not self.ahead.most
+            or limits.window
+            or self.shared_limits
+            or self.spec.ordered
+            or limits.concurrency is None
+        ):
             return 0
-        if terms.concurrency == 1:
+        if limits.concurrency == 1:
             return self.ahead.most if reserved else 0
-        if self.spec.slots or self.quiet or self.parked is not None or terms.paused:
+        if self.spec.slots or self.quiet or self.parked is not None or limits.paused:
             return 0
         held = len(self.ahead) + sum(turn.ahead for turn in self.turns)
         return max(0, min(self.ahead.most - held, BATCH - reserved))
 
     def _room(self) -> int:
         """Slots in which a job may start now."""
-        if self.terms.concurrency is None:
+        if self.limits.concurrency is None:
             return BATCH
-        return max(0, self.terms.concurrency - self.attempts.slots_used)
+        return max(0, self.limits.concurrency - self.attempts.slots_used)
 
     @property
     def unsure(self) -> bool:
@@ -196,24 +229,24 @@ class QueueState:
     @property
     def lingers(self) -> bool:
         """Whether what was fetched ahead has been waiting for too long."""
-        return self.ahead.lingers(self.terms.concurrency == 1)
+        return self.ahead.lingers(self.limits.concurrency == 1)
 
-    def rebase(self, base: Terms) -> None:
-        """Other terms hold for all queues of this name."""
+    def rebase(self, base: QueueLimits) -> None:
+        """Other limits hold for all queues of this name."""
         self.base = base
-        self._settle_terms(self.set)
+        self._settle_limits(self.set)
 
-    def _settle_terms(self, settings: tuple[str, str, str] | None) -> None:
+    def _settle_limits(self, settings: tuple[str, str, str] | None) -> None:
         """What was set of this queue has changed."""
         self.set = settings
-        self.terms = self.base if settings is None else self.base.laid_over(*settings)
-        self.margin = least_margin(self.terms, self.gates)
+        self.limits = self.base if settings is None else self.base.laid_over(*settings)
+        self.margin = least_margin(self.limits, self.shared_limits)
         self._more_may_be_there()
 
     def _expect(self, delay_ms: int) -> None:
         """A retry is due in `delay_ms`; the news of it may be lost, and other processes may be gone by then."""
         if delay_ms:
-            self._shop.pump.alarms.set_earlier(self, delay_ms / 1000)
+            self._shared.pump.alarms.set_earlier(self, delay_ms / 1000)
         else:
             self._more_may_be_there()
 

@@ -11,11 +11,11 @@ from asyncjobs.broker import Place
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import Limiter
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
-from asyncjobs.limits.shared_limit import Gate
-from asyncjobs.supervisor import Crew
+from asyncjobs.limits.shared_limit import SharedLimit
+from asyncjobs.supervisor import Supervisor
 from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.groups import GroupRegistry
-from asyncjobs.work.shared import Shop
+from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
 
@@ -24,14 +24,14 @@ DEFAULT_LEASE: Final = 30.0
 
 
 class Queues:
-    """State: `consumers` and `registries` by job name; `gates` by key; `quiet`, nothing is to begin any more;
+    """State: `consumers` and `registries` by job name; `shared_limits` by key; `quiet`, nothing is to begin any more;
     `expected`, the jobs that are about to be consumed: the first beat tells their leases."""
 
-    def __init__(self, shop: Shop, supervisor: Crew) -> None:
-        self._shop, self._supervisor = shop, supervisor
+    def __init__(self, shared: Shared, supervisor: Supervisor) -> None:
+        self._shared, self._supervisor = shared, supervisor
         self.consumers: dict[str, Consumer] = {}
         self.registries: dict[str, GroupRegistry] = {}
-        self.gates: dict[str, Gate] = {}
+        self.shared_limits: dict[str, SharedLimit] = {}
         self.expected: list[JobSpec] = []
         self.quiet = False
 
@@ -41,7 +41,7 @@ class Queues:
         May be called again after an error. Jobs that were added while the job had groups and now has none, or the other
         way round, are run as well.
         """
-        gates = self._shop.gates[spec.name] = self._gates_of(spec)
+        shared_limits = self._shared.shared_limits[spec.name] = self._gates_of(spec)
         if spec.grouped:
             await self.registry(spec).reload()
         else:
@@ -49,8 +49,8 @@ class Queues:
         await self._look_elsewhere(spec)
 
         def room() -> None:
-            for gate in gates:
-                gate.open()
+            for shared_limit in shared_limits:
+                shared_limit.open()
 
         def news(group_id: str, delay: float) -> None:
             if group_id:
@@ -67,13 +67,13 @@ class Queues:
         def reload() -> None:
             self._supervisor.once(f"looking at the groups of {spec.name}", self.registry(spec).reload)
 
-        await self._shop.broker.listen_for_news(spec.name, news, look, reload, room)
+        await self._shared.broker.listen_for_news(spec.name, news, look, reload, room)
 
     def queue(self, spec: JobSpec) -> Consumer:
         """The consumer of what is added without a group."""
         consumer = self.consumers.get(spec.name)
         if consumer is None:
-            consumer = Consumer(self._shop, spec, self._shop.broker.queue_keys(spec.name, None))
+            consumer = Consumer(self._shared, spec, self._shared.broker.queue_keys(spec.name, None))
             consumer.quiet = self.quiet
             self.consumers[spec.name] = consumer
             self._mind_shapes(spec)
@@ -83,7 +83,7 @@ class Queues:
         """The groups of a job."""
         registry = self.registries.get(spec.name)
         if registry is None:
-            registry = self.registries[spec.name] = GroupRegistry(self._shop, spec)
+            registry = self.registries[spec.name] = GroupRegistry(self._shared, spec)
             registry.quiet = self.quiet
             self._supervisor.start(f"reaper of {spec.name}", registry.run)
             self._mind_shapes(spec)
@@ -97,7 +97,7 @@ class Queues:
     async def _look_elsewhere(self, spec: JobSpec) -> None:
         """Find the jobs of a name that another release has added with groups, where it has none, or without."""
         try:
-            found = await self._shop.broker.other_shape(spec.name, spec.grouped)
+            found = await self._shared.broker.other_shape(spec.name, spec.grouped)
         except BrokerUnavailableError:
             raise
         except BrokerError as error:  # a key of a foreign type: said where the queue has its turns
@@ -121,17 +121,17 @@ class Queues:
         for group_id in found.groups:
             registry.wake(group_id)
 
-    def _gates_of(self, spec: JobSpec) -> tuple[Gate, ...]:
+    def _gates_of(self, spec: JobSpec) -> tuple[SharedLimit, ...]:
         """The limits that hold over the queues of a job and others, one object each in a process."""
-        total, named = self._shop.broker.gate_keys(spec.name, [one.name or "" for one in spec.named_limiters])
+        total, named = self._shared.broker.shared_limit_keys(spec.name, [one.name or "" for one in spec.named_limiters])
         wanted: list[tuple[str, tuple[Limiter, ...], int | None]] = []
         if spec.total_limiters or spec.total_concurrency:
             wanted.append((total, spec.total_limiters, spec.total_concurrency))
         wanted += [(key, (limiter,), None) for key, limiter in zip(named, spec.named_limiters, strict=True)]
         for key, limiters, slots in wanted:
-            if key not in self.gates:
-                self.gates[key] = Gate(self._shop.broker, key, spec.name, limiters, slots, spec.lease)
-        return tuple(self.gates[key] for key, _, _ in wanted)
+            if key not in self.shared_limits:
+                self.shared_limits[key] = SharedLimit(self._shared.broker, key, spec.name, limiters, slots, spec.lease)
+        return tuple(self.shared_limits[key] for key, _, _ in wanted)
 
     def leases(self) -> dict[str, float]:
         """By which the others judge this process: job name → seconds, '' for what runs besides jobs."""
@@ -175,8 +175,8 @@ class Queues:
             consumer.cancel_all()
 
     def close(self) -> None:
-        for gate in self.gates.values():
-            gate.close()
+        for shared_limit in self.shared_limits.values():
+            shared_limit.close()
 
     def running(self) -> int:
         return sum(len(consumer.attempts.running) for consumer in self.all())

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from asyncjobs.broker import Excess, TakenJob, WorkReply
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
-from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import ThrottledLog
 from asyncjobs.work.alarms import Alarms, Doubts
@@ -22,7 +22,7 @@ class Served(Waiting, Source, Protocol):
     """A queue of this process, as the pump sees it. For the attributes see `Consumer`."""
 
     spec: JobSpec
-    gates: tuple[Gate, ...]
+    shared_limits: tuple[SharedLimit, ...]
     turns: list[Turn[Any]]
     queued: bool
     starving: bool

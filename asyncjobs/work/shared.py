@@ -1,4 +1,4 @@
-"""The Shop: what all queues of a process share."""
+"""The Shared: what all queues of a process share."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
-from asyncjobs.limits.shared_limit import Gate
+from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.work.served import Ring
 from asyncjobs.work.suspects import Suspects
-from asyncjobs.work.task_reuse import Rounds
+from asyncjobs.work.task_reuse import LoopRounds
 
 
-class Shop:
+class Shared:
     """What all consumers of a process share."""
 
     __slots__ = (
-        "broker", "bus", "context", "emit", "environment", "gates", "pace", "pump", "rounds", "scope", "stubborn",
-        "suspects", "threads", "tokens",
+        "broker",
+        "bus",
+        "context",
+        "emit",
+        "environment",
+        "pace",
+        "pump",
+        "rounds",
+        "scope",
+        "shared_limits",
+        "stubborn",
+        "suspects",
+        "threads",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -36,7 +48,7 @@ class Shop:
         threads: Threads,
         scope: Callable[[ActiveJob], AbstractContextManager[Any]],
         boot: str,
-        rounds: Rounds,
+        rounds: LoopRounds,
     ) -> None:
         self.broker, self.bus, self.pump, self.environment, self.threads = (
             broker,
@@ -50,7 +62,9 @@ class Shop:
         self.rounds = rounds
         self.suspects = Suspects()
         self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
-        self.gates: dict[str, tuple[Gate, ...]] = {}  # job name → the limits that hold over its queues and others
+        self.shared_limits: dict[
+            str, tuple[SharedLimit, ...]
+        ] = {}  # job name → the limits that hold over its queues and others
         self.scope = scope  # entered around each try; what it yields travels with the try's events
         self.stubborn: set[asyncio.Task[None]] = set()  # tries that go on although their job was settled
         numbers = itertools.count(1)

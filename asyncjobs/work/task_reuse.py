@@ -32,7 +32,7 @@ IN_A_ROW: Final = 8  # jobs that end without having waited for anything, before 
 Counts: TypeAlias = tuple[int, ...]
 
 
-class Rounds(LoopBudget):
+class LoopRounds(LoopBudget):
     """The rounds of the loop, and what an aio_task looks like in which nothing of a job is left.
 
     State: `bare`, how many references there are to an aio_task and what may stand for it while nobody else keeps one:
@@ -65,7 +65,7 @@ class Slot:
 
     __slots__ = ("_context", "_held", "_in_a_row", "_plain", "_round", "_rounds", "aio_task")
 
-    def __init__(self, rounds: Rounds) -> None:
+    def __init__(self, rounds: LoopRounds) -> None:
         aio_task: Any = asyncio.current_task()
         self.aio_task: asyncio.Task[Any] = aio_task
         self._rounds = rounds

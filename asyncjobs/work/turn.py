@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import NO_LIMIT, Keys, TakenJob, WorkCall
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.queue_limits import Terms
+from asyncjobs.declare.queue_limits import QueueLimits
 from asyncjobs.limits.shared_limit import Grant
 from asyncjobs.record import Record
 from asyncjobs.work.decide import Decision
@@ -36,7 +36,7 @@ class Source(Protocol):
     spec: JobSpec
     keys: Keys
     group_id: str | None
-    base: Terms
+    base: QueueLimits
     margin: float
     calls: int
     indexed: bool
@@ -57,7 +57,7 @@ class Turn(Generic[Queue]):
         ahead: jobs that it may bring beyond that, to run as others end.
         calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
         margin: seconds that a start may lag behind the tokens that it takes.
-        grants, sent_at: what the gates have let in, and when they were asked; 0: they were not.
+        grants, sent_at: what the shared limits have let in, and when they were asked; 0: they were not.
     """
 
     __slots__ = ("ahead", "calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
@@ -75,23 +75,23 @@ class Turn(Generic[Queue]):
         return self.reserved + self.ahead > 0
 
     def let_in(self, jobs: int) -> None:
-        """`jobs` of what the gates let in are no longer on their way: they run, or will not."""
+        """`jobs` of what the shared limits let in are no longer on their way: they run, or will not."""
         for grant in self.grants:
-            grant.gate.pending -= jobs
+            grant.shared_limit.pending -= jobs
 
     def dropped(self) -> None:
-        """No reply says what became of what the gates let in: what has been taken is adopted, the rest is free."""
+        """No reply says what became of what the limits let in: what has been taken is adopted, the rest is free."""
         self.let_in(self.reserved)
         for grant in self.grants:
-            grant.gate.reconsider()
+            grant.shared_limit.reconsider()
 
     def call(self) -> WorkCall:
         """The turn, as the broker takes it."""
-        consumer, spec, terms = self.consumer, self.consumer.spec, self.consumer.base
-        slots = terms.concurrency or 0 if spec.slots else 0
+        consumer, spec, limits = self.consumer, self.consumer.spec, self.consumer.base
+        slots = limits.concurrency or 0 if spec.slots else 0
         settlements = [finished.decision.settlement for finished in self.sending]
         return WorkCall(
             spec.name, consumer.keys, consumer.group_id is not None, self.token, self.reserved + self.ahead, slots,
-            terms.windows, round(self.margin * 1e6), self.ahead, NO_LIMIT if consumer.indexed else spec.retention,
+            limits.windows, round(self.margin * 1e6), self.ahead, NO_LIMIT if consumer.indexed else spec.retention,
             settlements, consumer.cautious,
         )  # fmt: skip

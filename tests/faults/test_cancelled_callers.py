@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from asyncjobs.broker.connection import Lane
+from asyncjobs.broker.connection import Connection
 from asyncjobs.errors import BrokerUnavailableError, NotRunningError
 from tests.helpers import eventually
 
@@ -133,7 +133,7 @@ async def test_all_of_those_that_share_a_pipeline(running, verb):
 async def test_an_exchange_of_nothing_is_answered_with_nothing(running):
     queue, _, _ = running
     broker = queue._broker
-    lanes: list[Lane] = [*broker._work, broker._misc, broker._beats, broker._adds.lane]
+    lanes: list[Connection] = [*broker._work, broker._misc, broker._beats, broker._adds.connection]
     async with asyncio.timeout(AT_ONCE):
         for lane in lanes:
             assert await lane.run([]) == []

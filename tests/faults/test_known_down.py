@@ -119,7 +119,7 @@ async def test_a_store_that_says_not_now_for_long_is_no_better(started, tcp_serv
     await client.execute_command("CONFIG", "SET", "min-replicas-to-write", "1")
     with pytest.raises(BrokerUnavailableError):
         await started.queue.add("job", 0)
-    await eventually(lambda: started._assembly.broker._adds.lane.known_down())
+    await eventually(lambda: started._assembly.broker._adds.connection.known_down())
     began = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="busy"):
         await started.queue.add("job", 1)
@@ -161,7 +161,7 @@ async def test_of_a_cluster_the_queues_of_a_node_that_is_down_alone(prefix, monk
             with pytest.raises(BrokerUnavailableError):
                 await runtime.queue.add(gone)
             adds, stream = runtime._assembly.broker._adds, f"{{{prefix}:{gone}}}:s"
-            await eventually(lambda: adds.lane.known_down(stream))
+            await eventually(lambda: adds.connection.known_down(stream))
             for _ in range(5):
                 began = time.monotonic()
                 with pytest.raises(BrokerUnavailableError):

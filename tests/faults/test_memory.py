@@ -133,8 +133,8 @@ class Case:
         args = (*keys, "poll", self.now, "p1", "skip", 30_000, "0")
         await self.hold(lambda got: got == [b"fire"], scripts.TICK, *args)
 
-    async def tock(self) -> None:
-        await self.hold(lambda got: got == b"", scripts.TOCK, f"{{{self.prefix}}}:running", "poll", "p1", "1")
+    async def end_run(self) -> None:
+        await self.hold(lambda got: got == b"", scripts.END_RUN, f"{{{self.prefix}}}:running", "poll", "p1", "1")
 
     async def claim(self) -> None:
         args = (swept_key(self.prefix, "p9"), "job", "p1", 10_000, "")

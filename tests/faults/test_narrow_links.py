@@ -10,8 +10,8 @@ from asyncjobs import Runtime
 from asyncjobs.broker import adds
 from asyncjobs.broker import connection as link
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.cluster import ClusterLane, Topology
-from asyncjobs.broker.connection import Lane
+from asyncjobs.broker.cluster import ClusterConnection, Topology
+from asyncjobs.broker.connection import Connection
 from asyncjobs.errors import BrokerUnavailableError
 from benchmarks.proxy import Proxy
 from tests.helpers import LOOPS, eventually, run_on
@@ -27,11 +27,11 @@ def short(monkeypatch):
     monkeypatch.setattr(adds, "BYTES_A_PIPELINE", 400_000)
 
 
-def lanes(proxy: Proxy, kind: str) -> Lane:
+def lanes(proxy: Proxy, kind: str) -> Connection:
     address = Address(proxy.url, 5)
     if kind == "one server":
-        return Lane(address, 5)
-    lane = ClusterLane(address, 5, Topology(address, 5))
+        return Connection(address, 5)
+    lane = ClusterConnection(address, 5, Topology(address, 5))
     lane._topology._nodes = [("127.0.0.1", proxy.port)] * 16384
     return lane
 
@@ -140,7 +140,7 @@ async def test_what_a_lost_reply_would_have_brought_is_adopted_piece_by_piece(tc
 async def test_large_calls_share_a_pipeline_by_their_size(tcp_server, prefix):
     """Fifty notes of a megabyte are not one pipeline."""
     async with Proxy(tcp_server.port) as proxy:
-        lane = Lane(Address(proxy.url, 5), 5)
+        lane = Connection(Address(proxy.url, 5), 5)
         sent: list[int] = []
         run = lane.run
 

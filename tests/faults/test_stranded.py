@@ -1,4 +1,4 @@
-"""Nothing is stranded: whatever happens to a turn, a ride, an adoption, a shared limit or a stop, each job runs.
+"""Nothing is stranded: whatever happens to a turn, a follow_up, an adoption, a shared limit or a stop, each job runs.
 
 Nobody looks for lost news here (`sweep_interval` is an hour), so that a wake-up that never comes is seen.
 """
@@ -62,7 +62,7 @@ async def all_is_well(runtime: Runtime, ask: Any = None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_replies_that_are_lost_while_all_slots_are_busy_strand_nothing(own_server, prefix, kind):
-    """Every connection is killed again and again, with turns, rides, adoptions and questions to limits on the wire."""
+    """Every connection is killed again and again, with turns, follow-ups, adoptions, questions to limits on the wire."""
     grouped, options = KINDS[kind]
     ran: Counter[int] = Counter()
     rng = random.Random(kind)
@@ -98,7 +98,7 @@ async def test_a_turn_that_arrives_after_the_question_what_is_ours_is_found_all_
         consumer, broker = parts.queues.consumers["work"], parts.broker
         late: list[Any] = []
         real_work, real_own = broker.work, broker.own
-        monkeypatch.setattr(parts.pump, "rides", lambda places: [])
+        monkeypatch.setattr(parts.pump, "follow_ups", lambda places: [])
 
         async def lost(lane, process, calls):
             if late:
@@ -388,7 +388,7 @@ async def test_a_job_that_is_registered_while_it_runs_is_consumed_by_a_living_pr
         await runtime.queue.add_bulk(numbered("work", grouped, range(10)))
         await eventually(lambda: len(ran) == 10)
         await eventually(lambda: failures == 2)
-        assert parts.liveness.process in await parts.broker.living()
+        assert parts.heartbeat.process in await parts.broker.living()
         await all_is_well(runtime)
 
 

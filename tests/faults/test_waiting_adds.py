@@ -12,13 +12,13 @@ from asyncjobs import Runtime
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import AddBatcher
-from asyncjobs.broker.connection import Lane
+from asyncjobs.broker.connection import Connection
 from asyncjobs.broker.keys import Keys
 from asyncjobs.errors import BrokerUnavailableError
 from tests.helpers import eventually
 
 
-class HalfDown(Lane):
+class HalfDown(Connection):
     """A connection over which one queue gets no answer, as from one node of a Cluster; `lost`: after it was applied."""
 
     def __init__(self, *args, tag: str) -> None:
@@ -139,7 +139,7 @@ async def test_an_add_that_would_not_be_recognised_any_more_is_not_sent_again(tc
 async def test_a_thousand_processes_on_a_busy_queue_leave_a_bounded_number_of_marks(tcp_server, prefix, monkeypatch):
     """Their marks are over at once here."""
     client = tcp_server.client()
-    lane = Lane(Address(tcp_server.url, 5), 5)
+    lane = Connection(Address(tcp_server.url, 5), 5)
     ids = (f"j{i}" for i in itertools.count())
     alive = AddBatcher(lane, "alive", 10, 0)
     for n in range(300):

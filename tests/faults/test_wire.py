@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from asyncjobs.broker.address import Address
-from asyncjobs.broker.connection import Lane
+from asyncjobs.broker.connection import Connection
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.wire import PIECE
 from asyncjobs.errors import BrokerUnavailableError
@@ -16,7 +16,7 @@ from tests.helpers import eventually
 
 @pytest.fixture
 async def lane(proxy):
-    one = Lane(Address(proxy.url, 5), 5)
+    one = Connection(Address(proxy.url, 5), 5)
     yield one
     await one.shut()
 

@@ -474,7 +474,7 @@ class World:
         assert parts is not None
         assert self.operator._assembly is not None
         self.lapsed = True
-        before = parts.liveness.process
+        before = parts.heartbeat.process
         others = [one for one in self.up if one is not member]
         member.proxy.mode = "black-hole"
         if ends:
@@ -497,7 +497,7 @@ class World:
             notes = self.notes
             await self.until(lambda: self.notes > notes + 2, 0.1)
         member.proxy.mode = "pass"
-        await eventually(lambda: not member.up or parts.liveness.process != before, BOUND, "it has another name")
+        await eventually(lambda: not member.up or parts.heartbeat.process != before, BOUND, "it has another name")
 
     async def come_back(self, place: Place, which: int, script: tuple[Step, ...], lost: bool) -> None:
         """A group that had work, a reply of which may be lost, is reaped and gets work again."""
@@ -604,7 +604,9 @@ class World:
             if member.runtime is not None and member.runtime._assembly is not None:
                 lines.append(f"{member.runtime!r} {member.runtime.health()}")
                 lines += [f"  {one!r} {_shown(one)}" for one in member.runtime._assembly.queues.all()]
-                lines += [f"  {gate!r}" for gate in member.runtime._assembly.queues.gates.values()]
+                lines += [
+                    f"  {shared_limit!r}" for shared_limit in member.runtime._assembly.queues.shared_limits.values()
+                ]
         return "\n".join(lines)
 
     # The end ----------------------------------------------------------------------------------------------
@@ -702,7 +704,7 @@ def _shown(consumer: Any) -> dict[str, Any]:
     names = ("hungry", "queued", "starving", "parked", "lost_reply", "quiet", "resting_until", "alarm_at", "rested_at")
     return {name: getattr(consumer, name) for name in names} | {
         "turns": len(consumer.turns), "outbox": len(consumer.outbox), "ahead": len(consumer.ahead),
-        "paused": consumer.terms.paused, "now": time.monotonic(),
+        "paused": consumer.limits.paused, "now": time.monotonic(),
     }  # fmt: skip
 
 

@@ -591,9 +591,9 @@ async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis
     assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1") == [b"overlap"]
     assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1") == [b"taken"]
     assert await desk.run(scripts.TICK, *keys, "t", now - 1000, "p2", "queue", 30_000, "1") == [b"queued"]
-    assert await desk.run(scripts.TOCK, running, "t", "p2", "1") == b""
-    assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == str(now - 1000).encode()
-    assert await desk.run(scripts.TOCK, running, "t", "p1", "1") == b""
+    assert await desk.run(scripts.END_RUN, running, "t", "p2", "1") == b""
+    assert await desk.run(scripts.END_RUN, running, "t", "p1", "1") == str(now - 1000).encode()
+    assert await desk.run(scripts.END_RUN, running, "t", "p1", "1") == b""
     await redis.hset(running, "t", "p1")
     over = (*keys, "t", now - 500, "p1", "skip", 30_000, "0")
     assert await desk.run(scripts.TICK, *over) == [b"fire"], "its own process knows that the run is over"

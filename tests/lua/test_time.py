@@ -47,10 +47,10 @@ class Place:
         await fill(self.redis, self.many, f"redis.call('RPUSH', KEYS[1], {row})", self.keys.bucket, first)
 
     async def grants(self) -> None:
-        gate = f"{{{self.prefix}}}:gate:x"
+        shared_limit = f"{{{self.prefix}}}:gate:x"
         line = "redis.call('ZADD', KEYS[1], f(ARGV[3] + n), 'g' .. f(n) .. ' 1')"
-        await fill(self.redis, self.many, line, f"{gate}:1", self.now - self.many)
-        await self.redis.hset(gate, "u1", self.many)
+        await fill(self.redis, self.many, line, f"{shared_limit}:1", self.now - self.many)
+        await self.redis.hset(shared_limit, "u1", self.many)
 
     async def finished(self, zset: str, member: str = "j") -> None:
         line = "redis.call('ZADD', KEYS[1], f(ARGV[3] + n), ARGV[4] .. f(n))"

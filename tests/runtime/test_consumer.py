@@ -12,12 +12,12 @@ from tests.helpers import eventually
 
 
 class NoBroker:
-    def offer_rides(self, make: object) -> None:
+    def offer_follow_ups(self, make: object) -> None:
         """Nothing is added here."""
 
 
-class Shop:
-    gates: dict = {}  # noqa: RUF012 - nothing adds to it
+class Shared:
+    shared_limits: dict = {}  # noqa: RUF012 - nothing adds to it
     pace: dict = {}  # noqa: RUF012
 
     """Just a pump whose ring can be looked at."""
@@ -28,15 +28,15 @@ class Shop:
         self.bus = None
 
 
-def consumer(shop: Shop) -> Consumer:
-    return Consumer(shop, JobSpec("a", JobDefinition(handle=lambda data: None)), Keys("p", "a"))
+def consumer(shared: Shared) -> Consumer:
+    return Consumer(shared, JobSpec("a", JobDefinition(handle=lambda data: None)), Keys("p", "a"))
 
 
 EMPTY = WorkReply(b"", None, [])
 
 
 async def test_news_during_a_turn_is_looked_at_after_it():
-    one = consumer(Shop())
+    one = consumer(Shared())
     turn = one.prepare(10)
     one.look_again()
     one.absorb(turn, EMPTY, 0.0)
@@ -49,19 +49,19 @@ async def test_news_during_a_turn_is_looked_at_after_it():
 
 
 async def test_a_due_time_heard_during_a_turn_is_kept():
-    shop = Shop()
-    one = consumer(shop)
+    shared = Shared()
+    one = consumer(shared)
     turn = one.prepare(10)
     one.wake("", 0.5)
     heard = one.alarm_at
     one.absorb(turn, WorkReply(b"", 60.0, []), 0.0)
     assert one.alarm_at == heard
     assert not one.idle
-    shop.pump.alarms.close()
+    shared.pump.alarms.close()
 
 
 async def test_two_turns_never_ask_for_more_than_there_is_room_for():
-    one = consumer(Shop())
+    one = consumer(Shared())
     first, second = one.prepare(100), one.prepare(100)
     assert (first.reserved, second.reserved) == (5, 5)
     assert one.prepare(100) is None
@@ -72,7 +72,7 @@ async def test_two_turns_never_ask_for_more_than_there_is_room_for():
 
 
 async def test_what_became_free_or_due_during_a_turn_is_not_hidden_by_its_short_reply():
-    one = consumer(Shop())
+    one = consumer(Shared())
     turn = one.prepare(4)
     one._expect(0)
     one.absorb(turn, EMPTY, 0.0)
@@ -80,7 +80,7 @@ async def test_what_became_free_or_due_during_a_turn_is_not_hidden_by_its_short_
 
 
 async def test_a_lost_reply_is_settled_again_and_what_was_taken_adopted():
-    one = consumer(Shop())
+    one = consumer(Shared())
     first, second = one.prepare(4), one.prepare(4)
     one.unanswered(first)
     assert one.lost_reply
@@ -91,8 +91,8 @@ async def test_a_lost_reply_is_settled_again_and_what_was_taken_adopted():
 
 
 async def test_a_refused_queue_rests_and_is_woken_again():
-    shop = Shop()
-    one = consumer(shop)
+    shared = Shared()
+    one = consumer(shared)
     one.refused(one.prepare(4), BrokerError("WRONGTYPE"))
     assert one.prepare(4) is None
     one.wake("", 0.001)
@@ -100,18 +100,18 @@ async def test_a_refused_queue_rests_and_is_woken_again():
     assert one.alarm_at is not None, "an earlier alarm does not swallow the one that ends the rest"
     one.resting_until = 0.001
     assert one.prepare(4) is not None
-    shop.pump.alarms.close()
+    shared.pump.alarms.close()
 
 
 async def test_alarms_that_were_set_earlier_leave_nothing_behind_that_is_hours_ahead():
     """A queue that was woken may be reaped: an entry of it must not keep it until then."""
-    shop = Shop()
-    queues = [consumer(shop) for _ in range(50)]
-    alarms = shop.pump.alarms
+    shared = Shared()
+    queues = [consumer(shared) for _ in range(50)]
+    alarms = shared.pump.alarms
     for n, one in enumerate(queues):
         alarms.set_earlier(one, 7200)
         alarms.set_earlier(one, 0.001 * (n % 5))
-    last = consumer(shop)
+    last = consumer(shared)
     alarms.set_earlier(last, 3600)
     await eventually(lambda: all(one.queued for one in queues))
     assert [one.alarm_at for one in queues] == [None] * 50

@@ -84,12 +84,12 @@ async def test_the_places_of_a_process_that_died_are_free_after_a_lease(make_run
             ran.append(data)
 
     async with free:
-        gate = free._assembly.shop.gates["sync"][0]
+        shared_limit = free._assembly.shop.shared_limits["sync"][0]
         broker = free._assembly.broker
-        key = gate._key
+        key = shared_limit._key
         # As a process that was killed while it ran two.
         broker._process, alive = "somebody-dead", broker._process
-        await gate._broker.admit(key, "sync", 0, 2, 2, 0.6, "", 0, "t", 0)
+        await shared_limit._broker.admit(key, "sync", 0, 2, 2, 0.6, "", 0, "t", 0)
         broker._process = alive
         began = time.monotonic()
         await free.queue.add("sync", 1, group_id="acme")
@@ -160,7 +160,7 @@ async def test_stop_while_a_gate_is_shut_leaves_everything_waiting(runtime: Runt
 
 
 async def test_whoever_waits_at_a_gate_that_opens_while_it_is_asked_is_let_in(make_runtime):
-    """A question had no answer, so the gate is full for a moment; while the next one is on its way it opens."""
+    """A question had no answer, so the shared limit is full for a moment; while the next one is on its way it opens."""
     runtime = make_runtime()
 
     @runtime.job("sync", group=True, limiter=None, total_concurrency=2, lease=60)
@@ -169,7 +169,7 @@ async def test_whoever_waits_at_a_gate_that_opens_while_it_is_asked_is_let_in(ma
 
     async with runtime:
         assert await (await runtime.queue.add("sync", 1, group_id="a")).wait(5) == 1
-        (gate,) = runtime._assembly.queues.gates.values()
+        (shared_limit,) = runtime._assembly.queues.shared_limits.values()
         admit, asked, broken = runtime._assembly.broker.admit, [], []
 
         async def slow_admit(key, name, running, want, *rest):
@@ -177,7 +177,7 @@ async def test_whoever_waits_at_a_gate_that_opens_while_it_is_asked_is_let_in(ma
             if len(asked) == 1:
                 raise BrokerUnavailableError("the reply was lost")
             if want == 0:
-                await eventually(lambda: not gate.full, what="it opens while this question is on its way")
+                await eventually(lambda: not shared_limit.full, what="it opens while this question is on its way")
             return await admit(key, name, running, want, *rest)
 
         async def look():
@@ -188,9 +188,9 @@ async def test_whoever_waits_at_a_gate_that_opens_while_it_is_asked_is_let_in(ma
         looking = asyncio.create_task(look())
         runtime._assembly.broker.admit = slow_admit
         first = await runtime.queue.add("sync", 2, group_id="b")
-        await eventually(lambda: gate.full)
+        await eventually(lambda: shared_limit.full)
         second = await runtime.queue.add("sync", 3, group_id="c")
         assert [await job.wait(5) for job in (first, second)] == [2, 3]
         looking.cancel()
-    assert 0 in asked, "another queue has met the gate while it was full"
+    assert 0 in asked, "another queue has met the shared_limit while it was full"
     assert broken == []

@@ -14,7 +14,7 @@ from asyncjobs import ConfigError, JobFailedError, RateLimited, RetryLater
 from asyncjobs.events import EVENT_TYPES, MOST_RUNNING, MOST_WAITING, Event, EventBus
 from asyncjobs.guests.calls import leave_behind
 from asyncjobs.live_updates import MOST_STUCK, LiveUpdates
-from asyncjobs.supervisor import Crew
+from asyncjobs.supervisor import Supervisor
 from tests.helpers import BOUND, Watcher, eventually
 
 
@@ -372,7 +372,7 @@ async def test_stop_is_bounded_and_the_loop_can_end_whatever_hangs(own_server, w
 @raised
 @pytest.mark.parametrize("how", ["raises", "returns", "is cancelled"])
 async def test_a_loop_that_ends_by_itself_starts_again_and_health_says_so(error, how, caplog):
-    crew, starts, well = Crew(), [], asyncio.Event()
+    crew, starts, well = Supervisor(), [], asyncio.Event()
 
     async def loop():
         starts.append(1)
@@ -399,7 +399,7 @@ async def test_a_loop_that_ends_by_itself_starts_again_and_health_says_so(error,
 
 
 async def test_a_loop_ends_with_the_apps_own_loop_even_without_a_stop():
-    crew, starts = Crew(), []
+    crew, starts = Supervisor(), []
 
     async def loop():
         starts.append(1)
@@ -415,7 +415,7 @@ async def test_a_loop_ends_with_the_apps_own_loop_even_without_a_stop():
 
 @raised
 async def test_an_errand_may_raise_anything_and_errands_of_one_name_never_pile_up(error, caplog):
-    crew, runs, release = Crew(), [], asyncio.Event()
+    crew, runs, release = Supervisor(), [], asyncio.Event()
 
     async def errand():
         runs.append(1)

@@ -14,7 +14,7 @@ from asyncjobs import ConfigError, Runtime
 from tests.helpers import LOOPS, Process, Watcher, eventually, run_on, write
 
 
-class Rounds:
+class LoopRounds:
     """Counts the rounds of the loop, and what happens in each."""
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Rounds:
 
 
 @asynccontextmanager
-async def rounds() -> AsyncIterator[Rounds]:
-    counted = Rounds()
+async def rounds() -> AsyncIterator[LoopRounds]:
+    counted = LoopRounds()
     counted._next()
     yield counted
     counted._on = False

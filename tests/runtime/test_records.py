@@ -71,7 +71,7 @@ async def test_a_record_whose_counts_are_no_numbers_fails_that_job_alone(make_ru
             await eventually(lambda: consumer_.idle)
             consumer_.resting_until = float("inf")
             jobs = await runtime.queue.add_bulk(adding)
-            await take_as(runtime, group, runtime._assembly.liveness.process)
+            await take_as(runtime, group, runtime._assembly.heartbeat.process)
             await damage(jobs)
             consumer_.lost_reply, consumer_.resting_until = True, 0.0
             consumer_.look_again()
@@ -245,7 +245,7 @@ async def test_a_job_that_is_taken_again_by_the_process_that_runs_it_is_settled(
     async with runtime:
         job = await runtime.queue.add("job", 1, group_id=group)
         await begun.wait()
-        keys, process = runtime._assembly.broker.queue_keys("job", group), runtime._assembly.liveness.process
+        keys, process = runtime._assembly.broker.queue_keys("job", group), runtime._assembly.heartbeat.process
         consumer_ = consumer_of(runtime, group)
         await eventually(lambda: not consumer_.turns)
         running = consumer_.attempts.running[job.id]
@@ -316,7 +316,7 @@ async def test_an_outcome_that_was_not_settled_is_settled_as_what_was_taken_last
         job = await runtime.queue.add("job", 1)
         await eventually(lambda: consumer_.outbox)
         await forget_the_take(redis, consumer_.keys, job.id)
-        await take_as(runtime, None, runtime._assembly.liveness.process)
+        await take_as(runtime, None, runtime._assembly.heartbeat.process)
         consumer_.lost_reply, consumer_.resting_until = True, 0.0
         consumer_.look_again()
         await state_of(runtime, job, "completed")

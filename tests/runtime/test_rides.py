@@ -20,7 +20,7 @@ def trips(runtime) -> list[tuple[str, int]]:
     """From now on, which script goes by which lane: 'adds' or 'work', in order."""
     seen: list[tuple[str, int]] = []
     broker = runtime._assembly.broker
-    for name, lane in (("adds", broker._adds.lane), *(("work", lane) for lane in broker._work)):
+    for name, lane in (("adds", broker._adds.connection), *(("work", lane) for lane in broker._work)):
 
         async def run(commands, needs=(), *, send=lane.run, name=name):
             seen.append((name, len(commands)))

@@ -97,7 +97,7 @@ async def test_what_is_set_for_a_grouped_name_holds_for_every_group_of_it(two):
     async with worker, operator:
         name = operator.queue.job("tenant")
         await name.pause()
-        await eventually(lambda: worker._assembly.queues.registries["tenant"].terms.paused)
+        await eventually(lambda: worker._assembly.queues.registries["tenant"].limits.paused)
         await operator.queue.add_bulk([("tenant", 0.02, {"group_id": g}) for g in ("a", "b") for _ in range(8)])
         await (await operator.queue.add("plain", 0.0)).wait(5)
         assert "a" not in worker.starts
@@ -108,7 +108,7 @@ async def test_what_is_set_for_a_grouped_name_holds_for_every_group_of_it(two):
         await worker.wait_idle(10)
         assert worker.most == {"a": 2, "b": 4, "plain": 1}, "a group's own settings go first"
         await name.clear()
-        await eventually(lambda: worker._assembly.queues.registries["tenant"].terms.concurrency == 1, 1)
+        await eventually(lambda: worker._assembly.queues.registries["tenant"].limits.concurrency == 1, 1)
         worker.most.clear()
         await operator.queue.add_bulk([("tenant", 0.02, {"group_id": g}) for g in ("a", "b") for _ in range(8)])
         await worker.wait_idle(10)

@@ -746,7 +746,7 @@ def test_a_thread_goes_on_when_the_app_cancels_everything(server, prefix, loop, 
 # Threads that come too late ---------------------------------------------------------------------------------------
 async def disconnect(runtime):
     """A loop that ends without a stop; uvloop would wait for its connections when it is closed."""
-    await runtime._assembly.crew.stop()
+    await runtime._assembly.supervisor.stop()
     await runtime._assembly.lifeline.stop()
     await runtime._assembly.broker.close()
 
