@@ -31,8 +31,6 @@ JOBS_A_PIPELINE: Final = 8000
 PIECE: Final = 1000  # jobs that are queued for the way at once
 WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
 FOLLOWED: Final = 3 + ADD.keys + 6  # where the command of an add says so, see ``lua/add.lua``
-
-
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
 SLACK: Final = 60.0  # seconds on top of the connection timeout in which what was sent may still arrive

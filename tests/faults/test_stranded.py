@@ -62,7 +62,7 @@ async def all_is_well(runtime: Runtime, ask: Any = None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_replies_that_are_lost_while_all_slots_are_busy_strand_nothing(own_server, prefix, kind):
-    """Every connection is killed again and again, with turns, follow-ups, adoptions, questions to limits on the wire."""
+    """Every connection is killed again and again, with turns, follow-ups, adoptions and questions on the wire."""
     grouped, options = KINDS[kind]
     ran: Counter[int] = Counter()
     rng = random.Random(kind)
