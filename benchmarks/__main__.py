@@ -18,10 +18,10 @@ from pathlib import Path
 from benchmarks.report import render
 
 SCRIPTS = (
-    "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "peers",
+    "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "guest", "peers",
 )  # fmt: skip
 
-TCP = ("network", "peers")
+TCP = ("network", "guest", "peers")
 MODULES = {"peers": "benchmarks.peers.__main__"}
 
 

@@ -111,6 +111,19 @@ def test_side_by_side_with_the_ceiling():
     assert "raw" not in table
 
 
+@pytest.mark.slow
+def test_a_guest_serves_requests_beside_each_backlog():
+    """Who else can be embedded has an environment of its own; ours alone is asked for here."""
+    report = found("benchmarks.guest", "--only", "asyncjobs", "--frames", "fastapi", "--seconds", "0.3")
+    figures = medians(report)
+    backlogs = {one.split(", ")[1] for one in figures}
+    assert {"no-op", "0.5 ms of computing", "sync handlers", "groups of one job", "a dead neighbour swept"} <= backlogs
+    assert all(value == 0 for one, value in figures.items() if one.endswith("failed"))
+    assert figures["fastapi, no-op, asyncjobs: jobs/s"] > 0
+    report = found("benchmarks.guest", "--only", "asyncjobs", "--frames", "aiohttp", "--backlogs", "5 ms of waiting")
+    assert medians(report)["aiohttp, 5 ms of waiting, asyncjobs: p99"] > 0
+
+
 def test_nobody_is_left_out_silently():
     command = [sys.executable, "-m", "benchmarks.peers", "--only", "resque"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,0 +1,298 @@
+"""What an app feels of the backlog of a runtime that it embeds: requests, a websocket and a timer beside it.
+
+    python -m benchmarks.guest [--only NAME …] [--backlogs NAME …] [--frames fastapi aiohttp] [--seconds N]
+                               [--groups N] [--trim N] [--rounds N] [--server …] [--install] [--quick] [--json]
+
+One process is the app: FastAPI on uvicorn, or aiohttp, with an endpoint that does nothing, and the runtime on the same
+loop. Another one asks it, 100 times a second and 20 times over a websocket, first with nothing to do and then with a
+backlog that it drains. A timer in the app's loop, every millisecond, tells how late it is and for how long one round of
+the loop computes. Peers that can be embedded drain the same jobs in the same app; `--install` makes their environments,
+and who has none is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import machine
+from benchmarks.load import percentile
+from benchmarks.peers import environments
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.report import Report, script
+from benchmarks.servers import free_port
+
+HOSTS = Path(__file__).parent / "hosts"
+REQUESTS, ECHOES = 100, 20  # a second
+SETTLE = 0.3  # seconds after the start of a drain that are not measured
+OURS, UNBOUND = "asyncjobs", "asyncjobs, no budget"
+EMBEDDABLE = ("saq", "arq", "streaq", "taskiq", "docket", "repid")
+BUDGET = 0.005  # the default
+
+
+class Backlog(NamedTuple):
+    """`pace`: jobs a second that nobody reaches, so that there is enough for all the time; `ask`: what is asked for."""
+
+    options: dict[str, Any]
+    pace: int
+    peers: bool = False
+    ask: str = ""
+
+
+BACKLOGS = {
+    "no-op": Backlog({"work": "noop"}, 70_000, peers=True),
+    "0.1 ms of computing": Backlog({"work": "compute", "seconds": 0.0001}, 9000),
+    "0.5 ms of computing": Backlog({"work": "compute", "seconds": 0.0005}, 2000, peers=True),
+    "5 ms of computing": Backlog({"work": "compute", "seconds": 0.005}, 210),
+    "5 ms of waiting": Backlog({"work": "wait", "seconds": 0.005}, 20_000, peers=True),
+    "sync handlers": Backlog({"sync": True}, 14_000),
+    "100 kB payloads": Backlog({"payload": 100_000}, 1800),
+    "groups of one job": Backlog({"groups": 10_000}, 0),
+    "50,000 added by a request": Backlog({"bulk": 50_000}, 0, ask="bulk"),
+    "retention trimmed": Backlog({"finish": True}, 0, ask="trim"),
+    "a dead neighbour swept": Backlog({"die": True}, 0),
+}
+PACES = {"saq": 3500, "arq": 3500, "streaq": 2500, "taskiq": 4500, "docket": 3000, "repid": 9000}
+
+
+class System(NamedTuple):
+    """Who is embedded: the adapter, the Python that has it, and options of its own."""
+
+    name: str
+    adapter: str
+    python: str
+    options: dict[str, Any]
+
+
+def systems(only: list[str] | None) -> tuple[list[System], list[str]]:
+    """Those that are there, and a line for each that is not."""
+    found = [
+        System(OURS, "asyncjobs", sys.executable, {}),
+        System(UNBOUND, "asyncjobs", sys.executable, {"budget": None}),
+    ]
+    left_out = []
+    for peer in PEERS:
+        if peer.adapter not in EMBEDDABLE:
+            continue
+        python = environments.FOLDER / peer.adapter / "bin" / "python"
+        if python.exists() and _has_frames(python):
+            found.append(System(peer.name, peer.adapter, str(python), {}))
+        elif only is None or peer.name in only:
+            left_out.append(f"{peer.name} is left out: no environment of its own, see --install")
+    return [one for one in found if only is None or one.name in only], left_out
+
+
+def _has_frames(python: Path) -> bool:
+    line = [str(python), "-c", "import fastapi, uvicorn, aiohttp, uvloop"]
+    return subprocess.run(line, capture_output=True).returncode == 0
+
+
+def install() -> None:
+    """An environment for each peer, with what the app needs."""
+    for peer in PEERS:
+        if peer.adapter in EMBEDDABLE:
+            print(f"{peer.name}: {environments.install(peer)}", flush=True)
+            pip = [str(environments.FOLDER / peer.adapter / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+            subprocess.run([*pip, "fastapi", "uvicorn[standard]", "aiohttp"], check=True)
+
+
+class Host:
+    """The app in a process of its own, and its visitors in another."""
+
+    def __init__(self, system: System, url: str, options: dict[str, Any]) -> None:
+        self.port = free_port()
+        self._line = [system.python, str(HOSTS / "app.py"), system.adapter, url]
+        self._options = json.dumps({**system.options, **options})
+        self._env = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        self._quiet: Any = None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._process = subprocess.Popen(
+            [*self._line, str(self.port), self._options],
+            env=self._env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._quiet, text=True,
+        )  # fmt: skip
+        try:
+            self.tell("told")
+            while not self._answers():
+                time.sleep(0.02)
+            yield
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("")
+        except OSError:
+            return False
+        return True
+
+    def ask(self, path: str) -> None:
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=300).read()
+
+    def tell(self, word: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+    def fill(self) -> None:
+        subprocess.run([*self._line, "fill", self._options], env=self._env, stderr=self._quiet, check=False)
+
+    def visited(self, seconds: float) -> dict[str, Any]:
+        line = [sys.executable, str(HOSTS / "visitors.py"), str(self.port), str(seconds), str(REQUESTS), str(ECHOES)]
+        found: dict[str, Any] = json.loads(subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        return found
+
+
+def one_round(system: System, frame: str, backlog: Backlog, url: str, options: argparse.Namespace) -> dict[str, float]:
+    """What the visitors and the timer have seen with a backlog, and without."""
+    pace = backlog.pace if system.adapter == "asyncjobs" else min(backlog.pace, PACES[system.adapter])
+    jobs = max(100, int(pace * (options.seconds + 1.5)))
+    given = {**backlog.options, "frame": frame, "jobs": jobs}
+    if "groups" in given:
+        given["groups"] = given["jobs"] = options.groups
+    elif "die" in given:
+        given["groups"] = given["jobs"] = options.swept
+    elif "finish" in given:
+        given["jobs"] = options.trim
+    elif "bulk" in given:
+        given["bulk"] = min(given["bulk"], options.trim)
+    host = Host(system, url, given)
+    if backlog.ask or "die" in given:
+        host.fill()
+    with host.running():
+        host.visited(min(0.5, options.seconds))
+        host.tell("collect")
+        host.tell("told")
+        plain = host.visited(options.seconds)
+        quiet = host.tell("told")
+        if backlog.ask:
+            host.tell("work")
+            time.sleep(SETTLE)
+            host.tell("told")
+            asking = threading.Thread(target=host.ask, args=(f"ask/{backlog.ask}",), daemon=True)
+            asking.start()
+        else:
+            if "die" not in given:
+                host.fill()
+            host.tell("work")
+            if pace:
+                time.sleep(SETTLE)
+                host.tell("collect")
+                host.tell("told")
+        busy = host.visited(options.seconds)
+        told = host.tell("told")
+        if backlog.ask:
+            asking.join(60)
+    base, load = [1000 * one for one in plain["requests"]], [1000 * one for one in busy["requests"]]
+    echoes = [1000 * one for one in busy["echoes"]] or [float("nan")]
+    return {
+        "p50 without": percentile(base, 0.5), "p99 without": percentile(base, 0.99),
+        "p50": percentile(load, 0.5), "p99": percentile(load, 0.99), "max": max(load),
+        "echo p99": percentile(echoes, 0.99), "timer late p99": 1000 * told["lag p99"],
+        "longest stretch": 1000 * told["stretch max"], "longest stretch without": 1000 * quiet["stretch max"],
+        "longest collection": 1000 * told["collection max"], "jobs/s": told["jobs"] / told["seconds"],
+        "failed": float(plain["failed"] + busy["failed"]),
+    }  # fmt: skip
+
+
+async def measure(options: argparse.Namespace) -> Report:
+    embedded, left_out = systems(options.only)
+    for line in left_out:
+        print(line, file=sys.stderr)
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for number in range(1, options.rounds + 1):
+        for frame in options.frames:
+            for name, backlog in BACKLOGS.items():
+                if options.backlogs and name not in options.backlogs:
+                    continue
+                for system in embedded:
+                    if system.adapter != "asyncjobs" and not backlog.peers:
+                        continue
+                    print(f"\rround {number}: {frame}, {name}, {system.name:30}", end="", file=sys.stderr, flush=True)
+                    async with machine.server(options.server) as url:
+                        one = await asyncio.to_thread(one_round, system, frame, backlog, url, options)
+                    found.setdefault((frame, name, system.name), []).append(one)
+    print(file=sys.stderr)
+    report = Report(f"an app and its backlog, {REQUESTS} requests a second, server: {options.server}")
+    middle: dict[tuple[str, str, str], dict[str, float]] = {}
+    for (frame, name, who), rounds in found.items():
+        figures = middle[frame, name, who] = {}
+        for what in rounds[0]:
+            values = [one[what] for one in rounds]
+            unit = "" if what in ("jobs/s", "failed") else "ms"
+            figures[what] = report.add(f"{frame}, {name}, {who}: {what}", unit, values).median
+        for share in ("p50", "p99"):
+            values = [one[share] / one[f"{share} without"] for one in rounds]
+            figures[f"{share} ratio"] = report.add(
+                f"{frame}, {name}, {who}: {share} of that without", "x", values
+            ).median
+    for key, figures in middle.items():
+        _claim(report, key, figures, middle)
+    return report
+
+
+def _claim(
+    report: Report,
+    key: tuple[str, str, str],
+    figures: dict[str, float],
+    middle: dict[tuple[str, str, str], dict[str, float]],
+) -> None:
+    """What a guest ought to be, by the medians of this run."""
+    frame, name, who = key
+    if who != OURS:
+        return
+    budget = 1000 * BUDGET
+    if name in ("no-op", "5 ms of waiting", "0.1 ms of computing"):
+        report.claim(f"{frame}, {name}: p99, of that without", figures["p99 ratio"], 2.5, at_least=False)
+    if name == "no-op":
+        report.claim(f"{frame}, {name}: p50, of that without", figures["p50 ratio"], 2, at_least=False)
+    if name == "0.5 ms of computing":
+        allowed = max(3 * figures["p99 without"], figures["p99 without"] + 4 * budget)
+        report.claim(f"{frame}, {name}: p99, ms", figures["p99"], allowed, at_least=False)
+    own = 5 if name == "5 ms of computing" else 0
+    stretch = figures["longest stretch"] - own
+    report.claim(f"{frame}, {name}: longest stretch, in budgets", stretch / budget, 2, at_least=False)
+    unbound = middle.get((frame, name, UNBOUND))
+    if unbound and BACKLOGS[name].pace and unbound["jobs/s"]:
+        report.claim(f"{frame}, {name}: jobs, of those without a budget", figures["jobs/s"] / unbound["jobs/s"], 0.8)
+    for other, theirs in middle.items():
+        if other[:2] == key[:2] and other[2] not in (OURS, UNBOUND):
+            report.claim(f"{frame}, {name}: jobs, of {other[2]}", figures["jobs/s"] / max(1.0, theirs["jobs/s"]), 1)
+            report.claim(f"{frame}, {name}: p99, of {other[2]}", figures["p99"] / theirs["p99"], 1, at_least=False)
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of those that are embedded")
+    parser.add_argument("--backlogs", nargs="+", metavar="NAME", choices=list(BACKLOGS), help=", ".join(BACKLOGS))
+    parser.add_argument("--frames", nargs="+", choices=("fastapi", "aiohttp"), default=["fastapi", "aiohttp"])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of visits, with a backlog and without")
+    parser.add_argument("--groups", type=int, default=10_000, help="with a job each")
+    parser.add_argument("--swept", type=int, default=20_000, help="groups of which a dead neighbour held a job")
+    parser.add_argument("--trim", type=int, default=200_000, help="finished jobs that retention lets go")
+    parser.add_argument("--install", action="store_true", help="make the environments of the peers, and end")
+
+
+if __name__ == "__main__":
+    if "--install" in sys.argv:
+        install()
+    else:
+        script(
+            __doc__, measure, more=more, server="tcp",
+            quick={"seconds": 0.5, "rounds": 1, "groups": 100, "swept": 100, "trim": 1000},
+        )  # fmt: skip
