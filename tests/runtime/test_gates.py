@@ -84,7 +84,7 @@ async def test_the_places_of_a_process_that_died_are_free_after_a_lease(make_run
             ran.append(data)
 
     async with free:
-        shared_limit = free._assembly.shop.shared_limits["sync"][0]
+        shared_limit = free._assembly.shared.shared_limits["sync"][0]
         broker = free._assembly.broker
         key = shared_limit._key
         # As a process that was killed while it ran two.
