@@ -176,10 +176,12 @@ def test_every_script_is_declared_and_called():
 
 def test_script_headers_say_what_the_code_uses():
     for script in scripts.BY_SHA.values():
-        head = "\n".join(line for line in script.text.splitlines() if line.startswith("--"))
-        code = "\n".join(line for line in script.text.splitlines() if not line.strip().startswith("--"))
-        assert script.text.startswith("#!lua"), script.name
-        assert re.match(rf"#!lua[^\n]*\n-- {script.name}: ", script.text), f"{script.name} does not begin with its name"
+        head = "\n".join(line for line in script.source.splitlines() if line.startswith("--"))
+        code = "\n".join(line for line in script.source.splitlines() if not line.strip().startswith("--"))
+        assert script.source.startswith("#!lua"), script.name
+        assert re.match(rf"#!lua[^\n]*\n-- {script.name}: ", script.source), (
+            f"{script.name} does not begin with its name"
+        )
         assert "Returns" in head, f"{script.name} does not say what it returns"
         for kind in ("KEYS", "ARGV"):
             declared = {int(one) for one in re.findall(rf"{kind}\[(\d+)", head)}
@@ -197,7 +199,7 @@ def test_every_include_is_shared_or_a_step_of_work():
             users[name] += 1
     steps = {"settle", "retention", "acknowledge", "promote", "take", "own_limit"}
     assert {name for name, times in users.items() if times < 2} == steps
-    assert not any("@include" in script.text for script in scripts.BY_SHA.values())
+    assert not any("@include" in script.source for script in scripts.BY_SHA.values())
 
 
 def test_no_user_text_is_ever_formatted_into_a_script():

@@ -134,6 +134,10 @@ class Broker(Reading, Working, Keeping, Ticking, Limiting):
                         future.set_exception(stopped())
             await self.address.close()
 
+    @property
+    def is_cluster(self) -> bool:
+        return self._scattered
+
     def _connections(self) -> list[Connection]:
         return [*self._work, self._misc, self._beats]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent / "lua"
+COMMENT: Final = re.compile(r"^ *--.*\n", re.MULTILINE)
 INCLUDE: Final = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
 
 
@@ -36,15 +37,21 @@ def joined(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One file of ``lua/``: its name, how many keys it takes, its text and its SHA-1 digest."""
+    """One file of ``lua/``: its name, how many keys it takes, its text and its SHA-1 digest.
+
+    The server is sent `text`, without the comments of `source`: over a narrow link every kilobyte counts.
+    """
 
     name: str
     keys: int
+    source: str = field(init=False, repr=False)
     text: str = field(init=False, repr=False)
     sha: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        text = joined(self.name)
+        source = joined(self.name)
+        text = COMMENT.sub("", source)
+        object.__setattr__(self, "source", source)
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "sha", digest(text))
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from asyncjobs.broker import Broker, Keys, Silent
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.upkeep.heartbeat import died_here
 from asyncjobs.work.consumer import Consumer
+from asyncjobs.work.groups import GroupRegistry
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
+
+LOOKED_AT: Final = 100  # open groups of a name, in each look
 
 
 class Recovery:
@@ -24,6 +28,7 @@ class Recovery:
         self._shared, self._queues = shared, queues
         self._process = process
         self._sweep_interval = sweep_interval
+        self._looked_at: dict[str, int] = {}  # name → up to which of its open groups
 
     @property
     def _broker(self) -> Broker:
@@ -33,13 +38,26 @@ class Recovery:
     async def look_everywhere(self) -> None:
         """Every queue that holds anything gets a turn, whether there was news of it or not.
 
-        Open groups do not: a link that could lose their news is noticed, and they are looked at when it is back.
+        Open groups do not: a link that could lose their news is noticed, and they are looked at when it is back. No
+        link of ours tells of news that is lost between the nodes of a Cluster: there some of them are looked at.
         """
         consumers = {consumer.keys: consumer for consumer in self._queues.consumers.values()}
         for keys in await self._broker.stirring(list(consumers)):
             consumers[keys].look_again()
         for registry in tuple(self._queues.registries.values()):
             await registry.discover(look_at_open=False)
+            if self._broker.is_cluster:
+                await self._look_at_open(registry)
+
+    async def _look_at_open(self, registry: GroupRegistry) -> None:
+        """A bounded number of open groups, others each time."""
+        name, groups = registry.spec.name, list(registry.open.values())
+        start = self._looked_at.get(name, 0)
+        start = start if start < len(groups) else 0
+        self._looked_at[name] = start + LOOKED_AT
+        some = {consumer.keys: consumer for consumer in groups[start : start + LOOKED_AT]}
+        for keys in await self._broker.stirring(list(some)):
+            some[keys].look_again()
 
     async def run_looking(self) -> None:
         while True:

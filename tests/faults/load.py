@@ -73,8 +73,31 @@ class Load:
         """Add no more, and wait until what was acknowledged has run."""
         for adder in self._adders:
             adder.cancel()
-        await eventually(lambda: not self.lost, within, "all that was acknowledged has run")
+        try:
+            await eventually(lambda: not self.lost, within, "all that was acknowledged has run")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {await self._told()}") from None
         await self.runtime.wait_idle(within)
+
+    async def _told(self) -> str:
+        """What is known of what has not run."""
+        assembly, lost = self.runtime._assembly, self.lost
+        assert assembly is not None
+        pump = assembly.pump
+        said = [
+            f"{len(lost)} of {len(self.acknowledged)} have not run",
+            f"the pump holds {pump.held}, ring {pump.ring}",
+        ]
+        states = ("hungry", "queued", "turns", "lost_reply", "alarm_at", "resting_until", "refusals", "quiet")
+        for number in lost[:3]:
+            n = number % (self.groups + 1)
+            name, group = ("plain", None) if n == self.groups else ("tenant", f"g{n}")
+            job = await self.runtime.queue.get_job(name, f"n{number}", group)
+            place = pump.find(assembly.broker.place(name, group))
+            state = {one: getattr(place, one, "?") for one in states}
+            said.append(f"n{number} of {group}: {job!r}, {place!r} {state}")
+            said.append(str(await assembly.broker.inspect(assembly.broker.queue_keys(name, group))))
+        return "\n".join([*said, str(self.runtime.health())])
 
     @property
     def lost(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asyncjobs import Backoff, ConfigError, Limiter, Runtime
+from asyncjobs.broker import AddCall
 from benchmarks.servers import Cluster
 from tests.faults.load import Load
 from tests.helpers import Server, Watcher, eventually
@@ -116,6 +117,28 @@ async def test_slots_that_move_under_load_lose_and_repeat_nothing(cluster):
         await load.end()
     assert load.lost == []
     assert load.twice == []
+
+
+async def test_news_that_is_lost_between_nodes_strands_no_open_group(cluster, prefix):
+    """A node that heard of a job need not reach the one that this process listens to; no link of ours shows that."""
+    runtime = Runtime(cluster.url, prefix=prefix, sweep_interval=0.3)
+    ran: list[tuple[str, int]] = []
+
+    @runtime.job("tenant", limiter=None, group=True)
+    async def tenant(data, job):
+        ran.append((job.group_id, data))
+
+    async with runtime:
+        await runtime.queue.add_bulk([("tenant", 0, {"group_id": f"g{n}"}) for n in range(150)])
+        await eventually(lambda: len(ran) == 150)
+        await runtime.wait_idle(10)
+        broker = runtime.queue._broker
+
+        for n in (0, 75, 149):  # as if the channel led nowhere
+            place = broker.place("tenant", f"g{n}")._replace(news=f"{prefix}:nowhere")
+            broker._adds.follow_ups = lambda places: []
+            await broker.add([AddCall(place, f"job-{n}", "in", 0, b"1", b"", True)])
+        await eventually(lambda: sorted(ran[150:]) == [("g0", 1), ("g149", 1), ("g75", 1)], 20)
 
 
 async def test_one_server_is_no_cluster(own_server, tmp_path):
