@@ -18,7 +18,8 @@ from pathlib import Path
 from benchmarks.report import render
 
 SCRIPTS = (
-    "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "guest", "peers",
+    "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "guest",
+    "peers",
 )  # fmt: skip
 
 TCP = ("network", "guest", "peers")
