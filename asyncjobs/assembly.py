@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -164,6 +165,9 @@ class Assembly:
             supervisor.start("retention", self.trimmer.run_trimming)
             supervisor.start("forgetting", self.trimmer.run_forgetting)
         await self.scheduler.start()
+        if self.config.gc_freeze:
+            gc.collect()
+            gc.freeze()
 
     async def check(self) -> None:
         """Reach the store, and say in the log what it is.

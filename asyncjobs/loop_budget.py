@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -41,14 +41,28 @@ class LoopBudget:
     State: `number`, of the present one; `_counted`, whether its end is awaited.
     `until`, the monotonic instant at which the slice of this round is used up; without a budget none ever is.
     `_waiting`, a heap of steps that wait for room, by rank; `_most`, how many of them are woken for a round: more than
-    the last time, where all of these had room, else as many as had; `_woken` and `_went`, how many were and did.
+    the last time, where all of these had room, else as many as had; `_woken` and `_again`, how many were, and wait
+    again.
     `_phase`, of the drawing above; `_fresh`, whether the first step of a round that is ours is still to come;
     `_left_at`, since when the loop is left to the app, and `_began_at`, when this round began.
     """
 
     __slots__ = (
-        "_began_at", "_counted", "_fresh", "_left_at", "_most", "_pauses", "_phase", "_ranks", "_slice", "_waiting",
-        "_went", "_woken", "budget", "number", "until",
+        "_again",
+        "_began_at",
+        "_counted",
+        "_fresh",
+        "_left_at",
+        "_most",
+        "_pauses",
+        "_phase",
+        "_ranks",
+        "_slice",
+        "_waiting",
+        "_woken",
+        "budget",
+        "number",
+        "until",
     )  # fmt: skip
 
     def __init__(self, budget: float | None = None) -> None:
@@ -57,10 +71,10 @@ class LoopBudget:
         self.until = float("inf")
         self.budget = budget
         self._slice = 0.0 if budget is None else budget / SLICES
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, asyncio.Future[None] | None, Callable[[int], None] | None]] = []
         self._ranks = itertools.count()
         self._most = 1
-        self._woken = self._went = 0
+        self._woken = self._again = 0
         self._phase = FREE
         self._fresh = False
         self._left_at = self._began_at = 0.0
@@ -82,22 +96,41 @@ class LoopBudget:
         self.now()
         return clock.monotonic() >= self.until
 
-    async def room(self, *, first: bool = False) -> None:
-        """Wait until a round has room for another step; `first`: before all that do not say so."""
+    def has_room(self) -> bool:
+        """Whether a step may begin in this round."""
+        now = clock.monotonic()
+        if self._fresh:  # one step there is in each round of ours, whatever else has run in it
+            self._fresh = False
+            self.until = now + self._slice
+        return now < self.until
+
+    async def room(self, rank: int | None = None, *, first: bool = False) -> None:
+        """Wait until a round has room for another step.
+
+        Args:
+            rank: of a step that was told to begin, and found no room after all.
+            first: before all that do not say so.
+        """
         self.now()
-        rank = next(self._ranks) - (FIRST if first else 0)
+        if rank is None:
+            rank = next(self._ranks) - (FIRST if first else 0)
+        else:
+            self._again += 1
         loop = asyncio.get_running_loop()
         while True:
             future: asyncio.Future[None] = loop.create_future()
-            heapq.heappush(self._waiting, (rank, future))
+            heapq.heappush(self._waiting, (rank, future, None))
             await future
-            now = clock.monotonic()
-            if self._fresh:  # one step there is in each round of ours, whatever else has run in it
-                self._fresh = False
-                self.until = now + self._slice
-            if now < self.until:
-                self._went += 1
+            if self.has_room():
                 return
+            self._again += 1
+
+    def defer(self, begin: Callable[[int], None]) -> None:
+        """Call `begin` with its rank before a round that may have room for it.
+
+        What waits so has no aio_task yet, and costs little until then.
+        """
+        heapq.heappush(self._waiting, (next(self._ranks), None, begin))
 
     async def breathe(self) -> None:
         """Where the slice is used up, wait for room: between two steps of what is long."""
@@ -113,6 +146,11 @@ class LoopBudget:
             found += await asyncio.gather(*some)
             await self.breathe()
         return found
+
+    @property
+    def governs(self) -> bool:
+        """Whether some wait for room, so that whatever else begins stands behind them."""
+        return self._phase != FREE
 
     @property
     def crowded(self) -> bool:
@@ -150,7 +188,7 @@ class LoopBudget:
         now = clock.monotonic()
         if self._phase != LEFT:
             if self._phase == OURS:
-                self._most = max(1, self._went) if self._went < self._woken else self._most + self._most // 2 + 1
+                self._most = max(1, self._woken - self._again) if self._again else self._most + self._most // 2 + 1
             self._left_at = now
             self._leave(now)
         elif self._woken and (now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice):
@@ -163,11 +201,14 @@ class LoopBudget:
 
     def _leave(self, now: float) -> None:
         """This round is the app's, unless nobody waits any more; what is woken here runs in the next one of ours."""
-        self._woken = self._went = 0
+        self._woken = self._again = 0
         while self._waiting and self._woken < self._most:
-            _, future = heapq.heappop(self._waiting)
-            if not future.done():
-                future.set_result(None)
+            rank, future, begin = heapq.heappop(self._waiting)
+            if future is None or not future.done():
                 self._woken += 1
+                if future is not None:
+                    future.set_result(None)
+                elif begin is not None:
+                    begin(rank)
         self._fresh = False
         self._phase, self.until = (LEFT, 0.0) if self._woken else (FREE, now + self._slice)

@@ -63,6 +63,8 @@ class Runtime:
         blocking_warning: seconds after which whatever blocks the event loop is named in the log; None: never.
         loop_budget: most seconds that the runtime's own steps take in a row before the loop serves the app again, but
             for a job that computes for longer by itself; None: no bound, for a process that does nothing else.
+        gc_freeze: the start ends with `gc.freeze()`: what the process holds by then is left out of garbage collections,
+            each of which would stop the app for as long as looking through all of it takes.
     Raises:
         ConfigError: an option with a value it cannot take. No I/O is done here; safe at import.
     """
@@ -94,6 +96,7 @@ class Runtime:
         strict_load: bool = True,
         blocking_warning: Seconds | None = 0.25,
         loop_budget: Seconds | None = 0.005,
+        gc_freeze: bool = False,
     ) -> None:
         self.config = RuntimeConfig(
             prefix=prefix,
@@ -115,6 +118,7 @@ class Runtime:
             strict_load=strict_load,
             blocking_warning=blocking_warning,
             loop_budget=loop_budget,
+            gc_freeze=gc_freeze,
         )
         zone(timezone)
         self._redis = redis

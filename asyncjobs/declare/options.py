@@ -263,6 +263,7 @@ class RuntimeConfig:
     strict_load: bool = True
     blocking_warning: Seconds | None = 0.25
     loop_budget: Seconds | None = 0.005
+    gc_freeze: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.prefix):
@@ -274,6 +275,7 @@ class RuntimeConfig:
         flag(self.allow_eviction, "allow_eviction")
         flag(self.strict_load, "strict_load")
         flag(self.sentry_payload, "sentry_payload")
+        flag(self.gc_freeze, "gc_freeze")
         choice(self.durability, "durability", ("local", "replicated"))
         choice(self.sentry_capture, "sentry_capture", ("every", "final"))
         whole(self.concurrency, "concurrency", least=1)

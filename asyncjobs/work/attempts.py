@@ -7,6 +7,7 @@ the queue is told, and frees its slot.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
@@ -88,8 +89,14 @@ class Attempts:
         job = self._enter(taken)
         if job is None:
             return
+        if self._shared.rounds.governs:
+            self._shared.rounds.defer(functools.partial(self._begin, job, sent_at, margin))
+        else:
+            self._begin(job, sent_at, margin, None)
+
+    def _begin(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
         loop, context = asyncio.get_running_loop(), self._shared.context.copy()
-        work = self._work(job, sent_at, margin)
+        work = self._work(job, sent_at, margin, rank)
         try:
             aio_task = loop.create_task(work, context=context)
         except BaseException as error:  # the app may have set a factory that cannot do this
@@ -122,14 +129,14 @@ class Attempts:
             job.leaving = "stop"
         return True
 
-    async def _work(self, first: ActiveJob, sent_at: float, margin: float) -> None:
+    async def _work(self, first: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
         """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
         slot, job = Slot(self._shared.rounds), first
         while True:
             job.aio_task = slot.aio_task
             current.set(job)
             slot.begin()
-            outcome = await self._try(job, sent_at, margin)
+            outcome = await self._try(job, sent_at, margin, rank)
             if job.thread is not None:
                 self._leave_to(job, job.thread)
                 return
@@ -143,14 +150,14 @@ class Attempts:
             self._shared.pump.slot_freed()
             if held is None or following is None:
                 return
-            job, sent_at, margin = following, held.sent_at, held.margin
+            job, sent_at, margin, rank = following, held.sent_at, held.margin, None
 
-    async def _try(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
+    async def _try(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> Outcome:
         """The whole of one try, from its token to its outcome: nothing else comes out of it."""
         try:
             job.began_at = clock.monotonic()
-            if job.began_at >= self._shared.rounds.until:
-                await self._shared.rounds.room()
+            if job.began_at >= self._shared.rounds.until and not self._shared.rounds.has_room():
+                await self._shared.rounds.room(rank)
                 job.began_at = clock.monotonic()
             job.began = True
             if job.leaving:
@@ -249,12 +256,13 @@ class Attempts:
         if job.thread is not None and job.thread.running:
             self._cancel_in_thread(job, job.thread, why)
             return
-        if job.ended or job.aio_task is None:
+        if job.ended or (job.aio_task is None and job.began):
             return
         if job.timer is not None:
             job.timer.cancel()
         job.leaving = why if job.leaving != "lost" else "lost"
-        if job.began:  # an aio_task cancelled before its first step would never come to settle anything
+        # An aio_task that is cancelled before its first step would never come to settle anything.
+        if job.began and job.aio_task is not None:
             job.aio_task.cancel()
         job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
 

@@ -99,6 +99,7 @@ PLACES: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "grace": (config("grace"), True),
     "sweep_interval": (config("sweep_interval"), False),
     "blocking_warning": (config("blocking_warning"), False),
+    "loop_budget": (config("loop_budget"), False),
 }
 
 
