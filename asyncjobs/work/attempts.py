@@ -218,7 +218,7 @@ class Attempts:
         job.entered = True
         limit = job.overrides.timeout(self._queue.spec.job_options)
         if limit is not None:
-            job.timer = asyncio.get_running_loop().call_later(limit, self._time_out, job)
+            job.timer = asyncio.get_running_loop().call_later(limit, self.cancel, job, "timeout")
         if self._shared.bus.wants("job.active"):
             self._announce(job)
         scope = None  # what an integration keeps around a try; whatever that raises is no concern of the job
@@ -247,9 +247,6 @@ class Attempts:
 
     def _complain(self, message: str, error: BaseException) -> None:
         self._shared.pump.throttled.error(message, message, said(error))
-
-    def _time_out(self, job: ActiveJob) -> None:
-        self.cancel(job, "timeout")
 
     def cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
         """Cancel a try; if its handler swallows that, the job is settled without it."""
