@@ -48,8 +48,8 @@ class Lag(TypedDict):
 class Watchdog:
     """Asks the loop that started it for a sign of life, again and again, and measures how long that takes.
 
-    State: `_asked`, the monotonic instant of the question that is not answered yet; `_blocked`, whether that block was
-    reported; `_by`, who was found to block the loop; `_last`, how late the last answer was; `_worst` and `_before`, the
+    State: `_asked`, the monotonic instant of the question that is not answered yet, and `_away` as it was then; `_away`,
+    seconds in which the process did not run, which is nobody's fault; `_blocked`, whether that block was reported; `_by`, who was found to block the loop; `_last`, how late the last answer was; `_worst` and `_before`, the
     longest lag since `_since` and in the time before that, each with what caused it; `_collecting`, since when the
     garbage collector is at work, and `_pauses`, its longest pause in each of the two.
     """
@@ -57,7 +57,8 @@ class Watchdog:
     def __init__(self, longest_block: float) -> None:
         self._lag = longest_block
         self._nap = longest_block / LOOKS_A_LAG
-        self._asked: float | None = None
+        self._asked: tuple[float, float] | None = None
+        self._away = 0.0
         self._blocked = False
         self._by = self._who = ""
         self._last = self._since = self._collecting = 0.0
@@ -84,11 +85,15 @@ class Watchdog:
     def lag(self) -> Lag:
         """How late the loop is and was."""
         asked = self._asked
-        now = self._last if asked is None else max(self._last, clock.monotonic() - asked)
+        now = self._last if asked is None else max(self._last, self._late(asked))
         longest, by = max(self._worst, self._before)
         return {
             "now": round(now, 4), "longest": round(longest, 4), "by": by, "collection": round(max(self._pauses), 4),
         }  # fmt: skip
+
+    def _late(self, asked: tuple[float, float]) -> float:
+        """How long a question has been waiting, while the process ran."""
+        return max(0.0, clock.monotonic() - asked[0] - (self._away - asked[1]))
 
     def _remember(self, lag: float, who: str) -> None:
         now = clock.monotonic()
@@ -119,13 +124,13 @@ class Watchdog:
         """The loop runs."""
         asked, self._asked = self._asked, None
         if asked is not None:
-            self._last = clock.monotonic() - asked
+            self._last = self._late(asked)
             self._remember(self._last, self._who)
             self._who = ""
         if self._blocked and asked is not None:
             self._blocked = False
             self._throttled.warning(
-                "free", "the event loop is free again after %.2f s; %s", clock.monotonic() - asked, self._by
+                "free", "the event loop is free again after %.2f s; %s", self._late(asked), self._by
             )
 
     def _watch(self, loop: asyncio.AbstractEventLoop, stopped: threading.Event) -> None:
@@ -137,16 +142,16 @@ class Watchdog:
             now = clock.monotonic()
             overslept = now - looked - self._nap
             if overslept > self._nap and clock.cpu() - used < overslept / 2:
-                self._asked = None  # the whole process was suspended, which is nobody's fault
+                self._away += overslept
             asked = self._asked
             if asked is None:
-                self._asked = now
+                self._asked = (now, self._away)
                 try:
                     loop.call_soon_threadsafe(self._answer)
                 except RuntimeError:
                     return  # the loop has been closed
-            elif now - asked >= self._lag - self._nap and not self._blocked:
-                self._report(now - asked)
+            elif (late := self._late(asked)) >= self._lag - self._nap and not self._blocked:
+                self._report(late)
 
     def _report(self, lag: float) -> None:
         frame = sys._current_frames().get(self._loop_thread)
