@@ -48,8 +48,9 @@ class Lag(TypedDict):
 class Watchdog:
     """Asks the loop that started it for a sign of life, again and again, and measures how long that takes.
 
-    State: `_asked`, the monotonic instant of the question that is not answered yet, and `_away` as it was then; `_away`,
-    seconds in which the process did not run, which is nobody's fault; `_blocked`, whether that block was reported; `_by`, who was found to block the loop; `_last`, how late the last answer was; `_worst` and `_before`, the
+    State: `_asked`, the monotonic instant of the question that is not answered yet, and `_away` as it was then;
+    `_away`, seconds in which the process did not run, which is nobody's fault; `_blocked`, whether that block was
+    reported; `_by`, who was found to block the loop; `_last`, how late the last answer was; `_worst` and `_before`, the
     longest lag since `_since` and in the time before that, each with what caused it; `_collecting`, since when the
     garbage collector is at work, and `_pauses`, its longest pause in each of the two.
     """
