@@ -12,10 +12,11 @@ from tests.helpers import eventually
 
 EACH = 160
 SETTLED = 40  # starts after which all weights are known, and what was free at first is taken
+# A queue that is late for a token, because the machine is busy, leaves it to the others; windows are long beside that.
 SCARCE = {
-    "total limit": ({}, {"total_limiter": Limiter(4, 0.1)}),
-    "wide total limit": ({}, {"total_limiter": Limiter(9, 0.2)}),
-    "named limit": ({}, {"limiter": Limiter(4, 0.1, name="shared")}),
+    "total limit": ({}, {"total_limiter": Limiter(12, 0.3)}),
+    "wide total limit": ({}, {"total_limiter": Limiter(27, 0.6)}),
+    "named limit": ({}, {"limiter": Limiter(12, 0.3, name="shared")}),
     "total concurrency": ({}, {"total_concurrency": 1}),
     "both": ({}, {"total_concurrency": 1, "total_limiter": Limiter(20, 0.1)}),
     "slots of the process": ({"concurrency": 1}, {}),
@@ -23,7 +24,7 @@ SCARCE = {
 
 
 @pytest.mark.parametrize("scarce", SCARCE)
-@pytest.mark.parametrize("concurrency", [1, 2, 8])
+@pytest.mark.parametrize("concurrency", [1, 8])
 async def test_weights_count_under_each_limit_over_many_queues(make_runtime, scarce: str, concurrency: int):
     of_runtime, of_job = SCARCE[scarce]
     runtime = make_runtime(**of_runtime)
