@@ -17,9 +17,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
 
 from asyncjobs import clock
 
@@ -33,6 +35,23 @@ AT_ONCE: Final = 50  # calls that are begun together where there is a budget
 T = TypeVar("T")
 
 FREE, LEFT, OURS = range(3)
+
+
+class Owner(Protocol):
+    """Whose job waits for room."""
+
+    def begin(self, job: Any, sent_at: float, margin: float, rank: int | None) -> None: ...
+
+
+class Waiting(msgspec.Struct, frozen=True, gc=False, order=True):
+    """A step that waits: an aio_task by its future, or a job that has none yet. No two have the same rank."""
+
+    rank: int
+    future: asyncio.Future[None] | None = None
+    owner: Owner | None = None
+    job: Any = None
+    sent_at: float = 0.0
+    margin: float = 0.0
 
 
 class LoopBudget:
@@ -71,7 +90,7 @@ class LoopBudget:
         self.until = float("inf")
         self.budget = budget
         self._slice = 0.0 if budget is None else budget / SLICES
-        self._waiting: list[tuple[int, asyncio.Future[None] | None, Callable[[int], None] | None]] = []
+        self._waiting: list[Waiting] = []
         self._ranks = itertools.count()
         self._most = 1
         self._woken = self._again = 0
@@ -119,18 +138,18 @@ class LoopBudget:
         loop = asyncio.get_running_loop()
         while True:
             future: asyncio.Future[None] = loop.create_future()
-            heapq.heappush(self._waiting, (rank, future, None))
+            heapq.heappush(self._waiting, Waiting(rank, future))
             await future
             if self.has_room():
                 return
             self._again += 1
 
-    def defer(self, begin: Callable[[int], None]) -> None:
-        """Call `begin` with its rank before a round that may have room for it.
+    def defer(self, owner: Owner, job: Any, sent_at: float, margin: float) -> None:
+        """Have `owner` begin a job before a round that may have room for it.
 
         What waits so has no aio_task yet, and costs little until then.
         """
-        heapq.heappush(self._waiting, (next(self._ranks), None, begin))
+        heapq.heappush(self._waiting, Waiting(next(self._ranks), None, owner, job, sent_at, margin))
 
     async def breathe(self) -> None:
         """Where the slice is used up, wait for room: between two steps of what is long."""
@@ -188,7 +207,10 @@ class LoopBudget:
         now = clock.monotonic()
         if self._phase != LEFT:
             if self._phase == OURS:
-                self._most = max(1, self._woken - self._again) if self._again else self._most + self._most // 2 + 1
+                if self._again:
+                    self._most = max(1, self._woken - self._again)
+                elif self._waiting:  # else it is not known whether more would have had room
+                    self._most += self._most // 2 + 1
             self._left_at = now
             self._leave(now)
         elif self._woken and (now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice):
@@ -203,12 +225,13 @@ class LoopBudget:
         """This round is the app's, unless nobody waits any more; what is woken here runs in the next one of ours."""
         self._woken = self._again = 0
         while self._waiting and self._woken < self._most:
-            rank, future, begin = heapq.heappop(self._waiting)
+            one = heapq.heappop(self._waiting)
+            future, owner = one.future, one.owner
             if future is None or not future.done():
                 self._woken += 1
                 if future is not None:
                     future.set_result(None)
-                elif begin is not None:
-                    begin(rank)
+                elif owner is not None:
+                    owner.begin(one.job, one.sent_at, one.margin, one.rank)
         self._fresh = False
         self._phase, self.until = (LEFT, 0.0) if self._woken else (FREE, now + self._slice)

@@ -36,7 +36,7 @@ from benchmarks.servers import free_port
 HOSTS = Path(__file__).parent / "hosts"
 REQUESTS, ECHOES = 100, 20  # a second
 SETTLE = 0.3  # seconds after the start of a drain that are not measured
-OURS, UNBOUND = "asyncjobs", "asyncjobs, no budget"
+OURS, UNBOUND, FROZEN = "asyncjobs", "asyncjobs, no budget", "asyncjobs, gc_freeze"
 EMBEDDABLE = ("saq", "arq", "streaq", "taskiq", "docket", "repid")
 BUDGET = 0.005  # the default
 
@@ -80,6 +80,7 @@ def systems(only: list[str] | None) -> tuple[list[System], list[str]]:
     found = [
         System(OURS, "asyncjobs", sys.executable, {}),
         System(UNBOUND, "asyncjobs", sys.executable, {"budget": None}),
+        System(FROZEN, "asyncjobs", sys.executable, {"freeze": True}),
     ]
     left_out = []
     for peer in PEERS:
@@ -255,26 +256,26 @@ def _claim(
 ) -> None:
     """What a guest ought to be, by the medians of this run."""
     frame, name, who = key
-    if who != OURS:
+    if who not in (OURS, FROZEN):
         return
-    budget = 1000 * BUDGET
+    budget, text = 1000 * BUDGET, f"{frame}, {name}" if who == OURS else f"{frame}, {name}, gc_freeze"
     if name in ("no-op", "5 ms of waiting", "0.1 ms of computing"):
-        report.claim(f"{frame}, {name}: p99, of that without", figures["p99 ratio"], 2.5, at_least=False)
+        report.claim(f"{text}: p99, of that without", figures["p99 ratio"], 2.5, at_least=False)
     if name == "no-op":
-        report.claim(f"{frame}, {name}: p50, of that without", figures["p50 ratio"], 2, at_least=False)
+        report.claim(f"{text}: p50, of that without", figures["p50 ratio"], 2, at_least=False)
     if name == "0.5 ms of computing":
         allowed = max(3 * figures["p99 without"], figures["p99 without"] + 4 * budget)
-        report.claim(f"{frame}, {name}: p99, ms", figures["p99"], allowed, at_least=False)
+        report.claim(f"{text}: p99, ms", figures["p99"], allowed, at_least=False)
     own = 5 if name == "5 ms of computing" else 0
     stretch = figures["longest stretch"] - own
-    report.claim(f"{frame}, {name}: longest stretch, in budgets", stretch / budget, 2, at_least=False)
+    report.claim(f"{text}: longest stretch, in budgets", stretch / budget, 2, at_least=False)
     unbound = middle.get((frame, name, UNBOUND))
     if unbound and BACKLOGS[name].pace and unbound["jobs/s"]:
-        report.claim(f"{frame}, {name}: jobs, of those without a budget", figures["jobs/s"] / unbound["jobs/s"], 0.8)
+        report.claim(f"{text}: jobs, of those without a budget", figures["jobs/s"] / unbound["jobs/s"], 0.8)
     for other, theirs in middle.items():
-        if other[:2] == key[:2] and other[2] not in (OURS, UNBOUND):
-            report.claim(f"{frame}, {name}: jobs, of {other[2]}", figures["jobs/s"] / max(1.0, theirs["jobs/s"]), 1)
-            report.claim(f"{frame}, {name}: p99, of {other[2]}", figures["p99"] / theirs["p99"], 1, at_least=False)
+        if other[:2] == key[:2] and other[2] not in (OURS, UNBOUND, FROZEN):
+            report.claim(f"{text}: jobs, of {other[2]}", figures["jobs/s"] / max(1.0, theirs["jobs/s"]), 1)
+            report.claim(f"{text}: p99, of {other[2]}", figures["p99"] / theirs["p99"], 1, at_least=False)
 
 
 def more(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ the queue is told, and frees its slot.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
@@ -90,11 +89,12 @@ class Attempts:
         if job is None:
             return
         if self._shared.rounds.governs:
-            self._shared.rounds.defer(functools.partial(self._begin, job, sent_at, margin))
+            self._shared.rounds.defer(self, job, sent_at, margin)
         else:
-            self._begin(job, sent_at, margin, None)
+            self.begin(job, sent_at, margin, None)
 
-    def _begin(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
+    def begin(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
+        """Make an aio_task for a job that has its slot; `rank`: it has waited for room."""
         loop, context = asyncio.get_running_loop(), self._shared.context.copy()
         work = self._work(job, sent_at, margin, rank)
         try:

@@ -26,6 +26,8 @@ class Ours:
         job: dict[str, Any] = {"limiter": None, "group": bool(self.options.get("groups"))}
         if "budget" in self.options and "loop_budget" in inspect.signature(Runtime).parameters:
             more["loop_budget"] = self.options["budget"]
+        if self.options.get("freeze"):
+            more["gc_freeze"] = True
         probe = self.probe
         if not job["group"]:
             job["concurrency"] = self.options.get("concurrency", 100)
