@@ -24,7 +24,7 @@ SCARCE = {
 
 
 @pytest.mark.parametrize("scarce", SCARCE)
-@pytest.mark.parametrize("concurrency", [2,3,4])
+@pytest.mark.parametrize("concurrency", [2, 3, 4])
 async def test_weights_count_under_each_limit_over_many_queues(make_runtime, scarce: str, concurrency: int):
     of_runtime, of_job = SCARCE[scarce]
     runtime = make_runtime(**of_runtime)
