@@ -40,7 +40,8 @@ class Overflow(NamedTuple):
 
     name: str
     before_ms: int
-    members: list[str | bytes]
+    completed: list[str | bytes]
+    failed: list[str | bytes]
 
 
 class Silent(NamedTuple):
@@ -168,7 +169,7 @@ class Keeping(RetryingCaller):
         """Finished jobs of groups of `name` that retention lets go."""
         completed, failed = index_keys(self.prefix, name)
         reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
-        return Overflow(name, reply[2], [text_of(one) for one in (*reply[0], *reply[1])])
+        return Overflow(name, reply[2], [text_of(one) for one in reply[0]], [text_of(one) for one in reply[1]])
 
     async def forget(self, overflow: Overflow) -> int:
         """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
@@ -176,22 +177,31 @@ class Keeping(RetryingCaller):
         A listing whose group has no such record may be the id of a job without a group, that looks like one.
 
         Returns:
-            How many are gone; a job that is listed because it is about to finish stays.
+            How many have left the listing. A job that is listed because it is about to finish stays; of one that has
+            finished otherwise than the listing says, the listing alone goes.
         """
+        completed, failed = index_keys(self.prefix, overflow.name)
+        return await self._forget_listed(overflow, "c", completed, overflow.completed) + await self._forget_listed(
+            overflow, "f", failed, overflow.failed
+        )
+
+    async def _forget_listed(self, overflow: Overflow, op: str, index: str, listing: list[str | bytes]) -> int:
+        """The same for one listing."""
         by_group: dict[str | None, list[Listed]] = {}
-        for member in overflow.members:
+        for member in listing:
             group_id, job_id = split_member(member)
             by_group.setdefault(group_id, []).append((job_id, member))
-        found = await self._forget(overflow, by_group)
+        found = await self._forget(overflow, op, by_group)
         missing = [member for members in by_group.values() for _, member in members if found[member] == NO_RECORD]
-        found |= await self._forget(overflow, {None: [(member, member) for member in missing]})
-        gone = [member for member in overflow.members if found[member] != STAYS]
+        found |= await self._forget(overflow, op, {None: [(member, member) for member in missing]})
+        gone = [member for member in listing if found[member] != STAYS]
         if gone:
-            for key in index_keys(self.prefix, overflow.name):
-                await self._ask(("ZREM", key, *gone))
+            await self._ask(("ZREM", index, *gone))
         return len(gone)
 
-    async def _forget(self, overflow: Overflow, by_group: dict[str | None, list[Listed]]) -> dict[str | bytes, int]:
+    async def _forget(
+        self, overflow: Overflow, op: str, by_group: dict[str | None, list[Listed]]
+    ) -> dict[str | bytes, int]:
         """What ``lua/forget.lua`` says of each listing."""
         calls: list[tuple[list[str | bytes | int], list[str | bytes]]] = []
         for group_id, listed in by_group.items():
@@ -199,7 +209,7 @@ class Keeping(RetryingCaller):
                 continue
             keys = self.queue_keys(overflow.name, group_id)
             if not calls or self._scattered or len(calls[-1][1]) >= FORGOTTEN_AT_ONCE:
-                calls.append(([keys.completed, overflow.before_ms], []))
+                calls.append(([keys.completed, overflow.before_ms, op], []))
             args, members = calls[-1]
             args += (keys.jobs, keys.completed, keys.failed, len(listed), *(job_id for job_id, _ in listed))
             members += (member for _, member in listed)

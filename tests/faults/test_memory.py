@@ -88,7 +88,16 @@ class Case:
         await self.hold(lambda got: got[:2] == [[], []], scripts.INDEX, *args)
 
     async def forget(self) -> None:
-        args = (self.keys.completed, self.now + 9999, self.keys.jobs, self.keys.completed, self.keys.failed, 1, "done")
+        args = (
+            self.keys.completed,
+            self.now + 9999,
+            "c",
+            self.keys.jobs,
+            self.keys.completed,
+            self.keys.failed,
+            1,
+            "done",
+        )
         await self.hold(lambda got: got == b"1", scripts.FORGET, *args)
 
     async def trim(self) -> None:

@@ -393,14 +393,16 @@ async def test_the_index_says_what_is_too_many_until_it_is_forgotten(redis, pref
     await redis.zadd(desk.keys.completed, {"j0": now})
     keys = desk.keys
     forget = (keys.jobs, keys.completed, keys.failed, 2, "j0", "never-there")
-    assert await desk.run(scripts.FORGET, keys.completed, now, *forget, *forget) == b"1222", "two groups in one call"
+    both = (*forget, *forget)
+    assert await desk.run(scripts.FORGET, keys.completed, now, "f", *both) == b"3232", "it has not failed"
+    assert await desk.run(scripts.FORGET, keys.completed, now, "c", *both) == b"1222", "two groups in one call"
     assert await redis.exists(desk.keys.job("j0"), desk.keys.completed) == 0
 
 
 async def test_forget_leaves_a_job_that_lives_again(desk):
     await desk.add("a")
     forget = (desk.keys.jobs, desk.keys.completed, desk.keys.failed, 1, "a")
-    assert await desk.run(scripts.FORGET, desk.keys.completed, 10**15, *forget) == b"0"
+    assert await desk.run(scripts.FORGET, desk.keys.completed, 10**15, "c", *forget) == b"0"
 
 
 def beat(prefix: str, process: str, joining: bool, draw: str = "e", lease: int = 1000, leases: str = "{}") -> tuple:

@@ -18,6 +18,7 @@ from asyncjobs import (
     Runtime,
     WorkerOptions,
 )
+from asyncjobs.broker.keys import index_keys, index_member
 from tests.helpers import Watcher, eventually, write
 
 # One limit a name -----------------------------------------------------------------------------------------
@@ -198,6 +199,29 @@ async def test_a_rule_of_one_add_lets_go_of_thousands(runtime, seen, name, redis
         await runtime.wait_idle(30)
         await finish(runtime, name, seen, "completed", "last", 0, remove_on_complete=5)
         await eventually(lambda: _count(runtime, name, "completed", 5))
+
+
+async def test_a_job_that_is_listed_otherwise_than_it_has_finished_is_kept_by_its_own_rule(make_runtime, redis):
+    """A settlement that is refused has listed its job already: then it stands under completed and under failed."""
+    runtime = make_runtime()
+
+    @runtime.job("tenant", limiter=None, group=True, attempts=1, remove_on_complete=1, remove_on_fail=100)
+    async def tenant(data):
+        if data == "fails":
+            raise ValueError
+
+    async with runtime:
+        failed = await runtime.queue.add("tenant", "fails", group_id="a")
+        await eventually(lambda: _count(runtime, "tenant", "failed", 1))
+        completed, _ = index_keys(runtime.config.prefix, "tenant")
+        await redis.zadd(completed, {index_member("a", failed.id): 1})
+        for n in range(3):
+            await runtime.queue.add("tenant", n, group_id="a")
+        await eventually(lambda: _count(runtime, "tenant", "completed", 1))
+        kept = await runtime.queue.get_job("tenant", failed.id, "a")
+        assert kept is not None
+        assert kept.state == "failed"
+        assert (await runtime.queue.counts("tenant"))["failed"] == 1
 
 
 # What is held ---------------------------------------------------------------------------------------------
