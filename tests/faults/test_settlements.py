@@ -12,7 +12,7 @@ from asyncjobs.work.executor import Completed
 from asyncjobs.work.refusals import Refusals
 from asyncjobs.work.turn import Finished
 from tests.helpers import Server, eventually
-from tests.unit.test_retry import job as active_job
+from tests.unit.test_decide import job as active_job
 
 MEGABYTE = 1024 * 1024
 grouped = pytest.mark.parametrize("group", [None, "g 1"])
