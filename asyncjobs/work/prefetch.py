@@ -21,6 +21,7 @@ LATER: Final = 0.008  # seconds that such a job may be expected to wait for its 
 PACED: Final = 0.01  # seconds over which it is counted how many jobs end
 PATIENCE: Final = 0.005  # seconds that jobs wait behind the only one that runs, which was expected to be quick
 LONG_PATIENCE: Final = 0.02  # the same where they wait for the first of several slots
+GOVERNED: Final = 20  # times as long, where jobs wait for their share of the loop
 PRESSED: Final = 1.0  # seconds in which nothing is held, after something had to go back
 
 
@@ -84,9 +85,15 @@ class Prefetch:
         self._pressed_until = clock.monotonic() + PRESSED
         return jobs[::-1]
 
-    def lingers(self, alone: bool) -> bool:
-        """Whether the first of them has been waiting for too long; `alone`: there is one slot."""
-        return clock.monotonic() - self._moved_at > (PATIENCE if alone else LONG_PATIENCE)
+    def lingers(self, alone: bool, governed: bool = False) -> bool:
+        """Whether the first of them has been waiting for too long.
+
+        Args:
+            alone: there is one slot.
+            governed: jobs wait for their share of the loop, so that even quick ones take a while.
+        """
+        patience = PATIENCE if alone else LONG_PATIENCE
+        return clock.monotonic() - self._moved_at > (GOVERNED * patience if governed else patience)
 
     def learn(self, took: float) -> bool:
         """A try of a queue with one slot has ended; whether it was quick, so that more may be held behind the next."""

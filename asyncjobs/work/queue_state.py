@@ -229,7 +229,7 @@ class QueueState:
     @property
     def lingers(self) -> bool:
         """Whether what was fetched ahead has been waiting for too long."""
-        return self.ahead.lingers(self.limits.concurrency == 1)
+        return self.ahead.lingers(self.limits.concurrency == 1, self._shared.rounds.governs)
 
     def rebase(self, base: QueueLimits) -> None:
         """Other limits hold for all queues of this name."""

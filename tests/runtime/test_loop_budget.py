@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from asyncjobs import ConfigError, Runtime
+from asyncjobs.work.prefetch import Prefetch, Prefetched
 from tests.helpers import LOOPS, Process, Watcher, eventually, run_on, write
 
 
@@ -255,3 +256,16 @@ async def test_a_process_of_its_own_has_no_budget(tmp_path, server, prefix):
         await process.says("budget None")
     finally:
         process.kill()
+
+
+def test_jobs_that_wait_for_their_share_of_the_loop_do_not_go_back_for_that(monkeypatch):
+    """Where the loop is the app's in between, even quick jobs take a while; handed back, they cost a turn each."""
+    now = 100.0
+    monkeypatch.setattr("asyncjobs.clock.monotonic", lambda: now)
+    prefetch = Prefetch(4)
+    prefetch.hold([Prefetched(None, 0.0, 0.0)])
+    now += 0.006
+    assert prefetch.lingers(alone=True)
+    assert not prefetch.lingers(alone=True, governed=True)
+    now += 0.1
+    assert prefetch.lingers(alone=True, governed=True), "for a while"
