@@ -155,6 +155,10 @@ class Keeping(RetryingCaller):
         answer = await self._ask(scripts.CLAIM(key, name, process, SWEEPER_PATIENCE_MS, "1" if done else ""))
         return "sweep" if answer == 1 else "done" if answer == 2 else "wait"
 
+    async def end_leases(self, process: str) -> None:
+        """`process` is known to be gone: what it ran of a task does not keep the next ticks out. A beat begins anew."""
+        await self._ask(("ZADD", due_key(self.prefix), "XX", 0, process))
+
     async def bury(self, process: str, lease: float) -> bool:
         """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
         keys = processes_key(self.prefix), due_key(self.prefix), leases_key(self.prefix)

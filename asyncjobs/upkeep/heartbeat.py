@@ -168,6 +168,8 @@ class Heartbeat:
     async def _give_up(self, other: str, silent: Silent) -> None:
         """Sweep after `other`, each job name once its lease is over, and bury it in the end."""
         if other not in self._given_up:
+            if silent.seconds == float("inf"):
+                await self._broker.end_leases(other)
             self._given_up[other] = set()
             logger.warning("process %s shows no sign of life; giving back what it ran", other)
         longest = max(silent.leases.values(), default=self._longest_lease())

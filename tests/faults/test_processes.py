@@ -275,6 +275,37 @@ async def test_a_fast_clock_neither_makes_a_job_early_nor_a_tick(durable_server,
 
 
 @pytest.mark.slow
+async def test_a_task_whose_process_was_killed_in_the_middle_of_it_ticks_again_before_its_lease_is_over(
+    durable_server, tmp_path
+):
+    """On the same host its death is seen at the next beat; until then each tick would be skipped as an overlap."""
+    write(
+        tmp_path,
+        {
+            "tasks/tick.py": """
+                import asyncio, os
+                cron_time, is_active, overlap = "* * * * * *", True, "skip"
+                async def task(queue):
+                    with open("ticks", "a") as file:
+                        file.write(f"{os.getpid()}\\n")
+                    await asyncio.sleep(60)
+            """,
+        },
+    )
+    processes = [Process(tmp_path, "run", env={"ASYNCJOBS_REDIS_URL": durable_server.url}) for _ in range(2)]
+    try:
+        for process in processes:
+            await process.says("ready")
+        await eventually(lambda: ledger(tmp_path / "ticks"))
+        victim = next(one for one in processes if str(one.popen.pid) == ledger(tmp_path / "ticks")[0])
+        victim.kill()
+        await eventually(lambda: len(ledger(tmp_path / "ticks")) == 2, 30 / 4 + 5)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
 async def test_eight_processes_that_are_killed_now_and_then_tick_once_a_second(durable_server, tmp_path):
     write(
         tmp_path,
