@@ -88,7 +88,7 @@ async def test_no_channel_is_common_to_two_databases(tcp, how):
         runtime = runtime_of(target, {}, "x")
         async with runtime:
             waiting = [
-                await runtime.queue.add("echo", 1, delay=0.05),
+                await runtime.queue.add("echo", 1, delay=1),  # somebody waits for it by then, on a busy machine too
                 await runtime.queue.add("tenant", 1, group_id="g"),
             ]
             await asyncio.gather(*(job.wait(10) for job in waiting))
