@@ -24,13 +24,12 @@ SCARCE = {
 
 
 @pytest.mark.parametrize("scarce", SCARCE)
-@pytest.mark.parametrize("concurrency", [1, 8])
-async def test_weights_count_under_each_limit_over_many_queues(make_runtime, scarce: str, concurrency: int):
+async def test_weights_count_under_each_limit_over_many_queues(make_runtime, scarce: str):
     of_runtime, of_job = SCARCE[scarce]
     runtime = make_runtime(**of_runtime)
     ran: list[str] = []
 
-    @runtime.job("sync", group=True, concurrency=concurrency, **{"limiter": None, **of_job})
+    @runtime.job("sync", group=True, **{"limiter": None, **of_job})
     async def sync(data: int, job) -> None:
         ran.append(job.group_id)
         await asyncio.sleep(0.001)
