@@ -10,6 +10,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Keys, TakenJob
 from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import shown
 from asyncjobs.errors import PayloadError, named
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from asyncjobs.broker import Broker
     from asyncjobs.guests.threads import InThread
-from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 
 LONGEST_LINE: Final = 8192  # bytes of a log line
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from asyncjobs import clock
+from asyncjobs.active_job import current
 from asyncjobs.broker import Keys
 from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import Seconds, seconds
 from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
 
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
-from asyncjobs.active_job import current
-from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed")

@@ -37,18 +37,18 @@ T = TypeVar("T")
 FREE, LEFT, OURS = range(3)
 
 
-class Owner(Protocol):
+class Starter(Protocol):
     """Whose job waits for room."""
 
     def begin(self, job: Any, sent_at: float, margin: float, rank: int | None) -> None: ...
 
 
-class Waiting(msgspec.Struct, frozen=True, gc=False, order=True):
+class Step(msgspec.Struct, frozen=True, gc=False, order=True):
     """A step that waits: an aio_task by its future, or a job that has none yet. No two have the same rank."""
 
     rank: int
     future: asyncio.Future[None] | None = None
-    owner: Owner | None = None
+    owner: Starter | None = None
     job: Any = None
     sent_at: float = 0.0
     margin: float = 0.0
@@ -67,21 +67,8 @@ class LoopBudget:
     """
 
     __slots__ = (
-        "_again",
-        "_began_at",
-        "_counted",
-        "_fresh",
-        "_left_at",
-        "_most",
-        "_pauses",
-        "_phase",
-        "_ranks",
-        "_slice",
-        "_waiting",
-        "_woken",
-        "budget",
-        "number",
-        "until",
+        "_again", "_began_at", "_counted", "_fresh", "_left_at", "_most", "_pauses", "_phase", "_ranks", "_slice",
+        "_waiting", "_woken", "budget", "number", "until",
     )  # fmt: skip
 
     def __init__(self, budget: float | None = None) -> None:
@@ -90,7 +77,7 @@ class LoopBudget:
         self.until = float("inf")
         self.budget = budget
         self._slice = 0.0 if budget is None else budget / SLICES
-        self._waiting: list[Waiting] = []
+        self._waiting: list[Step] = []
         self._ranks = itertools.count()
         self._most = 1
         self._woken = self._again = 0
@@ -138,18 +125,18 @@ class LoopBudget:
         loop = asyncio.get_running_loop()
         while True:
             future: asyncio.Future[None] = loop.create_future()
-            heapq.heappush(self._waiting, Waiting(rank, future))
+            heapq.heappush(self._waiting, Step(rank, future))
             await future
             if self.has_room():
                 return
             self._again += 1
 
-    def defer(self, owner: Owner, job: Any, sent_at: float, margin: float) -> None:
+    def defer(self, owner: Starter, job: Any, sent_at: float, margin: float) -> None:
         """Have `owner` begin a job before a round that may have room for it.
 
         What waits so has no aio_task yet, and costs little until then.
         """
-        heapq.heappush(self._waiting, Waiting(next(self._ranks), None, owner, job, sent_at, margin))
+        heapq.heappush(self._waiting, Step(next(self._ranks), None, owner, job, sent_at, margin))
 
     async def breathe(self) -> None:
         """Where the slice is used up, wait for room: between two steps of what is long."""

@@ -31,7 +31,7 @@ SWEEPER_PATIENCE_MS: Final = 10_000
 UNUSED: Final = 60_000  # ms after which a process that holds nothing of a queue loses its name there
 LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
-STAYS, GONE, NO_RECORD = b"012"
+STAYS, NO_RECORD = b"02"
 Listed: TypeAlias = tuple[str | bytes, str | bytes]  # a job's id, and how the index lists it
 
 

@@ -160,12 +160,12 @@ def split_member(member: str | bytes) -> tuple[str | None, str | bytes]:
 
 
 def total_gate(prefix: str, name: str) -> str:
-    """The gate of all groups of a job name."""
+    """Where the shared limit of all groups of a job name is kept."""
     return f"{{{prefix}:{name}}}:gate"
 
 
 def named_gate(prefix: str, limiter: str) -> str:
-    """The gate of a limiter that several jobs name."""
+    """Where the shared limit is kept of a limiter that several jobs name."""
     return f"{{{prefix}}}:gate:{limiter}"
 
 

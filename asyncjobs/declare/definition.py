@@ -190,27 +190,9 @@ class JobSpec:
     """A registered job: its definition with every default resolved, in the units the broker wants."""
 
     __slots__ = (
-        "call",
-        "codec",
-        "concurrency",
-        "definition",
-        "forgets",
-        "group_idle",
-        "grouped",
-        "job_options",
-        "lease",
-        "limiters",
-        "limits",
-        "max_result",
-        "name",
-        "named_limiters",
-        "ordered",
-        "retention",
-        "slots",
-        "source",
-        "total_concurrency",
-        "total_limiters",
-        "worker_options",
+        "call", "codec", "concurrency", "definition", "forgets", "group_idle", "grouped", "job_options", "lease",
+        "limiters", "limits", "max_result", "name", "named_limiters", "ordered", "retention", "slots", "source",
+        "total_concurrency", "total_limiters", "worker_options",
     )  # fmt: skip
 
     def __init__(self, name: str, definition: JobDefinition, source: str = "", max_result: int = MOST) -> None:

@@ -12,13 +12,12 @@ from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.upkeep.heartbeat import died_here
 from asyncjobs.work.consumer import Consumer
-from asyncjobs.work.groups import GroupRegistry
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
 
-LOOKED_AT: Final = 100  # open groups of a name, in each look
+LOOKED_AT: Final = 100  # open groups, in each look
 
 
 class Recovery:
@@ -28,7 +27,7 @@ class Recovery:
         self._shared, self._queues = shared, queues
         self._process = process
         self._sweep_interval = sweep_interval
-        self._looked_at: dict[str, int] = {}  # name → up to which of its open groups
+        self._looked_at = 0  # up to which of the open groups
 
     @property
     def _broker(self) -> Broker:
@@ -46,15 +45,14 @@ class Recovery:
             consumers[keys].look_again()
         for registry in tuple(self._queues.registries.values()):
             await registry.discover(look_at_open=False)
-            if self._broker.is_cluster:
-                await self._look_at_open(registry)
+        if self._broker.is_cluster:
+            await self._look_at_open()
 
-    async def _look_at_open(self, registry: GroupRegistry) -> None:
-        """A bounded number of open groups, others each time."""
-        name, groups = registry.spec.name, list(registry.open.values())
-        start = self._looked_at.get(name, 0)
-        start = start if start < len(groups) else 0
-        self._looked_at[name] = start + LOOKED_AT
+    async def _look_at_open(self) -> None:
+        """A bounded number of open groups, whatever their names, and others each time."""
+        groups = [one for registry in self._queues.registries.values() for one in registry.open.values()]
+        start = self._looked_at if self._looked_at < len(groups) else 0
+        self._looked_at = start + LOOKED_AT
         some = {consumer.keys: consumer for consumer in groups[start : start + LOOKED_AT]}
         for keys in await self._broker.stirring(list(some)):
             some[keys].look_again()
@@ -67,7 +65,7 @@ class Recovery:
             except BrokerError as error:
                 logger.debug("looking: %s", error)
 
-    # Gates ------------------------------------------------------------------------------------------------
+    # Shared limits ----------------------------------------------------------------------------------------
     async def run_telling(self) -> None:
         """Keep the word of this process at its shared limits: it counts for a lease."""
         while True:
@@ -78,7 +76,7 @@ class Recovery:
                     await shared_limit.tell()
                     shared_limit.open()  # its news may have been lost
                 except BrokerError as error:
-                    logger.debug("at a gate: %s", error)
+                    logger.debug("at a shared limit: %s", error)
 
     # The dead ---------------------------------------------------------------------------------------------
     async def sweep(self, dead: str, silent: Silent, done: set[str]) -> bool:

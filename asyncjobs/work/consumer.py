@@ -286,7 +286,7 @@ class Consumer(QueueState):
         self.took = True
         most = self.spec.worker_options.max_stalled_count
         error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
-        job = ActiveJob(self._shared.broker, self._shared.emit, self.spec, self.keys, taken)
+        job = self.attempts.active(taken)
         decision = decide(job, Failed(error, final=True))
         assert decision is not None
         self.outbox.append(Finished(job, decision))

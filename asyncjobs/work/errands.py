@@ -150,11 +150,8 @@ class Errands:
             raise
         left: list[Turn[Served]] = []
         first: list[Served] = []
-        for turn, given in zip(
-            turns,
-            share([(turn.consumer, turn.reserved) for turn in turns], want, (narrow or shared_limits[0]).round),
-            strict=True,
-        ):
+        asked = [(turn.consumer, turn.reserved) for turn in turns]
+        for turn, given in zip(turns, share(asked, want, (narrow or shared_limits[0]).round), strict=True):
             consumer, missing = turn.consumer, turn.reserved - given
             for shared_limit in shared_limits:
                 shared_limit.round.count(consumer, given)

@@ -23,20 +23,8 @@ class Shared:
     """What all consumers of a process share."""
 
     __slots__ = (
-        "broker",
-        "bus",
-        "context",
-        "emit",
-        "environment",
-        "pace",
-        "pump",
-        "rounds",
-        "scope",
-        "shared_limits",
-        "stubborn",
-        "suspects",
-        "threads",
-        "tokens",
+        "broker", "bus", "context", "emit", "environment", "pace", "pump", "rounds", "scope", "shared_limits",
+        "stubborn", "suspects", "threads", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -50,21 +38,15 @@ class Shared:
         boot: str,
         rounds: LoopRounds,
     ) -> None:
-        self.broker, self.bus, self.pump, self.environment, self.threads = (
-            broker,
-            bus,
-            pump,
-            environment,
-            threads,
-        )
+        self.broker, self.bus, self.pump = broker, bus, pump
+        self.environment, self.threads = environment, threads
         self.emit = bus.emit  # one for all jobs
         self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
         self.rounds = rounds
         self.suspects = Suspects()
         self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
-        self.shared_limits: dict[
-            str, tuple[SharedLimit, ...]
-        ] = {}  # job name → the limits that hold over its queues and others
+        # job name → the limits that hold over its queues and others
+        self.shared_limits: dict[str, tuple[SharedLimit, ...]] = {}
         self.scope = scope  # entered around each try; what it yields travels with the try's events
         self.stubborn: set[asyncio.Task[None]] = set()  # tries that go on although their job was settled
         numbers = itertools.count(1)
