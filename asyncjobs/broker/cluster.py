@@ -185,9 +185,14 @@ class ClusterConnection(Connection):
         )
 
     async def everywhere(self, commands: Sequence[Command]) -> list[list[Any]]:
-        return await asyncio.gather(
-            *(self._connection_to(node).run(commands) for node in await self._topology.primaries())
-        )
+        nodes = await self._topology.primaries()
+        answers = await asyncio.gather(
+            *(self._connection_to(node).run(commands) for node in nodes), return_exceptions=True
+        )  # all of them: a node that is still being asked would connect while the next call does
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers  # type: ignore[return-value]
 
     async def _run(
         self, commands: Sequence[Command], needs: Sequence[int], send: _Send, lag: float

@@ -277,6 +277,7 @@ class Connection:
         if self._shut:  # while it was made
             await wire.close()
             raise stopped()
+        await self.close()  # another call may have connected meanwhile; one connection is kept, and none is forgotten
         self._wire = wire
         return wire
 

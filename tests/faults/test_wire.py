@@ -7,10 +7,12 @@ import asyncio
 import pytest
 
 from asyncjobs.broker.address import Address
+from asyncjobs.broker.cluster import ClusterConnection, Topology
 from asyncjobs.broker.connection import Connection
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.wire import PIECE
 from asyncjobs.errors import BrokerUnavailableError
+from benchmarks.servers import Cluster
 from tests.helpers import eventually
 
 
@@ -87,3 +89,30 @@ async def test_listening_to_more_on_a_lost_connection_is_nobodys_error(proxy, pr
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_two_that_connect_at_once_leave_no_connection_behind(lane, proxy):
+    await asyncio.gather(*(lane.run([("PING",)]) for _ in range(5)), return_exceptions=True)
+    assert await lane.run([("PING",)]) == [b"PONG"]
+    await lane.shut()
+    await eventually(lambda: not proxy._writers, what="every connection is closed")
+
+
+@pytest.mark.slow
+async def test_of_a_cluster_every_node_has_answered_or_failed_when_a_call_to_all_ends():
+    cluster = Cluster(replicas=False)
+    await cluster.start()
+    try:
+        address = Address(cluster.url, 5)
+        every = ClusterConnection(address, 5, Topology(address, 5))
+        assert await every.everywhere([("PING",)]) == [[b"PONG"]] * 3
+        await every.close()
+        await every._topology.primaries()
+        cluster.data[1].kill()
+        running = asyncio.all_tasks()
+        with pytest.raises(BrokerUnavailableError):
+            await every.everywhere([("PING",)])
+        assert asyncio.all_tasks() == running
+        await every.shut()
+    finally:
+        await cluster.stop()
