@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -58,10 +59,15 @@ class Recovery:
             some[keys].look_again()
 
     async def run_looking(self) -> None:
+        names = deque([self._process()], maxlen=3)
         while True:
             await asyncio.sleep(self._sweep_interval)
+            names.append(self._process())
             try:
                 await self.look_everywhere()
+                if len(set(names)) > 1:
+                    # A turn that was sent under the name before may reach the store after that name was buried.
+                    await self.sweep_strangers()
             except BrokerError as error:
                 logger.debug("looking: %s", error)
 
@@ -113,7 +119,7 @@ class Recovery:
         return True
 
     async def sweep_strangers(self) -> None:
-        """Give back what processes hold that nobody hears of any more: at start, after everybody was dead.
+        """Give back what processes hold that nobody hears of any more: at start, and when this one has a new name.
 
         Who is merely silent is left to the heartbeat: the store may have been away, and not the process.
         """

@@ -98,7 +98,7 @@ async def test_a_turn_that_arrives_after_the_question_what_is_ours_is_found_all_
         consumer, broker = parts.queues.consumers["work"], parts.broker
         late: list[Any] = []
         real_work, real_own = broker.work, broker.own
-        monkeypatch.setattr(parts.pump, "follow_ups", lambda places: [])
+        monkeypatch.setattr(broker._adds, "follow_ups", lambda places: [])
 
         async def lost(lane, process, calls):
             if late:
@@ -119,6 +119,44 @@ async def test_a_turn_that_arrives_after_the_question_what_is_ours_is_found_all_
         await runtime.queue.add_bulk([("work", n) for n in range(3)])
         consumer.look_again()
         await eventually(lambda: len(ran) == 3)
+        await all_is_well(runtime)
+
+
+async def test_a_turn_that_arrives_under_a_name_that_was_buried_is_found(make_runtime, monkeypatch):
+    """The process was silent, and is called otherwise since; what asks for its jobs asks by the new name."""
+    ran: Counter[int] = Counter()
+    runtime = make_runtime(sweep_interval=0.2)
+    runtime.job("work", limiter=None, concurrency=4, lease=2)(handler(ran))
+    runtime.job("tenant", limiter=None, group=True, lease=2)(handler(ran))
+    async with runtime:
+        parts = runtime._assembly
+        broker, heartbeat = parts.broker, parts.heartbeat
+        before = heartbeat.process
+        sent: dict[str, tuple[int, Any]] = {}
+        arrived = asyncio.Event()
+        arrived.set()
+        real_work = broker.work
+        monkeypatch.setattr(broker._adds, "follow_ups", lambda places: [])
+
+        async def work(lane, process, calls):
+            sent.update((call.name, (lane, call)) for call in calls if call.free and not call.settlements)
+            await arrived.wait()
+            return await real_work(lane, process, calls)
+
+        monkeypatch.setattr(broker, "work", work)
+        jobs = [("work", 0, {}), ("tenant", 1, {"group_id": "acme"})]
+        await runtime.queue.add_bulk(jobs)
+        await all_is_well(runtime)
+        await broker.bury(before, 0)
+        await eventually(lambda: heartbeat.process != before)
+        await all_is_well(runtime)
+        arrived.clear()
+        await runtime.queue.add_bulk([(name, data + 2, options) for name, data, options in jobs])
+        for lane, call in sent.values():
+            (reply,), _ = await real_work(lane, before, [call])
+            assert len(reply.jobs) == 1
+        arrived.set()
+        await eventually(lambda: len(ran) == 4)
         await all_is_well(runtime)
 
 
