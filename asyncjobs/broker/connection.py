@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from redis.exceptions import (
@@ -19,7 +19,7 @@ from redis.exceptions import (
 
 from asyncjobs.broker.address import REPLY_TIMEOUT, Address
 from asyncjobs.broker.reach import Reach
-from asyncjobs.broker.scripts import BY_SHA
+from asyncjobs.broker.scripts import BY_SHA, USUAL, Script
 from asyncjobs.broker.wire import Command, Wire
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
 
@@ -104,8 +104,8 @@ class Connection:
                     wire = await self._connect()
             replies = await wire.exchange(commands, REPLY_TIMEOUT)
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if missing:  # somebody flushed the scripts; those commands did nothing
-                await _load_scripts(wire)
+            if missing:  # rare ones, or somebody flushed the scripts; those commands did nothing
+                await _load_scripts(wire, {BY_SHA[str(commands[i][1])] for i in missing})
                 again = await wire.exchange([commands[i] for i in missing], REPLY_TIMEOUT)
                 for i, reply in zip(missing, again, strict=True):
                     replies[i] = reply
@@ -270,7 +270,7 @@ class Connection:
         await self.close()
         wire = await Wire.open(self._address.new_connection())
         try:
-            await _load_scripts(wire)
+            await _load_scripts(wire, USUAL)
         except BaseException:
             await wire.close()
             raise
@@ -335,5 +335,5 @@ def _about_tls(error: BaseException | None) -> bool:
     return error is not None
 
 
-async def _load_scripts(wire: Wire) -> None:
-    await wire.exchange([("SCRIPT", "LOAD", script.text) for script in BY_SHA.values()], REPLY_TIMEOUT)
+async def _load_scripts(wire: Wire, scripts: Iterable[Script]) -> None:
+    await wire.exchange([("SCRIPT", "LOAD", script.text) for script in scripts], REPLY_TIMEOUT)

@@ -39,11 +39,13 @@ def joined(name: str) -> str:
 class Script:
     """One file of ``lua/``: its name, how many keys it takes, its text and its SHA-1 digest.
 
-    The server is sent `text`, without the comments of `source`: over a narrow link every kilobyte counts.
+    The server is sent `text`, without the comments of `source`: over a narrow link every kilobyte counts. It is sent a
+    script when a connection is made, and a `rare` one when it is first called.
     """
 
     name: str
     keys: int
+    rare: bool = False
     source: str = field(init=False, repr=False)
     text: str = field(init=False, repr=False)
     sha: str = field(init=False, repr=False)
@@ -71,7 +73,7 @@ NOTE: Final = Script("note", 1)
 READ: Final = Script("read", 2)
 WATCH: Final = Script("watch", 1)
 COUNT: Final = Script("count", 4)
-INSPECT: Final = Script("inspect", 4)
+INSPECT: Final = Script("inspect", 4, rare=True)
 SPEND: Final = Script("spend", 2)
 REGISTER: Final = Script("register", 1)
 INDEX: Final = Script("index", 3)
@@ -98,3 +100,4 @@ BY_SHA: Final = {
         TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, END_RUN, PERMIT,
     )
 }  # fmt: skip
+USUAL: Final = tuple(script for script in BY_SHA.values() if not script.rare)
