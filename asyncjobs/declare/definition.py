@@ -141,7 +141,7 @@ class Call:
         return self.function(**{name: given[name] for name in self.wants})
 
     async def run(self, given: Mapping[str, Any], threads: Threads, owner: Owner) -> tuple[Any, BaseException | None]:
-        """Call the function, on the loop if it is async, else in a thread. Returns its result and the thread's error."""
+        """Call the function, on the loop if it is async, else in a thread. Returns its result and a thread's error."""
         if self.is_async:
             return await self(given), None
         seen = {name: threads.way.seen(value, owner) if name in OF_THE_LOOP else value for name, value in given.items()}
