@@ -51,7 +51,7 @@ class Trimmer:
             await self._trim_groups(Excess(registry.spec.name, registry.spec.retention))
 
     def _trim_interval(self) -> float:
-        """Seconds between two trims: a sixtieth of the shortest age, within bounds, so no job outlives its age for long."""
+        """Seconds between two trims: a sixtieth of the shortest age, within bounds."""
         shortest = MOST_TRIM_INTERVAL
         for spec in self._queues.specs():
             for rule in (spec.job_options.remove_on_complete, spec.job_options.remove_on_fail):
