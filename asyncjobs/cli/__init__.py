@@ -1,4 +1,4 @@
-"""The command line: one command a file, imported only when it is called, so that ``--help`` is quick.
+"""The command line. Each command has a file, which is imported only when the command is called, so ``--help`` is quick.
 
 Exit codes: 0 well, 1 it failed, 2 wrong usage, 130 interrupted. A user's mistake is one line on stderr, never a
 traceback.
@@ -25,7 +25,7 @@ COMMANDS: Final = {
 
 
 class Commands(click.Group):
-    """Knows every command by name and help, and imports it when it is called; ``run`` where none is named."""
+    """Knows the name and the help of each command, and imports a command when it is called. ``run`` is the default."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

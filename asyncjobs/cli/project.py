@@ -1,4 +1,4 @@
-"""Finding the project a command is about: options, then ``[tool.asyncjobs]``, then ``./jobs ./tasks``."""
+"""Finds the project of a command: by its options, then ``[tool.asyncjobs]``, then ``./jobs ./tasks``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS: Final = ("jobs", "tasks", "app", "redis")
 
 
 def options(command: Command) -> Command:
-    """The options that say which project; a command takes them as keyword arguments of the same names."""
+    """Add the options that name the project. The command takes them as keyword arguments of the same names."""
     for option in (
         click.option("--redis", metavar="URL", help="The store; else ASYNCJOBS_REDIS_URL, else the embedded one."),
         click.option("--app", metavar="MODULE:RUNTIME", help="A Runtime of your own instead of the folders."),
@@ -49,16 +49,16 @@ def settings() -> dict[str, str]:
     known = table.get("tool", {}).get("asyncjobs", {})
     for key, value in known.items():
         if key not in SETTINGS or not isinstance(value, str):
-            # Its value is not shown: it may be an address with a password.
+            # The message leaves out the value, because it may be an address with a password.
             raise ConfigError(f"[tool.asyncjobs] {key} in pyproject.toml: expected {', '.join(SETTINGS)}, each a text")
     return dict(known)
 
 
 def runtime(jobs: str | None, tasks: str | None, app: str | None, redis: str | None, **more: Any) -> Runtime:
-    """The runtime of the project; `more` goes to `Runtime(...)` where that is made here.
+    """The runtime of the project. `more` goes to `Runtime(...)`, unless the app has made the runtime.
 
     Raises:
-        ConfigError: nothing to run was found, or the options contradict each other.
+        ConfigError: no jobs and no tasks were found, or the options contradict each other.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -84,7 +84,7 @@ def _found(name: str) -> str | None:
 
 
 def imported(app: str) -> Runtime:
-    """The Runtime that ``module:name`` means."""
+    """The Runtime called ``module:name``."""
     module, colon, path = app.partition(":")
     if not colon or not module or not path:
         raise ConfigError(f"--app {app!r}: expected module:runtime, such as app.main:runtime")
@@ -105,7 +105,7 @@ def imported(app: str) -> Runtime:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's code an import failed."""
+    """The line of the user's code at which an import failed."""
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
     inside = [one for one in frames if one.filename not in (__file__, importlib.__file__)]
     return f" ({os.path.relpath(inside[-1].filename)}, line {inside[-1].lineno})" if inside else ""
@@ -113,7 +113,7 @@ def _place(error: BaseException) -> str:
 
 @contextmanager
 def patience(runtime: Runtime) -> Iterator[None]:
-    """Say what a command waits for, if that takes longer than a moment."""
+    """Print what the command waits for, if it waits for longer than a moment."""
 
     def say() -> None:
         store = runtime.health().get("store")
@@ -128,11 +128,11 @@ def patience(runtime: Runtime) -> Iterator[None]:
 
 @asynccontextmanager
 async def looking(runtime: Runtime) -> AsyncIterator[Queue]:
-    """The queue of a runtime that is started just enough to add and look."""
+    """The queue of a runtime that can only add and look."""
     async with AsyncExitStack() as stack:
         with patience(runtime):
             queue = await stack.enter_async_context(runtime.only_adding())
-        with suppress(BrokerError):  # a store without memory has room for no names; it can be looked at all the same
+        with suppress(BrokerError):  # a full store takes no names, but it can be read
             await queue.announce()
         yield queue
 
@@ -140,9 +140,9 @@ async def looking(runtime: Runtime) -> AsyncIterator[Queue]:
 def run_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run `coroutine` on uvloop where it is installed, else on asyncio's own loop.
 
-    The process is ours, so its garbage collector may be told what it is in for: jobs live for a moment and free
-    themselves, but thousands at once look like survivors to it. With Python's own thresholds it took a third of the
-    time of 10,000 busy groups.
+    The process belongs to asyncjobs, so its garbage collector may be tuned: jobs live for a moment and free themselves,
+    but thousands at once look like survivors to the collector. With Python's own thresholds the collector took a third
+    of the time of 10,000 busy groups.
     """
     gc.set_threshold(10_000, 20, 50)
     try:

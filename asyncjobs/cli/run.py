@@ -17,8 +17,8 @@ from asyncjobs import __version__, terminal
 from asyncjobs.cli import INTERRUPTED, project
 from asyncjobs.runtime import Runtime
 
-EXIT_AFTER = 3.0  # seconds after the last word, for what the interpreter does at its end
-HARD_EXIT_AFTER = 8.0  # seconds beyond the grace: settling, leaving and flushing are bounded by less
+EXIT_AFTER = 3.0  # seconds that the interpreter gets for its own end
+HARD_EXIT_AFTER = 8.0  # seconds beyond the grace; settling, leaving and flushing take less
 
 
 @click.command("run")
@@ -41,7 +41,7 @@ def command(
     """
     more: dict[str, Any] = {} if not burst else {"schedule": False}
     runtime = project.runtime(jobs, tasks, app, redis, **more)
-    # The app's runtime may only add, in a process that serves the web; here it is asked to run.
+    # In the web process the app's runtime may only add. This command consumes all the same.
     runtime.config = replace(
         runtime.config, loop_budget=None, consume=True, schedule=runtime.config.schedule and not burst
     )
@@ -80,7 +80,7 @@ async def _run(runtime: Runtime, grace: float | None, burst: bool, verbose: bool
 
 
 async def _started(runtime: Runtime, told: asyncio.Event) -> bool:
-    """Start; False: a signal came before that was done, and is obeyed at once."""
+    """Start the runtime. False: a signal came first, so the command ends at once."""
     starting, signalled = asyncio.ensure_future(runtime.start()), asyncio.ensure_future(told.wait())
     with project.patience(runtime):
         await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
@@ -95,7 +95,7 @@ async def _started(runtime: Runtime, told: asyncio.Event) -> bool:
 
 
 def _end_in_time(code: int) -> None:
-    """Threads of others, an executor's say, are waited for at the end of the interpreter, but not for ever."""
+    """Bound the interpreter's end, because it waits for foreign threads, such as those of an executor, for ever."""
     timer = threading.Timer(EXIT_AFTER, _end, (code,))
     timer.daemon = True
     timer.start()
@@ -109,7 +109,7 @@ def _end(code: int) -> None:
 
 
 class _Signals:
-    """Once: stop with grace, but end for sure. Twice: now."""
+    """Handles signals. The first one stops the runtime with grace and bounds the end; the second one ends at once."""
 
     def __init__(self, told: asyncio.Event, grace: float) -> None:
         self._told, self._grace = told, grace
@@ -117,7 +117,7 @@ class _Signals:
 
     def received(self, number: int) -> None:
         if self._told.is_set():
-            # Jobs still running come back to others when their lease ends: safety does not depend on a clean stop.
+            # Running jobs go to other processes when their lease ends, so safety does not need a clean stop.
             os._exit(1)
         self.number = number
         self._told.set()

@@ -1,1 +1,1 @@
-"""Tasks by the clock: expressions, and the scheduler that fires them once over all processes."""
+"""Tasks: the scheduler that fires each tick of a task once over all processes."""

@@ -28,15 +28,15 @@ from asyncjobs.logs import is_closing, log, told
 logger = logging.getLogger("asyncjobs.declare.cron_expression")
 
 LONGEST_NAP: Final = 30.0
-MOST_PAST: Final = 1000  # ticks that are passed over one by one
+MOST_PAST: Final = 1000  # past ticks that are skipped one by one
 LATE: Final = 30.0  # seconds behind its instant after which a tick counts as missed
 STEP_BACK: Final = 1.0
-STEPS: Final = 7200.0  # seconds; a clock that goes back by more was wrong before
+STEPS: Final = 7200.0  # seconds; if the clock goes back by more, it was wrong before
 LEASE: Final = 30.0  # seconds of silence after which a process that runs a task counts as dead
 
 
 class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
-    """One task's clock: calls `fire(scheduled)` at each tick, `missed(newest)` for what lies too far back.
+    """The clock of one task: it calls `fire(scheduled)` at each tick, and `missed(newest)` for ticks too far back.
 
     Attributes:
         scheduled: the next tick, UTC.
@@ -62,24 +62,24 @@ class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
         self.cronsim = Ticks(self.spec, datetime.fromtimestamp(self._seen, self.tz))
 
     def get_next(self) -> float:
-        """Set `scheduled` to the first tick that lies ahead; returns the loop time of the next wake."""
+        """Set `scheduled` to the first tick that lies ahead. Returns the loop time of the next wake."""
         now = self._wall()
         past = 0
         while True:
             tick = next(self.cronsim)
-            # cronsim drops `fold`, and the clock may have stepped: what is past, or was fired, is skipped.
+            # cronsim drops `fold`, and the clock may have stepped, so ticks that are past or were fired are skipped.
             if tick.timestamp() > max(now, self._last):
                 self.scheduled = tick.astimezone(UTC)
                 return self._wake_at(now)
             past += 1
-            if past == MOST_PAST:  # a long step: the ticks that it left out are not walked one by one
+            if past == MOST_PAST:  # the clock has made a long step; the ticks within it are not walked one by one
                 self.cronsim = Ticks(self.spec, datetime.fromtimestamp(max(now, self._last), self.tz))
 
     def _wake_at(self, now: float) -> float:
         return float(self.loop.time() + min(max(0.0, self.scheduled.timestamp() - now), LONGEST_NAP))
 
     def replan(self) -> None:
-        """What was fired of late did not run, since the clock was ahead: begin anew at this instant."""
+        """Begin anew at this instant: the clock was ahead, so the ticks that it fired did not run."""
         now = self._wall()
         self._last = now
         self.cronsim = Ticks(self.spec, datetime.fromtimestamp(now, self.tz))
@@ -88,7 +88,7 @@ class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
         self.handle = self.loop.call_at(self.get_next(), self.call_next)
 
     def call_next(self) -> None:
-        """Woken: fire what is due, and arm the next wake."""
+        """Fire the ticks that are due, and arm the next wake."""
         now = self._wall()
         if now < self._seen - STEP_BACK:
             logger.info("the clock went back by %.1f s; %s is planned anew", self._seen - now, self.spec)
@@ -114,9 +114,9 @@ class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
 
 
 class Run:
-    """One run of a task, which a thread may be at.
+    """One run of a task, in an aio_task or in a thread.
 
-    State: `aio_task`, in which it began; `late`, the runtime stops and its grace is over.
+    State: `aio_task`, in which the run began; `late`, the runtime stops and its grace is over.
     """
 
     __slots__ = ("aio_task", "late", "scheduled", "spec", "thread")
@@ -128,7 +128,7 @@ class Run:
         self.late = False
 
     def refusal(self) -> AsyncjobsError | None:
-        """Why its thread may do nothing more with its queue and io; None: it may."""
+        """Why the run's thread may not use its queue and io any more; None: it may."""
         return (
             NotRunningError(f"the runtime stops, and the grace of task {self.spec.name} is over") if self.late else None
         )
@@ -142,7 +142,7 @@ class Scheduler:
     """All tasks of one process.
 
     State: `_ticks`, one clock a task; `_running`, the aio_tasks of runs, held strongly; `_busy`, task name → runs
-    in this process; `_runs`, those that have not ended, and `_left`, the aio_tasks of those that were left to their
+    in this process; `_runs`, the runs that have not ended; `_left`, the aio_tasks of runs that were left to their
     threads at stop; `_queued`, the tick that waits behind a run of an `every_instance` task.
     """
 
@@ -167,7 +167,7 @@ class Scheduler:
         self._stopping = False
 
     async def start(self) -> None:
-        """Begin to tick; run once what was missed while nothing ran, where a task asks for it."""
+        """Begin to tick. A task with ``misfire="once"`` runs once if ticks were missed while no process ran."""
         for spec in self.specs:
             await self._catch_up(spec)
             tick = Tick(
@@ -184,14 +184,14 @@ class Scheduler:
         return {spec.name: tick.scheduled for spec, tick in zip(self.specs, self._ticks, strict=False)}
 
     def quiet(self) -> None:
-        """No new firing from now on."""
+        """Fire no tick from now on."""
         self._stopping = True
         for tick in self._ticks:
             tick.stop()
         self._ticks.clear()
 
     async def stop(self, grace: float) -> None:
-        """Give what runs `grace` seconds, then cancel it, but not what a thread runs: that goes on."""
+        """Give running tasks `grace` seconds, then cancel them. Runs in threads go on, as no thread can be stopped."""
         self.quiet()
         if self._running:
             _, late = await asyncio.wait(tuple(self._running), timeout=grace)
@@ -209,7 +209,7 @@ class Scheduler:
                     leave_behind(aio_task)
 
     def in_threads(self) -> int:
-        """How many runs go on in threads after they were to end."""
+        """The number of runs that go on in threads after the grace."""
         left = {one for one in self._left if not one.done()}
         return len(left) + sum(run.thread is not None and run.aio_task not in left for run in self._runs)
 
@@ -246,15 +246,15 @@ class Scheduler:
                     spec.name, due_ms, self._process(), spec.definition.overlap, LEASE, bool(self._busy.get(spec.name))
                 )
             except BrokerError as error:
-                # Unclaimed it might fire in every process: rather not at all, and say so.
+                # Without a claim the tick might fire in each process, so the scheduler skips it and reports that.
                 self._skip(spec, scheduled, f"the store did not answer: {error}")
                 return
             if verdict == "early":
-                await asyncio.sleep(min(wait, LONGEST_NAP))  # this machine's clock is ahead of the store's
+                await asyncio.sleep(min(wait, LONGEST_NAP))  # the clock of this machine is ahead of the store's
                 if scheduled.timestamp() > self._wall() + STEP_BACK:
                     for one, tick in zip(self.specs, self._ticks, strict=False):
                         if one is spec:
-                            tick.replan()  # it is no more, and the tick comes again when it is due
+                            tick.replan()  # the clock is right again, and the tick comes when it is due
                     return
             elif verdict == "overlap":
                 self._skip(spec, scheduled, "the last run has not ended")
@@ -266,7 +266,7 @@ class Scheduler:
                 await self._run_and_release(spec, scheduled)
                 return
             else:
-                return  # taken by another process, or queued behind the run that will take it
+                return  # another process has taken the tick, or it waits behind the run that will take it
 
     async def _run_and_release(self, spec: TaskSpec, scheduled: datetime) -> None:
         due: datetime | None = scheduled
@@ -274,7 +274,7 @@ class Scheduler:
             run = Run(spec, due)
             try:
                 await self._run(run)
-            except GeneratorExit:  # taken down with its loop: nothing can be awaited any more
+            except GeneratorExit:  # the loop is closing, so the run can await nothing any more
                 raise
             except BaseException:
                 if run.thread is None:
@@ -283,7 +283,7 @@ class Scheduler:
             due = None if run.thread is not None else await self._release(spec)
 
     async def _release(self, spec: TaskSpec) -> datetime | None:
-        """A run has ended; the tick that was queued behind it, if any."""
+        """A run has ended. Returns the tick that was queued behind it, if any."""
         if spec.definition.overlap == "allow":
             return None
         try:
@@ -294,7 +294,7 @@ class Scheduler:
         return clock.from_ms(queued) if queued else None
 
     async def _release_late(self, run: Run, thread: InThread) -> None:
-        """The thread has ended of a run whose aio_task the app had cancelled."""
+        """The app had cancelled the aio_task of a run, and now the run's thread has ended."""
         if thread.error is not None:
             self._failed(run.spec, run.scheduled, thread.error)
         self._over(run)
@@ -338,7 +338,7 @@ class Scheduler:
         finally:
             if run.thread is None:
                 self._over(run)
-            else:  # the app has cancelled the aio_task: the run has ended when its thread has
+            else:  # the app has cancelled the aio_task, so the run ends when its thread ends
                 thread = run.thread
                 thread.ended.add_done_callback(lambda ended: self._spawn(self._release_late(run, thread)))
 

@@ -1,1 +1,1 @@
-"""What a user writes, checked: options, jobs and tasks, payloads, files."""
+"""Checks what a user writes: options, jobs and tasks, payloads, files."""

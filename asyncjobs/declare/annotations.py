@@ -1,4 +1,4 @@
-"""Declared types: whether an annotation can be checked, by what, and how JSON becomes an instance of it."""
+"""Declared types: which library checks an annotation, if one can, and how JSON becomes an instance of the type."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ NICKNAMES: Final = {
 
 
 class Ticks(CronSim):
-    """The ticks of an expression, one after the other; as cronsim has them, and more.
+    """The ticks of an expression, one after the other. Six fields follow the clock changes as five do.
 
-    cronsim treats five fields as Debian's cron does where clocks change: what names its hour and minute fires once in
-    the hour that comes twice, and right after the one that is left out. Six fields get the same rule here.
+    Where clocks change, cronsim treats five fields as Debian's cron does: an expression that names its hour and minute
+    fires once in the hour that comes twice, and right after the hour that is left out. This class adds six fields.
     """
 
     def __init__(self, expression: str, at: datetime, reverse: bool = False) -> None:
@@ -41,7 +41,7 @@ def normalise(expression: Any) -> str:
     """`expression` with its nickname spelt out.
 
     Raises:
-        ConfigError: not a cron expression, or one that never comes.
+        ConfigError: `expression` is no cron expression, or has no tick.
     """
     if not isinstance(expression, str):
         raise ConfigError(f"cron_time={shown(expression)}: expected a text such as '*/5 * * * *'")

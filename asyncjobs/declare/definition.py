@@ -1,4 +1,4 @@
-"""What a file in jobs/ or tasks/ declares, and the same made ready to run."""
+"""Definitions: what a file in jobs/ or tasks/ declares. Specs: the same definitions, ready to run."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Misfire = Literal["skip", "once"]
 
 
 def function(value: Any, option: str) -> Callable[..., Any]:
-    """`value` as what can be called: a function, a method, a partial, or an object with ``__call__``.
+    """Return `value` if it can be called: a function, a method, a partial, or an object with ``__call__``.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: `value` is none of these.
     """
     if isinstance(value, staticmethod):
         value = value.__func__
@@ -51,7 +51,7 @@ def function(value: Any, option: str) -> Callable[..., Any]:
 @strict
 @dataclass(frozen=True, slots=True)
 class JobDefinition:
-    """A job: its handler, and how it is tried and consumed. `group`: each add names a ``group_id``."""
+    """A job: its handler, and the options of its tries and of its queue. `group`: each add names a ``group_id``."""
 
     handle: Callable[..., Any]
     job_options: JobOptions | Mapping[str, Any] = field(default_factory=JobOptions)
@@ -102,7 +102,7 @@ def zone(name: str) -> ZoneInfo:
     """The time zone called `name`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no time zone has this name.
     """
     try:
         return ZoneInfo(name)
@@ -111,10 +111,11 @@ def zone(name: str) -> ZoneInfo:
 
 
 class Call:
-    """A user's function with the arguments it wants, by name.
+    """A function of the user, and the names of the arguments that it wants.
 
     Args:
-        allowed: the names it may ask for; any other parameter without a default is an error that lists them.
+        allowed: the names that the function may ask for. Another parameter without a default is an error, which lists
+            the allowed names.
     """
 
     __slots__ = ("function", "is_async", "wants")
@@ -140,7 +141,7 @@ class Call:
         return self.function(**{name: given[name] for name in self.wants})
 
     async def run(self, given: Mapping[str, Any], threads: Threads, owner: Owner) -> tuple[Any, BaseException | None]:
-        """Call it, on the loop if it is async, else in a thread; what it returned, and what it raised in the thread."""
+        """Call the function, on the loop if it is async, else in a thread. Returns its result and a thread's error."""
         if self.is_async:
             return await self(given), None
         seen = {name: threads.way.seen(value, owner) if name in OF_THE_LOOP else value for name, value in given.items()}
@@ -158,10 +159,10 @@ def _called(function: Callable[..., Any]) -> tuple[Any, set[str]]:
 
 
 def _wanted(one: inspect.Parameter, allowed: tuple[str, ...], what: str) -> bool:
-    """Whether a parameter is given an argument.
+    """True if the parameter is given an argument.
 
     Raises:
-        ConfigError: it needs one that there is not, or cannot get it by name.
+        ConfigError: the parameter needs an argument that does not exist, or cannot be given by name.
     """
     if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
         return False
@@ -179,7 +180,7 @@ def checked_name(name: Any, what: str) -> str:
     """The name of a job or a task.
 
     Raises:
-        ConfigError: it has other characters than names have, or too many.
+        ConfigError: the name has characters that are not allowed, or too many.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(f"{what} name {shown(name)}: expected letters, digits, '-', '_' and '.', at most 128")
@@ -187,7 +188,7 @@ def checked_name(name: Any, what: str) -> str:
 
 
 class JobSpec:
-    """A registered job: its definition with every default resolved, in the units the broker wants."""
+    """A registered job: its definition with every default resolved, in the units of the broker."""
 
     __slots__ = (
         "call", "codec", "concurrency", "definition", "forgets", "group_idle", "grouped", "job_options", "lease",
@@ -209,7 +210,7 @@ class JobSpec:
         given = worker.concurrency
         default = 1 if self.grouped or self.ordered else 10
         self.concurrency: int | None = default if isinstance(given, Unset) else given
-        # Concurrency of groups, and of what keeps its order, holds over all processes: Redis counts it.
+        # The concurrency of groups, and of ordered jobs, holds over all processes: Redis counts the slots.
         self.slots = self.concurrency or 0 if self.grouped or self.ordered else 0
         every = limiters(worker.limiter, "limiter")
         self.limiters = tuple(one for one in every if one.name is None)
@@ -224,7 +225,7 @@ class JobSpec:
         self.limits = queue_limits(self.limiters, self.concurrency)
         rules = kept(options.remove_on_complete), kept(options.remove_on_fail)
         self.forgets = any(0 in rule for rule in rules)  # no record of a finished job is kept
-        # To keep none is to remove the job that finishes, and never another one: then nothing is trimmed.
+        # Where no finished job is kept, a finishing job removes only itself, so nothing is trimmed.
         (count, age), (failed_count, failed_age) = (NO_BOUNDS if 0 in rule else rule for rule in rules)
         self.retention = (count, age, failed_count, failed_age)
         self.lease = duration(worker.lease)
@@ -235,10 +236,10 @@ class JobSpec:
 
 
 def check_limiters(spec: JobSpec, others: Iterable[JobSpec]) -> None:
-    """See that a named limiter means one limit.
+    """Check that a limiter's name stands for one limit.
 
     Raises:
-        ConfigError: another job has the name of a limiter of `spec`, and another limit.
+        ConfigError: another job gives a limiter of the same name another limit.
     """
     for mine in spec.named_limiters:
         for other in others:
@@ -251,7 +252,7 @@ def check_limiters(spec: JobSpec, others: Iterable[JobSpec]) -> None:
 
 
 def kept(rule: Any) -> tuple[int, int]:
-    """A Retention as the scripts take it: how many, and for how many ms; -1 for no bound."""
+    """A Retention as the scripts take it: how many jobs, and for how many ms; -1: no bound."""
     assert isinstance(rule, Retention)
     age = -1 if rule.age is None else round(duration(rule.age) * 1000)
     return (-1 if rule.count is None else rule.count), age
@@ -273,7 +274,7 @@ class TaskSpec:
         next_tick(definition.cron_time, datetime.now(UTC).astimezone(self.zone))
 
     def runs_in(self, environment: str) -> bool:
-        """Whether it ticks there: only what says ``is_active = True``, and nothing ever in ``test``."""
+        """True if the task ticks in `environment`. It says ``is_active = True``; in ``test`` no task ticks."""
         where = self.definition.environments
         return self.definition.is_active is True and environment != "test" and (where is None or environment in where)
 

@@ -1,4 +1,4 @@
-"""Importing the files of a folder: each is one module, under its real name where it has one, and never twice."""
+"""Imports the files of a folder. Each file is one module, under its real name if it has one, and never twice."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ LIBRARIES: Final = tuple(
 class Importer:
     """Imports the files of one folder.
 
-    Where the folder is part of an importable package the modules get their real dotted names. Elsewhere it becomes a
-    package under a private name, together with the packages that it is part of, so that relative imports work and a job
-    called ``json`` shadows nothing. A file or a folder whose name is no identifier, or whose dotted name is another's,
-    gets a private name within its package.
+    In an importable package the modules get their real dotted names. Elsewhere the folder, and the packages around it,
+    get private names. So relative imports work, and a job called ``json`` shadows no other module. A file or a folder
+    whose name is no identifier, or whose dotted name another module has, gets a private name within its package.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,13 +47,13 @@ class Importer:
         bases = sorted({Path(entry or ".").resolve() for entry in sys.path}, key=_depth, reverse=True)
         candidates = [(base, "") for base in bases if base != self._root and self._root.is_relative_to(base)]
         nearest = _depth(candidates[0][0]) if candidates else 0
-        # One that is no more than an entry of sys.path, seen as a namespace from further up, says nothing.
+        # An entry of sys.path looks like a namespace package from a folder above. Such a match does not count.
         loaded = [one for one in self._loaded_packages() if _depth(one[0]) + _is_regular(one[1]) > nearest]
         loaded.sort(key=lambda one: (-_depth(one[0]), one[1].count("."), one[1]))
         return next((found for base, name in (*loaded, *candidates) if (found := self._below(base, name))), None)
 
     def _below(self, base: Path, name: str) -> str | None:
-        """The dotted name that the folder has below `base`. Nothing is imported but the packages that it is part of."""
+        """The dotted name of the folder below `base`. Only the packages around the folder are imported."""
         parts = self._root.relative_to(base).parts
         if not all(part.isidentifier() for part in parts):
             return None
@@ -66,7 +65,7 @@ class Importer:
         return name
 
     def _loaded_packages(self) -> Iterator[tuple[Path, str]]:
-        """The packages that are loaded and hold the folder, or are it."""
+        """The loaded packages that are the folder or contain it."""
         for name, module in list(sys.modules.items()):
             if name.startswith(PRIVATE) or not hasattr(module, "__path__"):
                 continue
@@ -75,7 +74,7 @@ class Importer:
                     yield path, name
 
     def _private(self) -> str:
-        """A package of a private name for the folder, below one for the topmost package that it is part of."""
+        """The private package of the folder, below a private package for the topmost package around the folder."""
         top = home_of(self._root)
         digest = hashlib.sha1(str(top).encode(), usedforsecurity=False).hexdigest()[:12]
         name = _folder_module(PRIVATE + digest, top)
@@ -105,7 +104,7 @@ class Importer:
 
     @staticmethod
     def _package_at(parent: str, part: str, folder: Path) -> str:
-        """The name of the package that a folder is within its parent."""
+        """The package name of a folder within its parent."""
         name = f"{parent}.{part}"
         if part.isidentifier() and folder.resolve() in _places(name):
             importlib.import_module(name)
@@ -118,7 +117,7 @@ def _is_regular(name: str) -> bool:
 
 
 def home_of(folder: Path) -> Path:
-    """The topmost package that a folder is part of; the folder itself where it is part of none."""
+    """The topmost package around a folder, or the folder itself if no package contains it."""
     top = folder.resolve()
     while (top.parent / "__init__.py").is_file():
         top = top.parent
@@ -130,7 +129,7 @@ def _depth(path: Path) -> int:
 
 
 def _private_part(part: str) -> str:
-    """A module name for a file that has none of its own; two files never share it."""
+    """A private module name for a file without a usable one. Two files never share it."""
     digest = hashlib.sha1(part.encode(), usedforsecurity=False).hexdigest()[:8]
     return f"_{digest}_{re.sub(chr(92) + 'W', '_', part)}"
 
@@ -143,19 +142,19 @@ def _paths(module: types.ModuleType) -> list[Path]:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """The spec of a module that may not be there; whatever its packages raise comes out."""
+    """The spec of a module, or None if there is no such module. Errors of its packages pass through."""
     try:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             return None
-        raise  # a package of it was found, and lacks something else
+        raise  # the package exists, and an import within it failed
     except (ValueError, AttributeError):  # a module without a spec, or without a path
         return None
 
 
 def _places(dotted: str) -> list[Path]:
-    """The folders of a package; none, where its topmost package is another one."""
+    """The folders of a package. Empty if another package has the name of its topmost package."""
     module = sys.modules.get(dotted)
     if module is not None and hasattr(module, "__path__"):
         return _paths(module)
@@ -167,14 +166,14 @@ def _places(dotted: str) -> list[Path]:
 
 
 def _origin(name: str) -> Path | None:
-    """The file that a module name means."""
+    """The file of a module name."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None) if module is not None else getattr(_spec(name), "origin", None)
     return Path(file).resolve() if isinstance(file, str) else None
 
 
 def _loaded_from(path: Path) -> types.ModuleType | None:
-    """The module that was loaded from a file, under whatever name; one with a public name first."""
+    """The module that was loaded from a file, under any name. A public name is preferred."""
     real, base = os.path.realpath(path), path.name
     found = [
         module
@@ -204,7 +203,7 @@ def _file_module(name: str, path: Path) -> types.ModuleType:
 
 
 def _folder_module(name: str, folder: Path) -> str:
-    """A package of that name for a folder. Its ``__init__.py`` runs when something of it is asked for, not before."""
+    """Make a package called `name` for a folder. Its ``__init__.py`` runs at the first access to an attribute."""
     if name in sys.modules:
         return name
     package = types.ModuleType(name)
@@ -228,7 +227,7 @@ def _folder_module(name: str, folder: Path) -> str:
 
 # Reading a file -------------------------------------------------------------------------------------------------
 class Names:
-    """How the names of a module came there: assigned, defined, or imported; by line."""
+    """How a module got its names: assigned, defined, or imported, with the lines."""
 
     def __init__(self) -> None:
         self._assigned: dict[str, int] = {}
@@ -239,7 +238,7 @@ class Names:
     @classmethod
     def of(cls, path: Path) -> Names:
         names = cls()
-        with suppress(OSError, SyntaxError, ValueError):  # the import has said so, or it was no source
+        with suppress(OSError, SyntaxError, ValueError):  # the import has reported the error, or the file is no source
             names._read(ast.parse(path.read_bytes()).body)
         return names
 
@@ -258,7 +257,7 @@ class Names:
                     self._read(getattr(one, block, []))
 
     def _assignments(self, statement: Any) -> None:
-        """Names that a statement stores, not those of its blocks."""
+        """The names that a statement assigns, without the names of its blocks."""
         todo: list[Any] = [statement]
         while todo:
             node = todo.pop()
@@ -269,13 +268,13 @@ class Names:
                 todo.extend(one for one in inner if not isinstance(one, (ast.stmt, ast.excepthandler, ast.match_case)))
 
     def only_imports(self, name: str) -> bool:
-        """Whether a name is there because another module has it."""
+        """True if the file has the name only by importing it."""
         if name in self._assigned or name in self._defined:
             return False
         return name in self._imported or self._star
 
     def defines(self, name: str) -> bool:
-        """Whether a name is that of a function or class of the file, and no value."""
+        """True if the name is a function or a class of the file, and not a value."""
         return name in self._defined and name not in self._assigned
 
     def line(self, name: str) -> int:
@@ -283,7 +282,7 @@ class Names:
 
 
 def _is_of_user(file: str, home: Path) -> bool:
-    """Whether a file is the app's own. One in the package of its jobs is, wherever that is installed."""
+    """True if a file belongs to the app. Each file in the package of the jobs does, wherever that is installed."""
     real = os.path.realpath(file)
     if file.startswith("<"):
         return False
@@ -293,7 +292,7 @@ def _is_of_user(file: str, home: Path) -> bool:
 
 
 def user_line(error: BaseException, home: Path) -> tuple[str, int] | None:
-    """The innermost line of the app that an error came through, or that Python could not read."""
+    """The innermost line of the app in the error's traceback, or the line that Python could not parse."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno and _is_of_user(error.filename, home):
         return error.filename, error.lineno
     lines = [
@@ -307,7 +306,7 @@ def user_line(error: BaseException, home: Path) -> tuple[str, int] | None:
 
 
 def is_of_user(value: Any, home: Path) -> bool:
-    """Whether a function, or the class of an object, is the app's own and no library's."""
+    """True if a function, or the class of an object, belongs to the app and not to a library."""
     module = sys.modules.get(getattr(innermost(value), "__module__", None) or "")
     file = getattr(module, "__file__", None)
     return isinstance(file, str) and _is_of_user(file, home)

@@ -1,4 +1,4 @@
-"""Plain JSON: what a Python value looks like in JSON, and whether it comes back from there equal."""
+"""Plain JSON: how a Python value looks in JSON."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class How(NamedTuple):
     """How a value is turned into JSON.
 
     Attributes:
-        keys: a key that is a number, a date or the like becomes text, because the declared type turns it back.
-        round_trip: a pydantic model is written so that its own validation takes it: without computed fields.
+        keys: keys that are numbers or dates become text, because the declared type turns them back.
+        round_trip: a pydantic model is written without computed fields, so that its own validation accepts the JSON.
         by_alias: a pydantic model is written under its aliases, else under the names of its fields.
     """
 
@@ -43,7 +43,7 @@ RESULT: Final = How(keys=True, round_trip=False)
 
 
 def plain(value: Any, path: str, how: How = UNTYPED) -> Any:
-    """`value` as nothing but dict, list, str, int, float, bool and None; `value` itself where it is that already.
+    """`value` made of dict, list, str, int, float, bool and None alone; `value` itself if it is that already.
 
     Raises:
         PayloadError: something in `value` has no JSON form; the message names its path, ``data.items[3].price``.
@@ -102,7 +102,7 @@ def _key(key: Any, path: str, how: How) -> str:
 
 
 def _other(value: Any, path: str, how: How) -> Any:
-    """The JSON form of what is no plain dict, list, text or number itself."""
+    """The JSON form of a value that is no plain dict, list, text or number."""
     if isinstance(value, enum.Enum):
         return plain(value.value, path, how)
     if isinstance(value, str):
@@ -143,7 +143,7 @@ def _text_of(value: Any) -> Any:
 
 
 def _number_of(value: Any, path: str, how: How) -> Any:
-    """A number of another library: one of numpy's, or whatever says that it is an integer or a real number."""
+    """A number of another library: numpy's, or a value that is registered as an integer or a real number."""
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
         item = value.item()
         if item is not value and type(item) is not type(value):
@@ -173,12 +173,12 @@ def is_secret(value: Any) -> bool:
 
 
 def is_model(value: Any) -> bool:
-    """Whether `value` is an instance of a pydantic model."""
+    """True if `value` is an instance of a pydantic model."""
     return hasattr(type(value), "model_dump") and hasattr(type(value), "__pydantic_validator__")
 
 
 def is_record(value: Any) -> bool:
-    """Whether `value` is an instance of a class with declared fields that msgspec writes."""
+    """True if `value` is an instance of a class with declared fields that msgspec writes."""
     kind = type(value)
     return isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__")
 
@@ -220,7 +220,7 @@ def _dumped(value: Any, path: str, how: How) -> Any:
 
 
 def _deeper(value: Any, path: str, how: How) -> PayloadError | None:
-    """The complaint about the first field that is to blame."""
+    """The error for the first field of `value` that cannot be written; None if there is none."""
     for name in field_names(type(value)):
         try:
             plain(getattr(value, name, None), f"{path}.{name}", how._replace(keys=True))
@@ -230,7 +230,7 @@ def _deeper(value: Any, path: str, how: How) -> PayloadError | None:
 
 
 def undumpable(value: Any, path: str) -> str:
-    """Where the part of `value` is that pydantic cannot write."""
+    """The path of the part of `value` that pydantic cannot write."""
     inner: list[tuple[str, Any]] = []
     if is_model(value):
         for name in field_names(type(value)):
@@ -249,7 +249,7 @@ def undumpable(value: Any, path: str) -> str:
 
 
 def _secret(value: Any, path: str) -> PayloadError | None:
-    """The complaint about the first secret in a model: pydantic would write asterisks and say nothing."""
+    """The error for the first secret in a model. pydantic would silently write asterisks."""
     if is_secret(value):
         return _refused(value, path)
     inner: Iterator[tuple[str, Any]]

@@ -1,4 +1,4 @@
-"""jobs/ and tasks/ → definitions. Every complaint names its file, and all of them come in one LoadError."""
+"""Loads jobs/ and tasks/ as definitions. Each complaint names its file, and one LoadError carries all complaints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TASK_PLAIN: Final = tuple(one.name for one in fields(TaskDefinition))
 
 
 class Source(NamedTuple):
-    """A file that declares something, and the name it declares it under."""
+    """A file that declares a job or a task, and the name of that job or task."""
 
     name: str
     path: Path
@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 
 
 def sources(folder: Path, complaints: list[Complaint]) -> list[Source]:
-    """The files of `folder` in path order; two of one name are complained of, both."""
+    """The files of `folder` in path order. Where two files have one name, both get a complaint."""
     root = folder.resolve()
     found: list[Source] = []
     for path in sorted(root.rglob("*.py")):
@@ -97,9 +97,9 @@ async def load(
     """Import every file and make its definition.
 
     Args:
-        given: what `define` may ask for: services, queue, io.
-        known: what was registered in code, whose names are taken.
-        strict: False logs every bad file as an error and goes on with the others.
+        given: the arguments that `define` may ask for: services, queue, io.
+        known: the definitions that were registered in code; their names are taken.
+        strict: False: each bad file is logged as an error, and the other files are loaded.
         max_result: see `Runtime`.
     Raises:
         LoadError: with every bad file and its reason.
@@ -115,7 +115,7 @@ async def load(
         home = home_of(folder)
         try:
             importer = Importer(folder)
-        except (Exception, SystemExit) as error:  # of the package that the folder is part of
+        except (Exception, SystemExit) as error:  # raised by the package around the folder
             complaints.append(_complaint(_relative(folder), error, {}, home))
             continue
         for source in sources(folder, complaints):
@@ -154,7 +154,7 @@ def _loading(source: Source) -> Iterator[None]:
 
 
 def _complaint(file: str, error: BaseException, options: Mapping[str, int], home: Path) -> Complaint:
-    """What is wrong with a file, and in which line of the app."""
+    """The complaint about a file: the error, and the line of the app that raised it."""
     ours = isinstance(error, AsyncjobsError)
     reason = str(error) if ours else f"{type(error).__name__}: {error}"
     line = user_line(error, home)
@@ -195,15 +195,15 @@ async def _declared(
     options: dict[str, int],
     home: Path,
 ) -> Any:
-    """What a module declares: the record or dict that its `define` makes, or its plain names as a dict.
+    """Return the declaration of a module: the result of its `define`, or its plain names as a dict.
 
     Args:
-        options: filled with the names of the module that are looked at as options, and the line of each.
-        home: where the app's own code is.
+        options: receives the names of the module that are read as options, and the line of each.
+        home: the folder of the app's own code.
     """
     found = vars(module)
     here = [one for one in ("define", plain) if callable(found.get(one)) and not names.only_imports(one)]
-    if not here:  # what is imported counts where it is the app's own: `from shop.mail import handle`
+    if not here:  # an imported function of the app counts too: `from shop.mail import handle`
         here = [one for one in ("define", plain) if callable(found.get(one)) and is_of_user(found[one], home)]
     if len(here) > 1:
         raise ConfigError(f"it has both define() and {plain}(); keep one form")
@@ -219,7 +219,7 @@ async def _declared(
 
 
 def _plain(found: Mapping[str, Any], names: Names, plain: str, options: dict[str, int]) -> dict[str, Any]:
-    """The options among a module's names; one that looks like an option and is none is refused."""
+    """The options among a module's names. A name that is close to an option, and is none, is refused."""
     allowed = JOB_PLAIN if plain == "handle" else TASK_PLAIN
     chosen = {plain: found[plain]}
     options[plain] = names.line(plain)
@@ -241,14 +241,14 @@ def _plain(found: Mapping[str, Any], names: Names, plain: str, options: dict[str
 
 
 def _is_value(key: str, value: Any, names: Names) -> bool:
-    """Whether a name of a module holds a value: modules, classes and functions are never options, a backoff apart."""
+    """True if a name of a module holds a value. Modules, classes and functions are no options, except for a backoff."""
     if inspect.ismodule(value) or inspect.isclass(value):
         return False
     return not inspect.isroutine(value) or (key == "backoff" and not names.defines(key))
 
 
 def _nested(given: dict[str, Any]) -> dict[str, Any]:
-    """Flat options laid into their records; one that stands in both places is refused."""
+    """Move flat options into their records. An option that stands in both places is refused."""
     for name, kind in RECORDS.items():
         flat = {key: given.pop(key) for key in list(given) if FLAT.get(key) == name}
         if not flat:
@@ -272,7 +272,7 @@ def _nested(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blame(kind: type, flat: Mapping[str, Any]) -> None:
-    """Raise the complaint about the flat option that is to blame, with its name in front; if it is one alone."""
+    """Raise the error of the flat option that is to blame, under the option's name, if one option alone is."""
     for key, value in flat.items():
         try:
             kind(**{key: value})

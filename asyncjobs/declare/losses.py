@@ -1,4 +1,4 @@
-"""Losses: what of a value does not come back equal from its JSON, and where."""
+"""Losses: the parts of a value that do not come back equal from JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asyncjobs.declare.values import shown
 
 # What comes back --------------------------------------------------------------------------------------------
 class Loss(NamedTuple):
-    """The first place where what comes back is not what was given."""
+    """The first place at which the value that comes back differs from the value that was given."""
 
     path: str
     given: Any
@@ -31,10 +31,10 @@ class Loss(NamedTuple):
 
 
 def lost(given: Any, back: Any, path: str) -> Loss | None:
-    """Where `back`, which a handler gets, is not what was `given`.
+    """The first place at which `back`, which the handler gets, differs from `given`; None if both are equal.
 
-    JSON that is given becomes what is declared: a dict becomes the record, text becomes the date. Everything else
-    must come back equal.
+    A difference that the declared type asks for is no loss: a dict becomes the record, a text becomes the date.
+    Everything else must come back equal.
     """
     kind = type(given)
     if kind is str:
@@ -55,7 +55,7 @@ def _lost_places(given: list[Any], back: Any, path: str) -> Loss | None:
     if isinstance(back, (list, tuple)) and len(back) == len(given):
         return _first(lost(one, back[place], f"{path}[{place}]") for place, one in enumerate(given))
     if not isinstance(back, (set, frozenset)):
-        return None  # the JSON form of something else
+        return None  # `given` is the JSON form of `back`
     for place, one in enumerate(given):
         if type(one) not in JSON_SCALARS and not _within(one, back) and type(one) not in (list, dict):
             return Loss(f"{path}[{place}]", one, MISSING)
@@ -69,7 +69,7 @@ def _lost_items(given: dict[Any, Any], back: Any, path: str) -> Loss | None:
             if found is not MISSING:
                 loss = lost(item, found, f"{path}.{key}")
             elif isinstance(key, str) and len(back) >= len(given):
-                loss = None  # the JSON form of a key that is no text
+                loss = None  # the JSON form of a key that is not text
             else:
                 loss = Loss(f"{path}.{key}", item, MISSING)
             if loss is not None:
@@ -87,7 +87,7 @@ def _lost_items(given: dict[Any, Any], back: Any, path: str) -> Loss | None:
 
 @functools.lru_cache(1024)
 def _json_names(kind: Any) -> dict[str, str]:
-    """The fields of a record by every name that they may have in JSON."""
+    """The fields of a record by each name that JSON may use for them."""
     names = {name: name for name in field_names(kind)}
     if issubclass(kind, msgspec.Struct):
         names.update(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
@@ -113,11 +113,11 @@ def _first(losses: Iterator[Loss | None]) -> Loss | None:
 
 
 def difference(given: Any, back: Any, path: str) -> Loss | None:
-    """The first place where the two are not equal; records without an ``==`` of their own are equal by their fields."""
+    """The first place at which both differ. Records without an ``==`` of their own are compared by their fields."""
     if same(given, back):
         return None
     if isinstance(given, dates.datetime) and isinstance(back, dates.datetime) and given.tzinfo and back.tzinfo:
-        # In the hour that comes twice ``==`` is false between zones, by PEP 495.
+        # By PEP 495, ``==`` between two zones is false in the hour that comes twice.
         instants = given.astimezone(dates.UTC), back.astimezone(dates.UTC)
         return None if instants[0] == instants[1] else Loss(path, given, back)
     if type(given) is not type(back):
@@ -142,7 +142,7 @@ def difference(given: Any, back: Any, path: str) -> Loss | None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """``one == other``, where that may raise, or be an array."""
+    """``one == other`` as a bool. The comparison may raise, or give an array."""
     try:
         return one is other or bool(one == other)
     except Exception:

@@ -1,7 +1,7 @@
 """The option records: frozen, checked when they are made, the same in code, in files and in plain dicts.
 
-A record's field defaults *are* the documented defaults, so whatever a job leaves out is laid over them key
-by key, and an explicit ``None`` stays ``None`` ("none", not "default").
+The defaults of a record's fields *are* the documented defaults. A job's own values are laid over them key by key, and
+an explicit ``None`` stays ``None`` ("none", not "default").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Backoff:
     """How long a failed job waits before its next try.
 
     ``"fixed"``: always `delay`. ``"exponential"``: ``delay · 2**(n-1)`` after the n-th failure, never above
-    `max_delay`. `jitter` from 0 to 1 takes away up to that share at random, so that many do not return at once.
+    `max_delay`. `jitter` from 0 to 1 takes away up to that share at random, so that many jobs do not return at once.
     """
 
     type: BackoffType = "fixed"
@@ -96,9 +96,9 @@ class Retention:
 @strict
 @dataclass(frozen=True, slots=True)
 class Limiter:
-    """Never more than `max` starts in any window of `duration` seconds, over all processes together.
+    """At most `max` starts in any window of `duration` seconds, over all processes together.
 
-    One with a `name` is shared by every job, and every group, that names it.
+    All jobs, and all groups, whose limiter has the same `name` share one limit.
     """
 
     max: int
@@ -123,7 +123,7 @@ MOST_WINDOWS: Final = 4
 
 
 def limiters(value: Any, option: str) -> tuple[Limiter, ...]:
-    """One limiter, several of them, dicts of them, or ``None``; as a tuple."""
+    """Limiters as a tuple, from one limiter, several, dicts of them, or ``None``."""
     if value is None:
         return ()
     many = value if isinstance(value, (list, tuple)) else (value,)
@@ -146,7 +146,7 @@ KEEP_NONE: Final = Retention(count=0)
 
 
 def retention(rule: Any, option: str) -> Retention:
-    """``True``: keep none; ``False`` or ``None``: keep all; an int: that count; or the record, or a dict."""
+    """A Retention from ``True`` (keep none), ``False`` or ``None`` (keep all), a count, the record, or a dict."""
     if isinstance(rule, Retention):
         return rule
     if rule is True:
@@ -161,7 +161,7 @@ def retention(rule: Any, option: str) -> Retention:
 
 
 def backoff(value: Any, option: str = "backoff") -> Backoff | BackoffFunction | None:
-    """The record, a dict of it, a number of fixed seconds, a function ``(attempts_made, error)``, or ``None``."""
+    """A backoff from the record, a dict, fixed seconds, a function ``(attempts_made, error)``, or ``None``."""
     if value is None or isinstance(value, Backoff):
         return value
     if isinstance(value, Mapping):
@@ -179,7 +179,7 @@ def backoff(value: Any, option: str = "backoff") -> Backoff | BackoffFunction | 
 @strict
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """How a job's tries are made and what is kept of it. See the table in the README for each default."""
+    """How a job is tried, and how long its record is kept. The README's table has each default."""
 
     attempts: int | None = 100
     backoff: Backoff | BackoffFunction | Mapping[str, Any] | Seconds | None = Backoff("fixed", 60)
@@ -203,9 +203,9 @@ class JobOptions:
 @strict
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How jobs of one name are consumed. See the table in the README for each default.
+    """How the jobs of one name are consumed. The README's table has each default.
 
-    `concurrency` left out is 10, and 1 for a grouped job; ``None`` means bounded by the process alone.
+    `concurrency` is 10 if left out, and 1 for a grouped job. With ``None`` only the process bounds it.
     """
 
     limiter: Limits = Limiter(max=2, duration=1)
@@ -242,7 +242,7 @@ class WorkerOptions:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """What `Runtime(...)` was given, checked; no I/O."""
+    """The checked arguments of `Runtime(...)`. Checking does no I/O."""
 
     prefix: str = "asyncjobs"
     environment: str = "development"

@@ -1,4 +1,4 @@
-"""Overrides: the options that one add gave, as the record of the job holds them."""
+"""Overrides: the options that one add gave to its job, in the form in which the job's record keeps them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BACKOFF: Final = frozenset(one.name for one in fields(Backoff))
 
 
 class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """The options that one `add` gave, as the record of the job holds them; UNSET: the job's own apply."""
+    """The options that one `add` gave, as the job's record keeps them. UNSET: the option of the definition applies."""
 
-    newer: ClassVar[bool] = False  # a newer release gave others too, which are not known here
+    newer: ClassVar[bool] = False  # a newer release added the job with an option that this release does not know
 
     a: int | msgspec.UnsetType | None = msgspec.UNSET  # attempts
     b: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET  # backoff
@@ -35,7 +35,7 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, given: Mapping[str, Any], checked: JobOptions) -> Overrides:
-        """What `given` names, with the values that `checked` made of them."""
+        """The options that `given` names, with their checked values."""
         made = cls()
         if "attempts" in given:
             made.a = checked.attempts
@@ -56,10 +56,10 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
     @classmethod
     def decode(cls, raw: bytes) -> Overrides:
-        """The inverse of `encode`; what a newer release has added to it is left out, and `newer` set.
+        """The inverse of `encode`. Options of a newer release are left out, and `newer` is set.
 
         Raises:
-            msgspec.MsgspecError: it cannot be read.
+            msgspec.MsgspecError: `raw` cannot be read.
         """
         return _overrides(raw) if raw else NO_OVERRIDES
 
@@ -80,7 +80,7 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         return None if given is None else duration(given)
 
     def keep(self, options: JobOptions, op: str) -> str:
-        """How `lua/work.lua` is told what to keep of a finished job: '' by the defaults, '0' none, 'count:age'."""
+        """The retention of one finished job for `lua/work.lua`: '' the defaults, '0' keep none, 'count:age'."""
         given = self.c if op == "c" else self.f
         if isinstance(given, msgspec.UnsetType):
             rule = options.remove_on_complete if op == "c" else options.remove_on_fail
@@ -90,7 +90,7 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 
 class NewerOverrides(Overrides, forbid_unknown_fields=False):
-    """The same from a newer release: the options that are known here."""
+    """Overrides of a newer release, without the options that this release does not know."""
 
     newer: ClassVar[bool] = True
 
@@ -122,7 +122,7 @@ def _overrides(raw: bytes) -> Overrides:
 
 
 def _backoff(rule: Mapping[str, Any]) -> Backoff:
-    """A backoff as a record holds it. As timedeltas, since a plain number is warned of that looks like milliseconds."""
+    """The backoff of a job's record. It is made of timedeltas, because large plain numbers cause a warning."""
 
     def pause(value: Any) -> Any:
         plain = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= FOREVER

@@ -1,4 +1,4 @@
-"""Payloads and results: written as JSON, checked against what a handler declares, bounded in size."""
+"""Payloads and results: written as JSON, checked against the handler's declared type, bounded in size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from asyncjobs.declare.losses import lost, same
 from asyncjobs.errors import PayloadError
 
 MOST: Final = 1024 * 1024  # bytes of JSON, of a payload and of a result, unless set
-CONTAINERS: Final = frozenset({dict, list})  # JSON themselves, which becomes what is declared
+CONTAINERS: Final = frozenset({dict, list})  # plain JSON, from which an instance of the declared type is made
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder()
 
 
 def encode(value: Any, what: str = "data", how: How = UNTYPED) -> bytes:
-    """`value` as JSON. What JSON lacks is written as msgspec does; tuples and sets are arrays.
+    """`value` as JSON. Types that JSON lacks are written as msgspec writes them; tuples and sets are arrays.
 
     Raises:
         PayloadError: something in `value` has no JSON form; the message names its path, ``data.items[3].price``.
@@ -33,7 +33,7 @@ def encode(value: Any, what: str = "data", how: How = UNTYPED) -> bytes:
 
 
 def _explained(value: Any, what: str, how: How, error: Exception) -> PayloadError:
-    """Why a value cannot be written: for its own sake, or because a property or a serialiser of it raised."""
+    """The error for a value that cannot be written, or whose own property or serialiser raised."""
     try:
         made = plain(value, what, how)
         _written(made, what)
@@ -50,8 +50,8 @@ def encode_result(value: Any, what: str, most: int) -> bytes:
     """A result or a progress as JSON, of `most` bytes.
 
     Raises:
-        PayloadError: it cannot be written, or is too large. The error is final: a second try would repeat what the
-            handler has done and end the same way.
+        PayloadError: `value` cannot be written, or is too large. The error is final, because a second try would repeat
+            the side effects of the handler and end in the same way.
     """
     try:
         raw = encode(value, what, RESULT)
@@ -70,7 +70,7 @@ def decode(raw: bytes) -> Any:
 
 
 def _written(value: Any, what: str) -> bytes:
-    """Plain JSON as bytes; what plain JSON still cannot hold is named by its path."""
+    """Plain JSON as bytes. The error for a value that does not fit names the value's path."""
     try:
         return _encoder.encode(value)
     except UnicodeEncodeError:
@@ -81,7 +81,7 @@ def _written(value: Any, what: str) -> bytes:
 
 
 def _blamed(value: Any, path: str) -> str:
-    """Where the value is that cannot be written."""
+    """The path of the value that cannot be written."""
     if isinstance(value, dict):
         for key, item in value.items():
             for found in (_blamed(key, f"{path}.<key>"), _blamed(item, f"{path}.{key!a}")):
@@ -100,13 +100,13 @@ def _blamed(value: Any, path: str) -> str:
 
 
 class Codec:
-    """How the payloads of one job are written, checked and read.
+    """Writes, checks and reads the payloads of one job.
 
-    With an annotation of `data`, what is added must fit it and the handler gets an instance, equal to what was added.
-    Without one any JSON passes.
+    If the handler annotates `data`, added data must fit the annotation, and the handler gets an instance that is equal
+    to the added data. Without an annotation any JSON passes.
 
     Raises:
-        ConfigError: the annotation is one that nothing can check.
+        ConfigError: no library can check the annotation.
     """
 
     def __init__(self, annotation: Any = inspect.Parameter.empty) -> None:
@@ -114,11 +114,11 @@ class Codec:
         self._read = _decoder.decode if self._declared is None else self._declared.decode
 
     def encode(self, data: Any, most: int) -> bytes:
-        """`data` as it is stored.
+        """`data` in its stored form.
 
         Raises:
-            PayloadError: `data` has no JSON form, is larger than `most` bytes, is not what the handler declares, or
-                would not come back equal.
+            PayloadError: `data` has no JSON form, is larger than `most` bytes, does not fit the declared type, or would
+                not come back equal.
         """
         raw = encode(data) if self._declared is None else self._checked(data, self._declared)
         if len(raw) > most:
@@ -126,13 +126,13 @@ class Codec:
         return raw
 
     def _checked(self, data: Any, declared: Declared) -> bytes:
-        if declared.adapter is None and type(data) not in CONTAINERS:  # at the speed of C where nothing is wrong
+        if declared.adapter is None and type(data) not in CONTAINERS:  # fast where the data fit
             try:
                 raw = _encoder.encode(data)
                 if same(data, declared.decode(raw)):
                     return raw
             except Exception:
-                pass  # said below, with its path
+                pass  # the slow way below names the path
         try:
             return self._written(data, declared)
         except PayloadError:
@@ -157,7 +157,7 @@ class Codec:
             return False
 
     def _by_pydantic(self, data: Any, declared: Declared) -> bytes:
-        """Written under the aliases; under the names of the fields where pydantic reads others than it writes."""
+        """Write `data` under the aliases, or under the field names if pydantic reads other aliases than it writes."""
         first: PayloadError | None = None
         for by_alias in (True, False):
             try:
@@ -165,7 +165,7 @@ class Codec:
             except RecursionError:
                 raise
             except Exception as error:
-                plain(data, "data", TYPED)  # names the path, if it is one that we see too
+                plain(data, "data", TYPED)  # names the path, if plain JSON fails at it as well
                 where = undumpable(data, "data") or "data"
                 raise PayloadError(f"{where} cannot be written as JSON: {said(error, where)}") from error
             try:
@@ -185,10 +185,10 @@ class Codec:
             raise PayloadError(f"data does not come back equal: {loss}")
 
     def decode(self, raw: bytes) -> Any:
-        """What the handler gets.
+        """The data that the handler gets.
 
         Raises:
-            PayloadError: `raw` no longer fits, or a validator of the declared type raised; the message names the field.
+            PayloadError: `raw` does not fit any more, or a validator raised. The message names the field.
         """
         try:
             return self._read(raw)

@@ -1,4 +1,4 @@
-"""QueueLimits: what holds for a queue now: what its code says, and over it what was set at run time."""
+"""QueueLimits: the limits of a queue now. Settings made at run time are laid over those of the code."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ logger = logging.getLogger("asyncjobs")
 
 LEAST_MARGIN: Final = 0.002
 MOST_MARGIN: Final = 0.05
-NO_WINDOWS: Final = "-"  # set at run time: no limiter, whatever the code says
+NO_WINDOWS: Final = "-"  # a run-time setting: the queue has no limiter, even if its code gives one
 
 
 class QueueLimits(NamedTuple):
     """The limits of one queue.
 
     Attributes:
-        windows: of its limiter as the scripts take them, ``max:µs max:µs …``; '' for no limiter.
-        concurrency: most tries at once; None: bounded by the process alone.
-        weight: how many jobs it may start in its turn where the process has too few slots for all.
-        paused: nothing is started.
-        window: seconds of its shortest window, 0 without a limiter.
+        windows: the limiter's windows as the scripts take them, ``max:µs max:µs …``; '' for no limiter.
+        concurrency: most tries at once; None: only the process bounds them.
+        weight: how many jobs the queue may start in its turn if the process has too few slots for all queues.
+        paused: no job of the queue starts.
+        window: seconds of the shortest window, 0 without a limiter.
     """
 
     windows: str
@@ -35,11 +35,11 @@ class QueueLimits(NamedTuple):
 
     @property
     def least_margin(self) -> float:
-        """How much a start may lag behind its token: 1 % of the window, from 2 to 50 ms; as in ``lua/work.lua``."""
+        """Seconds that a start may lag behind its token: 1 % of the window, from 2 to 50 ms, as in ``lua/work.lua``."""
         return max(LEAST_MARGIN, min(MOST_MARGIN, 0.01 * self.window)) if self.window else 0.0
 
     def laid_over(self, windows: str = "", concurrency: str = "", weight: str = "", paused: str = "") -> QueueLimits:
-        """These limits, and over them what was set at run time; '' for what was not."""
+        """These limits under the settings made at run time; '': that setting was not made."""
         text = windows or self.windows
         try:
             return QueueLimits(
@@ -49,7 +49,7 @@ class QueueLimits(NamedTuple):
                 bool(paused) or self.paused,
                 _shortest(text),
             )
-        except ValueError as error:  # nothing of ours has written that
+        except ValueError as error:  # another program has written the setting
             say(logger, logging.WARNING, "what was set of a queue cannot be read, so its code holds: %s", error)
             return self._replace(paused=bool(paused) or self.paused)
 
@@ -61,7 +61,7 @@ def queue_limits(limiters: tuple[Limiter, ...], concurrency: int | None) -> Queu
 
 
 def windows_text(limiters: tuple[Limiter, ...]) -> str:
-    """Windows as the scripts take them."""
+    """The windows of limiters as the scripts take them."""
     return " ".join(f"{one.max}:{round(duration(one.duration) * 1e6)}" for one in limiters)
 
 

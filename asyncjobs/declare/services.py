@@ -1,4 +1,4 @@
-"""Services: what the app gives its handlers, entered at start and left at stop."""
+"""Services: objects that the app gives to its handlers. The runtime enters them at start and leaves them at stop."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ PATIENCE: Final = 10.0  # seconds after which a start that waits for its service
 
 
 class Services:
-    """What handlers get as `services`, for one life of a runtime.
+    """The `services` argument of handlers, for one life of a runtime.
 
-    An object or a mapping is given as it is. A function or a class is called: an async (or sync) context manager that
-    it returns is entered, and left at stop; an awaitable is awaited. A function that yields once is such a manager
-    without its decorator.
+    Handlers get an object or a mapping as it is. A function or a class is called: a context manager that it returns,
+    async or sync, is entered at start and left at stop; an awaitable is awaited. A function that yields once counts as
+    a context manager without its decorator.
 
-    Entering and leaving happen in one aio_task, as libraries with scopes of their own demand, and leaving ends in time.
+    One aio_task enters and leaves the services, because libraries with scopes of their own demand that. Leaving is
+    bounded in time.
 
-    State: `_aio_task`, in which they are entered and left; `_leave`, set when they are to be left; `_tokens`, of the
-    context variables that they have set for the handlers.
+    State: `_aio_task`, which enters and leaves the services; `_leave`, set when the runtime stops; `_tokens`, of the
+    context variables that the services have set for the handlers.
     """
 
     def __init__(self, given: Any) -> None:
@@ -41,11 +42,11 @@ class Services:
         self._tokens: list[contextvars.Token[Any]] = []
 
     async def enter(self) -> Any:
-        """Enter them. Returns what handlers get.
+        """Enter the services. Returns the object that handlers get.
 
         Raises:
-            ConfigError: they raised something that would end the app.
-            Exception: whatever else they raised.
+            ConfigError: the services raised an error that would end the app.
+            Exception: any other error that the services raised.
         """
         if isinstance(self._given, Mapping) or not is_factory(self._given):
             self.value = self._given
@@ -68,13 +69,13 @@ class Services:
             raise error
         if error is not None:
             raise ConfigError(f"the services could not be entered, they raised {said(error)}") from error
-        for variable, value in context.items():  # set while they were entered, for the handlers to find
+        for variable, value in context.items():  # the services have set these variables for the handlers
             if variable.get(self) is not value:
                 self._tokens.append(variable.set(value))
         return self.value
 
     async def _live(self, entered: asyncio.Future[BaseException | None]) -> None:
-        """From entering to leaving; nothing comes out of it."""
+        """Enter the services, wait, and leave them. Never raises."""
         aio_task = asyncio.current_task()
         try:
             async with AsyncExitStack() as stack:
@@ -88,19 +89,19 @@ class Services:
                 say(logger, logging.ERROR, "the services raised while they were left: %s", said(error))
 
     async def leave(self, timeout: float) -> None:
-        """Leave them, within `timeout` seconds."""
+        """Leave the services within `timeout` seconds."""
         self._leave.set()
         if self._aio_task is not None and await ended([self._aio_task], timeout):
             logger.error("the services were not left within %.1f s; going on without that", timeout)
         self._aio_task, self.value = None, None
         for token in self._tokens:
-            with suppress(ValueError):  # another context than the one that started the runtime
+            with suppress(ValueError):  # the runtime is stopped in another context than it was started in
                 token.var.reset(token)
         self._tokens.clear()
 
 
 async def enter(services: Any, stack: AsyncExitStack) -> Any:
-    """Call a factory of services, and enter what it returns."""
+    """Call a factory of services, and enter the context manager that it returns."""
     if inspect.isasyncgenfunction(services):
         services = asynccontextmanager(services)
     elif inspect.isgeneratorfunction(services):
@@ -116,14 +117,14 @@ async def enter(services: Any, stack: AsyncExitStack) -> Any:
 
 
 def is_factory(services: Any) -> bool:
-    """Whether services have to be made, instead of being given."""
+    """True if `services` is a factory, and not the services themselves."""
     return not isinstance(services, Mapping) and (
         inspect.isroutine(services) or isinstance(services, (type, functools.partial))
     )
 
 
 class Unmade:
-    """What definitions get as `services` where nothing will run: any attribute, item or call of it is another one."""
+    """A stand-in for `services` in commands that run no job. Each attribute, item or call of it is a stand-in too."""
 
     def __getattr__(self, name: str) -> Unmade:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Values: what an option may be, checked one by one, and records that take no other options than their own."""
+"""Values: checks for single options, and records that refuse unknown options."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shown(value: object, most: int = 80) -> str:
     """`value` as an error message quotes it: its repr, never longer than `most` characters."""
     try:
         text = repr(value)
-    except Exception as error:  # of a class of the app
+    except Exception as error:  # raised by a class of the app
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -55,12 +55,12 @@ def shown(value: object, most: int = 80) -> str:
 OWN_FOLDER: Final = str(Path(__file__).parent.parent) + os.sep
 
 
-# The file of jobs/ or tasks/ that is being loaded, for what is said meanwhile.
+# The file of jobs/ or tasks/ that is being loaded. Warnings during the load name it.
 loading: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("asyncjobs_loading", default="")
 
 
 def warn(text: str) -> None:
-    """Warn of a likely slip: the text names the file that is being loaded, the place is the line of the app."""
+    """Warn of a likely mistake. The text names the file that is being loaded; the warning points at the app's line."""
     if file := loading.get():
         text = f"{file}: {text}"
     level, frame = 1, inspect.currentframe()
@@ -74,11 +74,11 @@ def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False,
 
     Args:
         value: an int, a float or a timedelta; a plain number that looks like milliseconds is warned about.
-        option: its name for the message.
-        least: the smallest value allowed; with `above`, the value must be greater than it.
-        may_be_long: days are nothing unusual, and never taken for milliseconds.
+        option: the name of the option, for the message.
+        least: the smallest value allowed; with `above`, the value must be greater than `least`.
+        may_be_long: durations of days are usual for the option, so they cause no warning about milliseconds.
     Raises:
-        ConfigError: not a finite duration, or out of bounds.
+        ConfigError: `value` is no finite duration, or out of bounds.
     """
     if isinstance(value, timedelta):
         result = value.total_seconds()
@@ -101,7 +101,7 @@ def seconds(value: Any, option: str, *, least: float = 0.0, above: bool = False,
 
 
 def _looks_like_milliseconds(value: float) -> bool:
-    """Over a day, or round thousands that are no whole number of hours: 60000 is a minute of milliseconds."""
+    """True for more than a day, and for round thousands that are no whole hours: 60000 ms is a minute."""
     return value > DAY or (value >= 10_000 and value % 1000 == 0 and value % 3600 != 0)
 
 
@@ -115,7 +115,7 @@ def duration(value: Seconds) -> float:
 
 
 def whole(value: Any, option: str, *, least: int, most: int | None = None) -> int:
-    """`value` as an int within bounds; a bool is not a number here."""
+    """`value` as an int within bounds. A bool is refused."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
     if not fits or (most is not None and value > most):
         bound = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -124,7 +124,7 @@ def whole(value: Any, option: str, *, least: int, most: int | None = None) -> in
 
 
 def folder(value: Any, option: str) -> Path | None:
-    """`value` as a path, or None for none."""
+    """`value` as a path; None stays None."""
     if value is None:
         return None
     try:
@@ -152,7 +152,7 @@ def put(record: Any, **values: Any) -> None:
 
 
 def strict(kind: type[Record]) -> type[Record]:
-    """Class decorator: an argument that `kind` does not take, or one that is missing, is a ConfigError."""
+    """Class decorator: an unknown or missing argument of `kind` raises a ConfigError."""
     init = kind.__init__
 
     @functools.wraps(init)
@@ -185,12 +185,12 @@ def _hint(key: Any, allowed: Sequence[str]) -> str:
 
 
 def snake(key: str) -> str:
-    """``removeOnComplete`` → ``remove_on_complete``: the spellings of the Node original are understood."""
+    """``removeOnComplete`` → ``remove_on_complete``, because plain dicts may use the spellings of the Node original."""
     return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", key).lower()
 
 
 def keywords(given: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The options of `given` under their own names; an unknown one is a ConfigError that lists the allowed."""
+    """The options of `given` in snake_case. An unknown option raises a ConfigError, which lists the allowed ones."""
     result: dict[str, Any] = {}
     for key, value in given.items():
         name = snake(key) if isinstance(key, str) else key
@@ -203,7 +203,7 @@ def keywords(given: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> 
 
 
 def build(record: type[Record], given: Any, where: str) -> Record:
-    """`given` as a `record`: it already is one, or a mapping of its fields, checked as strictly."""
+    """Make a `record` of `given`, which is a record already, or a mapping of its fields. Both are checked."""
     if isinstance(given, record):
         return given
     if not isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""What the example's handlers share: a mailbox, a catalogue, and a record of what really happened."""
+"""The services of the example's handlers: a mailbox, a catalogue, and a record of the handlers' work."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SYMBOLS = Path(__file__).parent / "data" / "symbols.csv"
 
 
 class Services:
-    """Handlers write down what they did; the summary counts it.
+    """Handlers write down their work here, and the summary counts it.
 
     Attributes:
-        starts: what → monotonic instants at which it began.
-        done: what → how often it was done.
+        starts: kind of work → monotonic instants at which it began.
+        done: kind of work → how often it was done.
         catalogue: the imported rows by code.
     """
 
@@ -34,5 +34,5 @@ class Services:
 
 @asynccontextmanager
 async def open_services() -> AsyncIterator[Services]:
-    """Entered when the runtime starts, left when it stops: the place for pools and clients."""
+    """The runtime enters this when it starts, and leaves it when it stops. An app opens pools and clients here."""
     yield Services()

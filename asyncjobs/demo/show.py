@@ -1,4 +1,4 @@
-"""Run the example: add its work, print what happens, count, and compare with what was to be expected."""
+"""Run the example: add its work, print the events, count them, and compare the counts with the expectations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Expectation(NamedTuple):
 
 
 class Screen:
-    """Prints each event as it happens, and live updates as a browser would get them."""
+    """Prints each event at once, and live updates as a browser would get them."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -63,13 +63,13 @@ class Screen:
         self.line(STYLES.get(verb, "default"), f"{verb:<10} {who}{more}")
 
     async def emit(self, event: str, data: Any, room: str | None = None, **_: Any) -> None:
-        """Where the app's `socketio.AsyncServer` would be."""
+        """Print a live update. In an app, a `socketio.AsyncServer` would send it."""
         self.updates[event] += 1
         self.line("magenta", f"io → {room}: {event} {data}")
 
 
 async def run() -> int:
-    """The whole demonstration; 0 if every expectation was met."""
+    """Run the whole demonstration. Returns 0 if all expectations were met."""
     out = terminal.console()
     out.print("asyncjobs demo: an example project on an embedded store of its own\n", style="bold")
     screen = Screen(out)
@@ -106,7 +106,7 @@ def _store() -> Iterator[str]:
 
 
 def _keeping(kept: list[Services]) -> Any:
-    """The services factory, with the services that it makes kept for the summary."""
+    """A factory of services that also puts them into `kept`, for the summary."""
 
     @asynccontextmanager
     async def factory() -> AsyncIterator[Services]:

@@ -1,1 +1,1 @@
-"""The store where none is configured: a real Valkey server that the processes of a folder share."""
+"""The embedded store, used if no other is configured: a real Valkey server that the processes of a folder share."""

@@ -1,8 +1,8 @@
-"""The keeper of an embedded store: runs the server, and ends it when nobody uses the folder any more.
+"""The keeper of an embedded store: it runs the server, and ends it when no process uses the folder any more.
 
-Started as a script of its own, ``python -I -S keeper.py BINARY FOLDER SOCKET``, so it imports nothing of
-asyncjobs. It daemonises, starts the server, restarts it if it dies, and waits for the exclusive lock on
-``users.lock``: the kernel grants that when the last user has closed the file, however it ended.
+The store starts the keeper as a script, ``python -I -S keeper.py BINARY FOLDER SOCKET``, so the keeper imports nothing
+of asyncjobs. It daemonises, starts the server, restarts it if it dies, and waits for the exclusive lock on
+``users.lock``. The kernel grants the lock when the last process has closed the file, even by being killed.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ import time
 
 PR_SET_PDEATHSIG = 1
 SHORT_LIFE = 1.0  # seconds; a server that ends sooner is started again after a pause
-TRIES = 3  # short lives in a row after which whoever waits for the server is told why there is none
+TRIES = 3  # short lives in a row after which the waiting processes learn why no server runs
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 LOOK_AT_SOCKET = 2.0  # seconds
 LONGEST_LOG = 1 << 22  # bytes; the log before it is kept, and none before that
-MOST_LOG = 1 << 16  # bytes of the log that are looked at
+MOST_LOG = 1 << 16  # bytes of the log that are read
 
 
 def quoted(path: str) -> str:
-    """A path as the server's configuration wants it."""
+    """A path in the syntax of the server's configuration."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -42,7 +42,7 @@ def configuration(folder: str, sock: str) -> bytes:
             f"dir {quoted(folder)}",
             f"logfile {quoted(os.path.join(folder, 'valkey.log'))}",
             "daemonize no",
-            # What was acknowledged survives even a kill -9 of the server or a power cut.
+            # Acknowledged writes survive even a kill -9 of the server or a power cut.
             "appendonly yes",
             "appendfsync always",
             'save ""',
@@ -54,7 +54,7 @@ def configuration(folder: str, sock: str) -> bytes:
 
 
 def with_parent() -> None:
-    """On Linux the server ends with its keeper, should that be killed; it closes its append-only file on SIGTERM."""
+    """On Linux, let the server end if its keeper is killed. SIGTERM makes it close its append-only file."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -92,16 +92,16 @@ class Keeper:
         self.end_server()
 
     def keep_running(self) -> None:
-        """Start the server, and start it again whenever it ends: at once, or later if it does not live long.
+        """Start the server, and start it again each time it ends: at once, or after a pause if its life was short.
 
-        A full disk, or whatever else keeps it from running, may be over in a while, and its users wait for it.
+        A full disk, or another reason that keeps the server from running, may pass, and processes wait for the server.
         """
         pause = 0.0
         while not self.leaving.wait(pause):
             began, size = time.monotonic(), self.log_size()
             try:
                 code: object = self.serve()
-            except Exception as error:  # no process, no memory, no binary any more
+            except Exception as error:  # the system has no process, no memory or no binary any more
                 code = error
             if time.monotonic() - began >= SHORT_LIFE:
                 pause, self.short_lives = 0.0, 0
@@ -111,14 +111,14 @@ class Keeper:
                 return
             try:
                 done = repaired(self.binary, self.folder, self.written_since(size))
-            except Exception as error:  # nothing may end this thread
+            except Exception as error:  # no error may end this thread
                 done = f"the append-only file cannot be repaired: {error}"
             self.say(done or f"the server has ended ({code}); it is started again in {pause:g} s")
             if self.short_lives >= TRIES:
                 self.tell(done or f"the server ended {self.short_lives} times in a row ({code})")
 
     def serve(self) -> int | None:
-        """One life of the server; how it ended."""
+        """Run the server until it ends. Returns its exit code."""
         os.makedirs(os.path.dirname(self.sock), mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.sock)
@@ -141,7 +141,7 @@ class Keeper:
                 return self.process.wait(LOOK_AT_SOCKET)
             except subprocess.TimeoutExpired:
                 there = os.path.lexists(self.sock)
-            if listens and not there:  # cleared away, so that nobody can reach it any more
+            if listens and not there:  # the socket was deleted, so no process can reach the server any more
                 self.say(f"{self.sock} is gone; the server is started again")
                 self.process.terminate()
             listens = there
@@ -165,7 +165,7 @@ class Keeper:
             return 0
 
     def written_since(self, size: int) -> bytes:
-        """What the server's log says since it was `size` bytes long."""
+        """The part of the server's log behind its first `size` bytes."""
         try:
             with open(self.log, "rb") as log:
                 log.seek(max(size, self.log_size() - MOST_LOG))
@@ -174,12 +174,12 @@ class Keeper:
             return b""
 
     def say(self, text: str) -> None:
-        """A line in the server's log."""
+        """Write a line into the server's log."""
         with contextlib.suppress(OSError), open(self.log, "a", errors="replace") as log:
             log.write(f"{os.getpid()}:K {time.strftime('%d %b %Y %H:%M:%S')} # {text}\n")
 
     def tell(self, text: str) -> None:
-        """Say why there is no server to whoever waits for it."""
+        """Tell the processes that wait for the server why it does not run."""
         with contextlib.suppress(OSError), open(self.failed, "w", errors="replace") as mark:
             mark.write(f"{os.getpid()} {self.short_lives} {text}\n")
 
@@ -191,13 +191,13 @@ LENGTH = re.compile(rb"([*$])(\d{1,10})\r\n")
 
 
 def repaired(binary: str, folder: str, log: bytes) -> str:
-    """Repair what a power cut may leave: zeros, or garbage, behind the last record of the append-only file.
+    """Repair the damage of a power cut: zeros, or garbage, behind the last record of the append-only file.
 
-    The server's own repair cuts that off; every record before it is kept, and so is a copy of the file as it was. Where
-    records follow behind the damage nothing is touched: cutting would lose what was acknowledged.
+    The server's own repair cuts the damage off. All records before it are kept, and a copy of the damaged file as well.
+    If records follow behind the damage, the file stays as it is, because the cut would lose acknowledged records.
 
     Returns:
-        What was done, or why nothing was and what to do; '' where the server had no word of damage.
+        The repair in words, or why there was none and what to do; '' if the log does not speak of damage.
     """
     if not DAMAGED.search(log):
         return ""
@@ -228,7 +228,7 @@ def advice(aof: str) -> str:
 
 
 def last_file(manifest: str) -> str:
-    """The file that was written last, as the manifest has it; '' for none."""
+    """The file that was written last according to the manifest; '' for none."""
     try:
         with open(manifest, encoding="utf-8", errors="replace") as file:
             names = re.findall(r"^file (\S+) seq \d+ type i", file.read(), re.MULTILINE)
@@ -238,7 +238,7 @@ def last_file(manifest: str) -> str:
 
 
 def checked(binary: str, path: str, *options: str) -> str:
-    """What the server says of the file: called by another name, its binary is the tool that checks and repairs it."""
+    """The output of the check tool for the file. The tool is the server's binary, called by another name."""
     done = subprocess.run(
         ["redis-check-aof", *options, path], executable=binary, input=b"y\n", capture_output=True, check=False,
         preexec_fn=with_parent,
@@ -247,7 +247,7 @@ def checked(binary: str, path: str, *options: str) -> str:
 
 
 def records_behind(path: str, sound: int) -> bool:
-    """Whether records follow behind the damage. A transaction that is torn by it begins before it, at `sound`."""
+    """True if records follow behind the damage. A transaction that the damage tears begins before it, at `sound`."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         at = sound
         while (end := record_end(content, at)) > 0:
@@ -256,7 +256,7 @@ def records_behind(path: str, sound: int) -> bool:
 
 
 def record_end(content: mmap.mmap, at: int) -> int:
-    """Where the record at `at` ends; 0: there is none, or it is not whole."""
+    """The end of the record at `at`; 0: no whole record begins there."""
     head = LENGTH.match(content, at)
     if head is None or head[1] != b"*":
         return 0
@@ -272,7 +272,7 @@ def record_end(content: mmap.mmap, at: int) -> int:
 
 
 def main() -> None:
-    if os.fork():  # the starter waits for this one only
+    if os.fork():  # the starter waits for this first process only
         os._exit(0)
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):

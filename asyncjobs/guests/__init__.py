@@ -1,1 +1,1 @@
-"""Code of the app that the runtime calls: what it raises, how long it takes, and the threads in which it runs."""
+"""Calls of the app's code: its errors and its time are contained, and sync functions run in threads."""

@@ -1,4 +1,4 @@
-"""Guests: code of the app that the runtime calls: subscribers, Socket.IO, Sentry, services.
+"""Guests: code that the runtime calls and does not own: subscribers, Socket.IO, Sentry, services.
 
 A guest may raise anything, hang, or swallow its cancellation. Nothing of that reaches the event loop or the caller:
 an error comes back as a value, a wait ends in time, and a guest that does not end is left behind.
@@ -37,7 +37,7 @@ async def contained(call: Callable[[], Any]) -> BaseException | None:
 async def ended(aio_tasks: Iterable[asyncio.Task[Any]], timeout: float) -> int:
     """Give the aio_tasks of guests `timeout` seconds to end, then cancel them. Returns how many had to be cancelled.
 
-    Those that swallow their cancellation are left behind.
+    Guests that swallow their cancellation are left behind.
     """
     waiting = {one for one in aio_tasks if one is not asyncio.current_task()}
     if not waiting:
@@ -79,7 +79,7 @@ def _unless_done(aio_task: asyncio.Task[Any]) -> None:
 def leave_behind(aio_task: asyncio.Task[Any]) -> None:
     """Give up an aio_task that does not end although it was cancelled: the app's loop may be closed without it.
 
-    `asyncio.run` waits for every aio_task that it knows, and would wait for ever.
+    `asyncio.run` waits for each aio_task that it knows, and would wait for ever.
     """
     aio_task._log_destroy_pending = False  # type: ignore[attr-defined]
     _unregister_task(aio_task)
@@ -103,7 +103,7 @@ async def in_thread(timeout: float, call: Callable[[], Any]) -> BaseException | 
             call()
         except BaseException as raised:
             error = raised
-        with suppress(RuntimeError):  # the loop has been closed meanwhile
+        with suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(tell, error)
 
     threading.Thread(target=run, name="asyncjobs guest", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Crossing: how code in a thread reaches what belongs to the event loop, and waits for it there."""
+"""Crossing: code in a thread calls objects of the event loop, and waits there for the results."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ CANCELLED: Final = "what a thread has been waiting for was cancelled: the runtim
 STOPPED: Final = "the runtime has been stopped, so a thread can do nothing with its queue, jobs or io any more"
 CONTAINERS: Final = (list, tuple, dict, set)
 BRIDGED: Final = frozenset(("asyncjobs", "socketio", "contextlib", "builtins"))  # a user's own objects are left alone
-_running_loop = asyncio._get_running_loop  # None where there is none
+_running_loop = asyncio._get_running_loop  # returns None if no loop runs
 
 within: ContextVar[tuple[Crossing, Caller]] = ContextVar("asyncjobs_within_thread")
 
 
 class Caller(Protocol):
-    """What a thread runs, as far as the loop is concerned: a try of a job, or a run of a task."""
+    """The try of a job, or the run of a task, that a thread works for."""
 
     def refusal(self) -> AsyncjobsError | None:
-        """Why the thread may do nothing more for it; None: it may."""
+        """Why the thread may not work for it any more; None: it may."""
 
 
 # From a thread to the loop ----------------------------------------------------------------------------------------
 class Across:
-    """One call from a thread, on its way to the loop and back; `answer` holds what it returned and what it raised."""
+    """One call from a thread, on its way to the loop and back. `answer` holds its result and its error."""
 
     __slots__ = ("aio_task", "answer", "args", "function", "kwargs", "owner")
 
@@ -49,9 +49,9 @@ class Across:
 
 
 class Crossing:
-    """The way from threads to one loop, which made it.
+    """The way from threads to the loop in which it was made.
 
-    State: `_open`, calls that the loop works on; `_closed`, why there may be no more.
+    State: `_open`, the calls that the loop works on; `_closed`, the reason why no call is taken any more.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Crossing:
         self._closed: NotRunningError | None = None
 
     def call(self, owner: Caller | None, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call `function` on the loop and wait for what it comes to, an awaitable too, if this is another thread.
+        """Call `function` on the loop. In another thread, wait for the result, and for an awaitable result as well.
 
         Raises:
             NotRunningError: the runtime was stopped, or its loop has ended.
@@ -77,7 +77,7 @@ class Crossing:
         except RuntimeError:
             raise NotRunningError(GONE) from None
         if here is not None and inspect.iscoroutinefunction(function):
-            return self._awaited(across, owner)  # a loop of the thread's own must not stand still
+            return self._awaited(across, owner)  # the thread has a loop of its own, which must not stand still
         return self._came_to(self._answer(across), owner)
 
     async def _awaited(self, across: Across, owner: Caller | None) -> Any:
@@ -119,14 +119,14 @@ class Crossing:
             across.end(await value if _only_awaitable(value) else value, None)
         except asyncio.CancelledError:
             across.end(None, NotRunningError(CANCELLED))
-        except BaseException as error:  # it goes to the thread, and must not end the loop
+        except BaseException as error:  # the error goes to the thread, and must not end the loop
             across.end(None, error)
         finally:
             self._open.discard(across)
             across.end(None, NotRunningError(GONE))
 
     def interrupt(self, owner: Caller | None) -> None:
-        """Cancel the calls of `owner`; None: of all."""
+        """Cancel the calls of `owner`; None: all calls."""
         for across in tuple(self._open):
             if owner is None or across.owner is owner:
                 across.end(None, self._refusal(across.owner) or NotRunningError(STOPPED))
@@ -134,17 +134,17 @@ class Crossing:
                     across.aio_task.cancel()
 
     def close(self) -> None:
-        """The runtime has stopped: threads that wait for it, or come later, are told so."""
+        """The runtime has stopped. Waiting threads, and later calls, get an error that says so."""
         self._closed = NotRunningError(STOPPED)
         self.interrupt(None)
 
     def seen(self, value: Any, owner: Caller | None) -> Any:
-        """`value` as a thread sees it, at any depth: what has coroutine methods blocks there."""
+        """`value` as a thread sees it: at any depth, objects with coroutine methods become objects that block."""
         return _replaced(value, _is_of_the_loop, lambda one: FromThread(one, self, owner))
 
 
 def _only_awaitable(value: Any) -> bool:
-    """Whether there is nothing else to be done with it than to await it."""
+    """True if `value` is good for nothing else than to be awaited."""
     return inspect.isawaitable(value) and not hasattr(value, "__aenter__") and not hasattr(value, "__aiter__")
 
 
@@ -159,9 +159,9 @@ def _is_of_the_loop(kind: type) -> bool:
 
 
 class FromThread:
-    """An object of the loop as a thread sees it: what is to be awaited there blocks here, and so does what it gives.
+    """An object of the loop as a thread sees it: its coroutine methods block, and so do those of objects it returns.
 
-    On the loop it is as good as the object itself. In the thread ``with`` and ``for`` stand for ``async with`` and
+    On the loop it behaves like the object itself. In the thread ``with`` and ``for`` stand for ``async with`` and
     ``async for``.
     """
 
@@ -187,7 +187,7 @@ class FromThread:
         return call
 
     def _mine(self) -> Caller | None:
-        """The try or run that this thread works for."""
+        """The try, or the run, that this thread works for."""
         own: Caller | None = self._owner
         if own is not None:
             return own
@@ -265,13 +265,13 @@ class FromThread:
 
 
 def here(target: Any) -> Any:
-    """`target` as the caller can use it: in a thread that runs a handler or a task, what it is there."""
+    """`target` as the caller can use it: in a thread of a handler or a task, its form for threads."""
     found = within.get(None)
     return target if found is None or _running_loop() is not None else FromThread(target, *found)
 
 
 def bare(value: Any) -> Any:
-    """The objects themselves, where `value` holds some as a thread sees them."""
+    """`value` with the objects themselves in place of their forms for threads."""
     return _replaced(value, _is_from_thread, _target)
 
 
@@ -280,7 +280,7 @@ def _is_from_thread(kind: type) -> bool:
 
 
 def target(value: Any) -> Any:
-    """`value`, or what it stands for where it is what a thread sees of something."""
+    """`value`, or the object itself if `value` is an object's form for threads."""
     return _target(value) if type(value) is FromThread else value
 
 
@@ -289,7 +289,7 @@ def _target(seen: Any) -> Any:
 
 
 def _replaced(value: Any, wanted: Callable[[type], bool], change: Callable[[Any], Any]) -> Any:
-    """`value` with what is of a `wanted` type changed, at any depth; if there is nothing of it, `value` itself."""
+    """`value` with all parts of a `wanted` type changed, at any depth; `value` itself if it has no such part."""
     kind = type(value)
     if wanted(kind):
         return change(value)
@@ -303,7 +303,7 @@ def _replaced(value: Any, wanted: Callable[[type], bool], change: Callable[[Any]
             return change(one)
         if id(one) in made or not issubclass(kind, CONTAINERS):
             return made.get(id(one), one)
-        made[id(one)] = one  # what holds itself is left as it is within itself
+        made[id(one)] = one  # within a container that holds itself, the inner reference stays as it is
         if kind is dict:
             made[id(one)] = {key: replace(held) for key, held in one.items()}
         elif kind in CONTAINERS:
@@ -316,7 +316,7 @@ def _replaced(value: Any, wanted: Callable[[type], bool], change: Callable[[Any]
 
 
 def _holds(value: Any, wanted: Callable[[type], bool]) -> bool:
-    """Whether there is anything of a wanted type in it, which may hold itself, and be deeper than calls can be."""
+    """True if `value` has a part of a wanted type. `value` may hold itself, and be deeper than Python's call stack."""
     left, known = [value], set()
     while left:
         one = left.pop()

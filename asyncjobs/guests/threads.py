@@ -1,7 +1,7 @@
-"""Threads: where sync handlers and sync tasks run, and how what they are given works there.
+"""Threads: they run sync handlers and sync tasks.
 
-A thread cannot be stopped. So whoever runs in one is known until it has ended, and the threads are daemons: the process
-may end while they run. What belongs to the loop is reached through a `Crossing`, which makes a thread wait for it.
+A thread cannot be stopped. So each call in a thread is known until it has ended, and the threads are daemons, so that
+the process may end while they run. A `Crossing` takes a thread's calls to the loop, and lets the thread wait for them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Owner(Caller, Protocol):
     thread: InThread | None  # while a thread runs it
 
     def returned(self, awaitable: bool) -> None:
-        """The thread has ended well; `awaitable`: what it returned goes on, on the loop. Raises if that is too late."""
+        """The thread has ended well. `awaitable`: the loop awaits its result. Raises if that is too late."""
 
 
 class InThread:
     """One call in a thread.
 
-    State: `began`, a thread has taken it; `value` and `error`, what it came to; `told`, the loop knows of that, and
-    `ended`, a future of the loop for those who wait for it.
+    State: `began`, a thread has taken the call; `value` and `error`, its result; `told`, the loop knows the result;
+    `ended`, a future of the loop that is done then.
     """
 
     __slots__ = ("_call", "_loop", "_owner", "_way", "began", "context", "ended", "error", "told", "value")
@@ -49,16 +49,16 @@ class InThread:
 
     @property
     def running(self) -> bool:
-        """Whether it can no longer be stopped."""
+        """True if the call can no longer be stopped."""
         return self.began and not self.told
 
     def run(self) -> None:
-        """In the thread: whatever it raises is kept as a value, as a future does not take everything."""
+        """In the thread: make the call. Its error is kept as a value, because a future does not take all exceptions."""
         try:
             self.value = self.context.run(self._call)
         except BaseException as error:
             self.error = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed, so no aio_task waits
             self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
@@ -69,16 +69,16 @@ class InThread:
             self.ended.set_result(None)
 
     async def wait(self) -> None:
-        """Wait until it has ended; the waiting alone can be cancelled."""
+        """Wait until the call has ended. A cancellation ends the wait, and not the call."""
         try:
             await self.ended
         except asyncio.CancelledError:
-            if not self.told:  # else it ended in the same moment, and what it came to counts
+            if not self.told:  # else the call ended in the same moment, and its result counts
                 self.ended = self._loop.create_future()
                 raise
 
     def discard_awaitable(self) -> None:
-        """Nobody can await any more what it returned, if that is to be awaited. Raises if it is."""
+        """Close an awaitable result, which can be awaited no more. Raises if the result is one."""
         self.value = target(self.value)
         if inspect.isawaitable(self.value):
             if inspect.iscoroutine(self.value):
@@ -86,12 +86,12 @@ class InThread:
             raise asyncio.CancelledError
 
     def interrupt(self) -> None:
-        """End what it waits for on the loop; with the error that its owner gives as the reason."""
+        """End the thread's waits on the loop, with the error that the owner gives as the reason."""
         self._way.interrupt(self._owner)
 
 
 class Threads:
-    """Daemon threads, made when they are needed; what is more than `most` waits for one."""
+    """Daemon threads, made when they are needed. Calls beyond `most` wait for a free thread."""
 
     def __init__(self, most: int, way: Crossing) -> None:
         self.way = way
@@ -102,10 +102,10 @@ class Threads:
         self._closed = False
 
     async def run(self, call: Callable[[], Any], owner: Owner) -> tuple[Any, BaseException | None]:
-        """Call it in a thread with this context's variables; what it returned, and what it raised.
+        """Make `call` in a thread, with this context's variables. Returns its result and its error.
 
-        While a thread runs it, `owner.thread` is set; if this is cancelled meanwhile, the thread goes on. An awaitable
-        that it returned is awaited here, with the context variables as the thread has left them.
+        `owner.thread` is set while the thread runs. If this coroutine is cancelled meanwhile, the thread goes on. An
+        awaitable result is awaited here, with the context variables as the thread has left them.
         """
         work = owner.thread = InThread(call, owner, self.way)
         try:
@@ -116,7 +116,7 @@ class Threads:
                 owner.thread = None
             raise
         if work.error is not None:
-            return None, work.error  # not raised: a coroutine cannot let a StopIteration through
+            return None, work.error  # not raised, because a coroutine cannot pass a StopIteration on
         value = target(work.value)
         awaitable = inspect.isawaitable(value)
         try:
@@ -139,13 +139,13 @@ class Threads:
                 self._count += 1
                 try:
                     threading.Thread(target=self._serve, name="asyncjobs", daemon=True).start()
-                except BaseException:  # as many as the system allows
+                except BaseException:  # the system allows no more threads
                     self._count -= 1
                     if not self._count:
                         raise
 
     def _withdrawn(self, work: InThread) -> bool:
-        """Take it back, unless a thread has begun it."""
+        """Take a call back, unless a thread has begun it. Returns True if it was taken back."""
         with self._changed:
             with suppress(ValueError):
                 self._waiting.remove(work)
@@ -170,7 +170,7 @@ class Threads:
             del work
 
     def close(self) -> None:
-        """Threads with nothing to do end; the others end with what they do."""
+        """End the idle threads. Each of the others ends when its call ends."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

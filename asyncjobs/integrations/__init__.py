@@ -1,1 +1,1 @@
-"""What hangs on events and never on a job's path."""
+"""Integrations: they subscribe to events, and stand outside a job's path."""

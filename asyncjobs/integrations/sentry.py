@@ -1,4 +1,4 @@
-"""Sentry: failed tries and tasks, if the app has initialised it; for others nothing is imported or spent."""
+"""Sentry: captures failed tries and tasks if the app has initialised it. Other apps import and pay nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sentry:
 
     @staticmethod
     def _sdk() -> Any:
-        """The SDK if the app has initialised it with somewhere to send to (0.2 µs), else None."""
+        """The SDK if the app has initialised it with a place to send to, else None. The question takes 0.2 µs."""
         sdk = sys.modules.get("sentry_sdk")
         if sdk is None or not hasattr(sdk, "get_client"):
             return None
@@ -43,7 +43,7 @@ class Sentry:
         return sdk if client.is_active() and client.transport is not None else None
 
     def silence_logs(self) -> None:
-        """Its logging integration would report our own log line of a failure beside the failure itself."""
+        """Let Sentry ignore the loggers of asyncjobs, else it would report a failure's log line beside the failure."""
         try:
             if not self._silenced and self._sdk() is not None:
                 from sentry_sdk.integrations.logging import ignore_logger
@@ -55,7 +55,7 @@ class Sentry:
             self._throttled.error("silence", "Sentry could not be told which loggers to ignore: %s", said(error))
 
     def scope(self, job: ActiveJob) -> AbstractContextManager[Any]:
-        """A scope for one try, so that what parallel handlers set never mixes."""
+        """A scope for one try, so that the settings of parallel handlers never mix."""
         try:
             sdk = self._sdk()
         except BaseException as error:
@@ -111,7 +111,7 @@ class Sentry:
             scope.capture_event(record, hint=hint)
 
     async def flush(self, timeout: float) -> None:
-        """Give the transport `timeout` seconds to send what it holds."""
+        """Give the transport `timeout` seconds to send the events that it holds."""
         try:
             sdk = self._sdk()
         except BaseException as error:
@@ -125,7 +125,7 @@ class Sentry:
 
 
 class _Scope:
-    """An isolation scope around one try. Sentry raising in it, or in leaving it, is no concern of the try."""
+    """An isolation scope around one try. Errors of Sentry, inside or at the end, do not touch the try."""
 
     __slots__ = ("_job", "_scope", "_sdk", "_throttled")
 

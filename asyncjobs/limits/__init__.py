@@ -1,1 +1,1 @@
-"""What keeps a job from starting now: limits of one queue, limits that queues share, and the controls over both."""
+"""Limits on when jobs start: shared limits, the lag that a start may have, and an operator's controls."""

@@ -1,4 +1,4 @@
-"""QueueControls: what an operator sets of a queue while it runs; kept in the store, it holds for every process."""
+"""QueueControls: settings of a queue that an operator makes while it runs. The store keeps them for all processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asyncjobs.job import STATES
 
 FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
 HEAVIEST: Final = 1000
-FRESH: Final = 1.0  # seconds for which a bound that holds for all groups of a name is not read again
+FRESH: Final = 1.0  # seconds for which a name's bound, once read, is not read again
 
 
 class QueueControls:
@@ -38,16 +38,16 @@ class QueueControls:
         weight: int | Unset | None = UNSET,
         max_waiting: int | Unset | None = UNSET,
     ) -> None:
-        """Lay values over those of the code; what is left out stays as it is.
+        """Lay settings over those of the code. Settings that are left out stay as they are.
 
         Args:
-            limiter: one or several `Limiter`; None: none.
-            concurrency: most tries at once; None: as the code has it.
-            weight: from 1 to 1000, how many jobs it may start in its turn when the process has too few slots for
-                everybody; None: 1.
-            max_waiting: an add is refused while so many wait or are delayed; None: no bound.
+            limiter: one or several `Limiter`; None: no limiter.
+            concurrency: most tries at once; None: the concurrency of the code.
+            weight: from 1 to 1000, how many jobs the queue may start in its turn if the process has too few slots for
+                all queues; None: 1.
+            max_waiting: adds are refused while so many jobs wait or are delayed; None: no bound.
         Raises:
-            ConfigError: a value that cannot be; nothing was changed.
+            ConfigError: a value is not allowed. No setting was changed.
         """
         fields: dict[str, str] = {}
         if not isinstance(limiter, Unset):
@@ -70,15 +70,16 @@ class QueueControls:
         await self._steer(fields)
 
     async def clear(self) -> None:
-        """As the code has it again; a pause is over as well, and so is a hold."""
+        """Remove all settings, so that those of the code hold again. A pause and a hold end as well."""
         await self._steer(dict.fromkeys((*FIELDS.values(), "p", "h"), ""))
         if self._whole_name:
             await self.release()
 
     async def release(self) -> None:
-        """End the hold of a handler that was rate limited, or of a job that is `ordered` and waits for its next try.
+        """End the hold of a handler that was rate limited, or of an `ordered` job that waits for its next try.
 
-        The queue goes on at once, in every process; without a hold nothing happens. For a grouped name: in all groups.
+        The queue goes on at once in each process. Without a hold the call does nothing. For a grouped name the holds of
+        all groups end.
         """
         if not self._whole_name:
             await self._steer({"h": ""})
@@ -88,20 +89,20 @@ class QueueControls:
             await self._broker.loop.gather(self._broker.steer(self.name, keys, {"h": ""}, False) for keys in queues)
 
     async def pause(self) -> None:
-        """Start nothing any more, in any process; what runs goes on, adds are taken, and all of it waits."""
+        """Start no job any more, in any process. Running jobs go on, and added jobs wait."""
         await self._steer({"p": "1"})
 
     async def resume(self) -> None:
-        """Go on."""
+        """End a pause."""
         await self._steer({"p": ""})
 
     async def info(self) -> dict[str, Any]:
-        """What holds now, and how much there is.
+        """The present settings, and the counts of jobs.
 
         Returns:
             name, group_id, paused, limiter and concurrency (as set here, else None), weight, max_waiting, held_until
-            (None unless a handler was rate limited or an ordered job waits for its next try; of all groups together
-            the latest), and the counts: waiting, active, delayed, completed, failed.
+            (None unless a handler was rate limited or an ordered job waits for its next try; for all groups together
+            the latest one), and the counts: waiting, active, delayed, completed, failed.
         """
         found = await self._broker.settings(self._keys)
         if self._whole_name:
@@ -131,7 +132,7 @@ class QueueControls:
 
     @property
     def _whole_name(self) -> bool:
-        """Whether it is about all groups of a name."""
+        """True if these controls are for all groups of a name."""
         return self._spec.grouped and self.group_id is None
 
     async def _steer(self, fields: dict[str, str]) -> None:
@@ -139,9 +140,9 @@ class QueueControls:
 
 
 class Bounds:
-    """`max_waiting` as it was set for all groups of a name: read when it is needed, at most once a second.
+    """The settings of `max_waiting` for all groups of a name, each read when an add needs it, at most once a second.
 
-    State: `_known`, name → the bound, and when it was read.
+    State: `_known`, name → the bound, and the instant at which it was read.
     """
 
     def __init__(self) -> None:
@@ -158,7 +159,7 @@ class Bounds:
                 try:
                     found = await broker.settings(broker.queue_keys(name, None))
                 except BrokerError:
-                    continue  # the add itself will say so, with the ids that it was to add
+                    continue  # the add itself reports that error, with the ids of its jobs
                 self._known[name] = (found.get("m", ""), clock.monotonic())
         return [
             call._replace(most=known) if call.place.registry and (known := self._most(call.place.name)) else call

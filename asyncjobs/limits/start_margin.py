@@ -1,4 +1,4 @@
-"""The margin: by how much a start may lag behind its token, and what becomes of one that lags more."""
+"""The margin: how far a start may lag behind its token, and the second token for a start that lags more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asyncjobs.limits.waiting import Waiting
 
 
 def least_margin(limits: QueueLimits, shared_limits: Sequence[SharedLimit]) -> float:
-    """Seconds; the least that one of the limits asks for, 0 without a limit."""
+    """Seconds: the smallest margin of the limits; 0 without a limit."""
     margins = [shared_limit.margin for shared_limit in shared_limits if shared_limit.window]
     if limits.window:
         margins.append(limits.least_margin)
@@ -21,20 +21,20 @@ def least_margin(limits: QueueLimits, shared_limits: Sequence[SharedLimit]) -> f
 
 
 async def in_time(consumer: Waiting, broker: Broker, sent_at: float, margin: float) -> None:
-    """Wait until a try may start. Never later than its token's margin: the window that counted it would be over.
+    """Wait until a try may start. It starts within its token's margin, else its window would be over.
 
-    Tokens return `duration + margin` after they were taken, so a start that lags by less than the margin keeps every
-    window exact; for one that lags more the token is taken again first, with a margin that fits. Each limit has a token
-    of its own: waiting for one must not cost those that are still in time, or jobs would take tokens from each other
-    and none would ever have all of its own.
+    A token returns `duration + margin` after it was taken. So a start that lags by less than the margin keeps each
+    window exact. A start that lags more takes its token again first, with a margin that fits. Each limit has a token of
+    its own. Waiting for one token must not cost the tokens that are still in time, or jobs would take tokens from each
+    other, and no job would ever have all of its tokens.
 
     Raises:
-        BrokerError: no token could be had, since the store does not answer.
+        BrokerError: the store does not answer, so no token can be taken.
     """
     shared_limits = consumer.shared_limits
     limits: list[SharedLimit | None] = [shared_limit for shared_limit in shared_limits if shared_limit.window]
     if consumer.limits.window:
-        limits.insert(0, None)  # its own
+        limits.insert(0, None)  # the queue's own limit
     if not limits:
         return
     taken = dict.fromkeys(limits, (sent_at, margin))
@@ -54,7 +54,7 @@ async def in_time(consumer: Waiting, broker: Broker, sent_at: float, margin: flo
 
 
 async def _own_again(consumer: Waiting, broker: Broker, first_is_out: bool) -> tuple[float, float]:
-    """Take a token of the queue's own limit once more: since when it counts, and by how much the start may lag."""
+    """Take a token of the queue's own limit once more. Returns the instant of the take, and the margin of the start."""
     since, margin = clock.monotonic(), consumer.margin
     while wait := await broker.spend(consumer.keys, consumer.limits.windows, round(margin * 1e6), first_is_out):
         await asyncio.sleep(wait)

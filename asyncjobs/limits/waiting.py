@@ -1,4 +1,4 @@
-"""Waiting: what a limit needs of a queue that it keeps waiting, and of the turn in which that queue asks."""
+"""Waiting: a queue as its limits see it. Asking: a turn of that queue as its limits see it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncjobs.declare.queue_limits import QueueLimits
 
 
 class Asking(Protocol):
-    """A turn. `reserved`: how many jobs it would start."""
+    """A turn. `reserved`: the number of jobs that it would start."""
 
     reserved: int
 
@@ -19,13 +19,13 @@ class Waiting(Protocol):
     """A queue.
 
     Attributes:
-        keys: where it lies.
-        limits: what holds for it now.
-        margin: seconds that a start may lag behind a token of its own.
-        parked: the shared limit that keeps it waiting, or None.
-        hungry: there may be something to take.
-        queued: it is about to have a turn.
-        quiet: nothing of it is to begin any more.
+        keys: the queue's keys in the store.
+        limits: the queue's limits now.
+        margin: seconds that a start may lag behind a token of the queue's own limit.
+        parked: the shared limit that keeps the queue waiting, or None.
+        hungry: the queue may have jobs to take.
+        queued: the queue is about to have a turn.
+        quiet: no job of the queue may begin any more.
     """
 
     keys: Keys
@@ -38,14 +38,14 @@ class Waiting(Protocol):
 
     @property
     def shared_limits(self) -> Sequence[Any]:
-        """The shared limits over it."""
+        """The shared limits over the queue."""
 
     @property
     def turns(self) -> Sequence[Asking]:
-        """Those that are under way."""
+        """The turns that are under way."""
 
     def free(self) -> int:
-        """Slots of its own that are free and not asked for yet."""
+        """The queue's own slots that are free, and that no turn has asked for."""
 
     def look_again(self) -> None:
-        """There may be something to take."""
+        """Take a turn soon, since the queue may have jobs to take."""

@@ -1,1 +1,1 @@
-"""What goes on beside the work: signs of life, what the dead have left, what retention lets go, loops that must run."""
+"""Upkeep beside the work: heartbeats, recovery of lost and stalled jobs, retention, and the watchdog of the loop."""

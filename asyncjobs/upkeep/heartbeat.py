@@ -1,8 +1,8 @@
-"""Heartbeat: this process's heartbeat, and what follows when another's stops.
+"""Heartbeat: the heartbeat of this process, and the consequences when another process falls silent.
 
-A process is alive as long as it renews one heartbeat; the leases of all its tries hang on it. Who finds a
-process silent for longer than a lease gives its jobs back. Renew first, sweep later: after an outage of the
-store everybody looks silent, so for one lease nobody is given up.
+A process is alive as long as it renews one heartbeat; the leases of all its tries depend on that. A process that finds
+another one silent for longer than a lease gives the other's jobs back. Processes renew first and sweep later: after an
+outage of the store all processes look silent, so for one lease no process is given up.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from asyncjobs.errors import BrokerError
 logger = logging.getLogger("asyncjobs")
 
 LONGEST_NAP_WITHOUT: Final = 2.0  # seconds between two tries to reach a store that does not answer
-BEATS_A_LEASE: Final = 4  # with detection at the exact expiry, a dead process is found within 1 lease of its death
-BURIED_AFTER: Final = 3  # leases: long enough for every living process to have swept what only it knows of
+BEATS_A_LEASE: Final = 4  # the lease's expiry is detected exactly, so a death is found within one lease
+BURIED_AFTER: Final = 3  # leases; by then each living process has swept the jobs that it alone knows
 
 
 def _host() -> str:
-    """This boot and process namespace, '' where the system does not tell: where equal, pids mean the same."""
+    """This boot and process namespace; '' if the system does not tell. Equal names mean comparable pids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:12]
         return boot + os.readlink("/proc/self/ns/pid").strip("pid:[]")
@@ -36,7 +36,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this host began, in clock ticks; '' where there is none (a zombie counts as none)."""
+    """When a process of this host began, in clock ticks; '' if it does not exist. A zombie does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -50,7 +50,7 @@ def new_process_name() -> str:
 
 
 def died_here(process: str) -> bool:
-    """Whether `process` ran on this very host and is gone: then nobody needs to wait for its lease."""
+    """True if `process` ran on this very host and is gone. Then its jobs can go back before its lease is over."""
     host, _, rest = process.partition(".")
     pid, _, rest = rest.partition(".")
     started = rest.partition(".")[0]
@@ -60,13 +60,13 @@ def died_here(process: str) -> bool:
 
 
 class Heartbeat:
-    """Beats, and tells the runtime who fell silent.
+    """Beats, and tells the runtime which processes fell silent.
 
-    State: `process`, the name we live under; `_last`, the monotonic instant of our last acknowledged beat;
-    `_hold_until`, before which nobody is given up; `_heard`, who was silent for longer than a lease at the last beat,
-    and for how long; `_given_up`, who is being given up → job names that need no look any more; `_lapsed`, we were
-    silent ourselves; `_epoch`, what the data were marked with; `data_lost_at`, when that was last found changed and
-    nobody has acknowledged it.
+    State: `process`, the present name of this process; `_last`, the monotonic instant of its last acknowledged beat;
+    `_hold_until`, the instant before which no process is given up; `_heard`, the processes that were silent for longer
+    than a lease at the last beat, and for how long; `_given_up`, process that is being given up → job names that need
+    no look any more; `_lapsed`, this process was silent itself; `_epoch`, the mark of the store's data;
+    `data_lost_at`, when the mark was last found changed, until the loss is acknowledged.
     """
 
     def __init__(
@@ -97,18 +97,18 @@ class Heartbeat:
         return max(self._leases().values())
 
     async def join(self) -> None:
-        """Show the first sign of life, before anything is taken."""
+        """Send the first beat, before the process takes jobs."""
         self._epoch = (await self._broker.beat(self.process, self._leases(), joining=True)).epoch
         self._last = clock.monotonic()
         self.joined = True
 
     def since_last_beat(self) -> float:
-        """Seconds since the store last acknowledged that we live."""
+        """Seconds since the store last acknowledged a beat of this process."""
         return clock.monotonic() - self._last
 
     async def run(self) -> None:
-        """Beat until cancelled, also while the runtime drains; to wait for anything else here would delay a beat."""
-        # The store may have been away until just now, so that everybody looks silent.
+        """Beat until cancelled, also while the runtime drains. Any other wait in this loop would delay a beat."""
+        # The store may have been away until just now, so that all processes look silent.
         self._hold_until = clock.monotonic() + self._shortest_lease()
         nap = self._shortest_lease() / BEATS_A_LEASE
         while True:
@@ -120,7 +120,7 @@ class Heartbeat:
                 nap = min(LONGEST_NAP_WITHOUT, self._shortest_lease() / BEATS_A_LEASE)
 
     async def _beat(self) -> float:
-        """One beat and what it brings; returns seconds until the next."""
+        """Beat once, and read the reply. Returns the seconds until the next beat."""
         lease = self._shortest_lease()
         alive, epoch, others = await self._broker.beat(self.process, self._leases(), joining=False)
         gap, self._last = self.since_last_beat(), clock.monotonic()
@@ -149,7 +149,7 @@ class Heartbeat:
         return min([lease / BEATS_A_LEASE, *(max(0.02, seconds + 0.005) for seconds in left if seconds > 0)])
 
     async def run_consequences(self) -> None:
-        """Act upon what the beats brought, until cancelled: revalidate our tries after a lapse, give the silent up."""
+        """Act on the replies of beats, until cancelled: check the own tries after a lapse, give up silent processes."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -158,15 +158,15 @@ class Heartbeat:
                     await self._on_declared_dead(self.process)
                     self._lapsed = False
                 silent = self._heard
-                # Whoever came back may die once more.
+                # A process that came back may die once more.
                 self._given_up = {other: done for other, done in self._given_up.items() if other in silent}
                 for other, one in silent.items():
                     await self._give_up(other, one)
             except BrokerError as error:
-                logger.debug("the next beat brings it again: %s", error)
+                logger.debug("a silent process is given up after the next beat: %s", error)
 
     async def _give_up(self, other: str, silent: Silent) -> None:
-        """Sweep after `other`, each job name once its lease is over, and bury it in the end."""
+        """Sweep each job name of the process `other` once its lease is over, and bury the process in the end."""
         if other not in self._given_up:
             if silent.seconds == float("inf"):
                 await self._broker.end_leases(other)

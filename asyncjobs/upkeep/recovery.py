@@ -1,4 +1,4 @@
-"""Recovery: looking where news may have been lost, and giving back what dead processes held."""
+"""Recovery: finding jobs whose news was lost, and giving back the jobs of dead processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from asyncjobs.work.shared import Shared
 
 logger = logging.getLogger("asyncjobs")
 
-LOOKED_AT: Final = 100  # open groups, in each look
+LOOKED_AT: Final = 100  # open groups that get a turn in each look
 
 
 class Recovery:
-    """The loops of one process that find what was lost, over all the queues that it consumes."""
+    """The loops of one process that find lost and stalled jobs, over all queues that the process consumes."""
 
     def __init__(self, shared: Shared, queues: Queues, process: Callable[[], str], sweep_interval: float) -> None:
         self._shared, self._queues = shared, queues
         self._process = process
         self._sweep_interval = sweep_interval
-        self._looked_at = 0  # up to which of the open groups
+        self._looked_at = 0  # index of the open group at which the last look ended
 
     @property
     def _broker(self) -> Broker:
@@ -36,10 +36,10 @@ class Recovery:
 
     # Looking ----------------------------------------------------------------------------------------------
     async def look_everywhere(self) -> None:
-        """Every queue that holds anything gets a turn, whether there was news of it or not.
+        """Give a turn to each queue that holds jobs, with or without news of it.
 
-        Open groups do not: a link that could lose their news is noticed, and they are looked at when it is back. No
-        link of ours tells of news that is lost between the nodes of a Cluster: there some of them are looked at.
+        Open groups get none: this process notices when the link for their news breaks, and looks at them when the link
+        is back. News that is lost between the nodes of a Cluster breaks no link, so there some open groups get a turn.
         """
         consumers = {consumer.keys: consumer for consumer in self._queues.consumers.values()}
         for keys in await self._broker.stirring(list(consumers)):
@@ -50,7 +50,7 @@ class Recovery:
             await self._look_at_open()
 
     async def _look_at_open(self) -> None:
-        """A bounded number of open groups, whatever their names, and others each time."""
+        """Give a turn to a bounded number of open groups of all names, to other groups each time."""
         groups = [one for registry in self._queues.registries.values() for one in registry.open.values()]
         start = self._looked_at if self._looked_at < len(groups) else 0
         self._looked_at = start + LOOKED_AT
@@ -73,26 +73,26 @@ class Recovery:
 
     # Shared limits ----------------------------------------------------------------------------------------
     async def run_telling(self) -> None:
-        """Keep the word of this process at its shared limits: it counts for a lease."""
+        """Renew this process's numbers at its shared limits, because they count for one lease."""
         while True:
             lease = min((spec.lease for spec in self._queues.specs()), default=30.0)
             await asyncio.sleep(lease / 3)
             for shared_limit in tuple(self._queues.shared_limits.values()):
                 try:
                     await shared_limit.tell()
-                    shared_limit.open()  # its news may have been lost
+                    shared_limit.open()  # the limit's news may have been lost
                 except BrokerError as error:
                     logger.debug("at a shared limit: %s", error)
 
     # The dead ---------------------------------------------------------------------------------------------
     async def sweep(self, dead: str, silent: Silent, done: set[str]) -> bool:
-        """Give back what a silent process holds of every job whose lease is over, by its own word.
+        """Give back the jobs of a silent process, for each job name whose lease, as that process stated it, is over.
 
-        One survivor does it for a job name; the others hear that it is done. `done` are the names that need no look any
-        more; it grows.
+        One survivor sweeps a job name, and the others learn that the name is done. `done` holds the names that need no
+        look any more; this call adds to it.
 
         Returns:
-            Whether nothing of it is left here.
+            True if this process has nothing left to sweep.
         """
         specs = {spec.name: spec for spec in self._queues.specs()}
         for name, spec in specs.items():
@@ -109,7 +109,7 @@ class Recovery:
         return specs.keys() <= done
 
     async def _sweep_name(self, spec: JobSpec, dead: str, lease: float) -> bool:
-        """Give back what `dead` holds of one job; False: it has come back while we looked elsewhere."""
+        """Give back the jobs of one name that `dead` holds. False: that process has come back meanwhile."""
         async for queues in self._keys(spec):
             owners = await self._broker.owners([keys for keys, _ in queues])
             held = [queue for queue, names in zip(queues, owners, strict=True) if dead in names]
@@ -119,9 +119,9 @@ class Recovery:
         return True
 
     async def sweep_strangers(self) -> None:
-        """Give back what processes hold that nobody hears of any more: at start, and when this one has a new name.
+        """Give back the jobs of processes that have left no heartbeat, at start and when this process has a new name.
 
-        Who is merely silent is left to the heartbeat: the store may have been away, and not the process.
+        Silent processes are left to the heartbeat, because the store may have been away, and not the process.
         """
         for spec in self._queues.specs():
             async for queues in self._keys(spec):

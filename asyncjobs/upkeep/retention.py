@@ -1,4 +1,4 @@
-"""Retention: finished jobs that are kept no longer go, by a timer and when a finish has pushed them out."""
+"""Retention: deletes finished jobs that are kept no longer, by a timer and after a finish that pushed them out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger("asyncjobs")
 
 LEAST_TRIM_INTERVAL: Final = 1.0
 FIRST_TRIM: Final = 60.0  # another release may have kept more
-MOST_EXCESS: Final = 1000  # rules that wait for a store that does not answer
+MOST_EXCESS: Final = 1000  # rules that are kept while the store does not answer
 FORGET_AGAIN: Final = 1.0
 MOST_TRIM_INTERVAL: Final = 3600.0
 
 
 class Trimmer:
-    """The loops of one process that apply retention, over all the queues that it consumes."""
+    """The loops of one process that apply retention, over all queues that the process consumes."""
 
     def __init__(self, shared: Shared, queues: Queues) -> None:
         self._shared, self._queues = shared, queues
@@ -43,7 +43,7 @@ class Trimmer:
                 logger.debug("trimming: %s", error)
 
     async def trim_everything(self) -> None:
-        """Apply every name's retention, to those names alone that keep anything."""
+        """Apply the retention of each name that keeps finished jobs."""
         consumers = {consumer.keys: consumer for consumer in self._queues.consumers.values() if not consumer.indexed}
         for keys in await self._broker.ended(list(consumers)):
             await self._broker.trim(keys, consumers[keys].spec.retention)
@@ -51,7 +51,7 @@ class Trimmer:
             await self._trim_groups(Excess(registry.spec.name, registry.spec.retention))
 
     def _trim_interval(self) -> float:
-        """Nothing outlives the shortest age by more than a sixtieth of it; where ages are days, seldom."""
+        """Seconds between two trims: a sixtieth of the shortest age, within bounds."""
         shortest = MOST_TRIM_INTERVAL
         for spec in self._queues.specs():
             for rule in (spec.job_options.remove_on_complete, spec.job_options.remove_on_fail):
@@ -84,5 +84,5 @@ class Trimmer:
             except BrokerError as error:
                 logger.debug("forgetting: %s", error)
                 if len(pump.overflow) < MOST_EXCESS:
-                    pump.overflow.add(excess)  # the timer knows the rule of the name alone
+                    pump.overflow.add(excess)  # kept, because the timer knows only the rule of the name
                 await asyncio.sleep(FORGET_AGAIN)

@@ -1,7 +1,7 @@
-"""The Watchdog: a thread that measures how late the event loop is, and says which job, or what else, holds it up.
+"""The Watchdog: a thread that measures how late the event loop is, and names the job or subscriber that blocks it.
 
-A blocked loop runs nothing else: no request, no other job, and no heartbeat, so that in the end other processes
-take this one's jobs over. The loop itself cannot tell; a thread can.
+A blocked loop runs nothing else: no request, no other job, and no heartbeat. In the end other processes take over the
+jobs of this one. The blocked loop cannot report that, so a thread does.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Lag(TypedDict):
     """How late the loop is, in seconds.
 
     Attributes:
-        now: at the last look, or since the question that is not answered yet.
-        longest: of the last minute or two.
-        by: what caused that, where it was found; '' else.
-        collection: the longest pause for the garbage collector, of the same time.
+        now: the lag at the last look, or since the question that is not answered yet.
+        longest: the longest lag of the last minute or two.
+        by: the cause of the longest lag; '' if it was not found.
+        collection: the longest pause for the garbage collector in the same time.
     """
 
     now: float
@@ -46,13 +46,13 @@ class Lag(TypedDict):
 
 
 class Watchdog:
-    """Asks the loop that started it for a sign of life, again and again, and measures how long that takes.
+    """Asks the loop for a sign of life, again and again, and measures how long the answer takes.
 
-    State: `_asked`, the monotonic instant of the question that is not answered yet, and `_away` as it was then;
-    `_away`, seconds in which the process did not run, which is nobody's fault; `_blocked`, whether that block was
-    reported; `_by`, who was found to block the loop; `_last`, how late the last answer was; `_worst` and `_before`, the
-    longest lag since `_since` and in the time before that, each with what caused it; `_collecting`, since when the
-    garbage collector is at work, and `_pauses`, its longest pause in each of the two.
+    State: `_asked`, the monotonic instant of the question that is not answered yet, and the value of `_away` then;
+    `_away`, seconds in which the whole process did not run, which do not count as lag; `_blocked`, the present block
+    was reported; `_by`, the cause of the block; `_last`, the lag of the last answer; `_worst` and `_before`, the
+    longest lag since `_since` and in the time before that, each with its cause; `_collecting`, the instant since which
+    the garbage collector works, and `_pauses`, its longest pause in each of those two times.
     """
 
     def __init__(self, longest_block: float) -> None:
@@ -84,7 +84,7 @@ class Watchdog:
             stopped.set()
 
     def lag(self) -> Lag:
-        """How late the loop is and was."""
+        """How late the loop is, and was."""
         asked = self._asked
         now = self._last if asked is None else max(self._last, self._late(asked))
         longest, by = max(self._worst, self._before)
@@ -93,7 +93,7 @@ class Watchdog:
         }  # fmt: skip
 
     def _late(self, asked: tuple[float, float]) -> float:
-        """How long a question has been waiting, while the process ran."""
+        """How long a question has been waiting, without the time in which the process did not run."""
         return max(0.0, clock.monotonic() - asked[0] - (self._away - asked[1]))
 
     def _remember(self, lag: float, who: str) -> None:
@@ -105,7 +105,7 @@ class Watchdog:
             self._worst = (lag, who)
 
     def _collected(self, phase: str, info: dict[str, int]) -> None:
-        """The garbage collector begins, or has ended; in whatever thread, all others stand still meanwhile."""
+        """The garbage collector begins or has ended, in any thread. All other threads stand still meanwhile."""
         if phase == "start":
             self._collecting = clock.monotonic()
             return
@@ -122,7 +122,7 @@ class Watchdog:
             )
 
     def _answer(self) -> None:
-        """The loop runs."""
+        """The loop has answered the question."""
         asked, self._asked = self._asked, None
         if asked is not None:
             self._last = self._late(asked)
@@ -135,7 +135,7 @@ class Watchdog:
             )
 
     def _watch(self, loop: asyncio.AbstractEventLoop, stopped: threading.Event) -> None:
-        """In the thread: ask, and look whether there was an answer."""
+        """In the thread: ask the loop, and look for its answer."""
         while True:
             looked, used = clock.monotonic(), clock.cpu()
             if stopped.wait(self._nap):
@@ -175,7 +175,7 @@ class Watchdog:
 
 
 def _found_in(frame: FrameType | None) -> tuple[ActiveJob | None, str]:
-    """The job whose try is on a stack, and the subscriber that is: a coroutine that runs stands on its callers."""
+    """The job and the subscriber whose frames are on a stack. A running coroutine stands above its callers."""
     subscriber = ""
     while frame is not None:
         if frame.f_code is Attempts._try.__code__:
@@ -189,5 +189,5 @@ def _found_in(frame: FrameType | None) -> tuple[ActiveJob | None, str]:
 
 
 def _shown(frame: FrameType | None) -> str:
-    """The end of a stack, innermost call last."""
+    """The end of a stack as text, with the innermost call last."""
     return "".join(traceback.format_stack(frame, FRAMES)).rstrip() if frame is not None else ""

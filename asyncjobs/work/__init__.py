@@ -1,1 +1,1 @@
-"""From a job that waits to its outcome: who takes it, who runs it, and what becomes of it."""
+"""From a waiting job to its outcome: taking jobs, running them, and deciding what follows."""

@@ -1,4 +1,4 @@
-"""Alarms: what wakes queues at a time, whatever their number, by one timer each kind."""
+"""Alarms: they wake queues at a time, with one timer for each kind of alarm, whatever the number of queues."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from asyncjobs.broker import REPLY_TIMEOUT
 from asyncjobs.loop_budget import LoopBudget
 from asyncjobs.work.prefetch import PATIENCE
 
-ENTRIES: Final = 2  # that are kept for each consumer with an alarm at most
+ENTRIES: Final = 2  # heap entries for each consumer with an alarm, at most
 
 
 class Sleeper(Protocol):
-    """A queue that may be woken. `alarm_at`: when, or None; `lost_reply`: it is to adopt."""
+    """A queue that may be woken. `alarm_at`: the instant, or None; `lost_reply`: the queue has to adopt jobs."""
 
     alarm_at: float | None
     lost_reply: bool
 
     def look_again(self) -> None:
-        """There may be something to take."""
+        """Take a turn soon, since the queue may have jobs to take."""
 
 
 class Alarms:
-    """Wakes consumers at a time: one heap and one timer, however many they are.
+    """Wakes any number of consumers at a time, with one heap and one timer.
 
-    State: `_heap` of (deadline, tie breaker, consumer); an entry counts only while the consumer's `alarm_at` is
-    still its deadline, so re-arming never searches. `_set`, consumers with an alarm: entries that do not count are
-    swept out when they are more than those that do.
+    State: `_heap` of (deadline, tie breaker, consumer). An entry is valid while its deadline is the consumer's
+    `alarm_at`, so that re-arming never searches the heap. `_set`: the consumers with an alarm. Invalid entries are
+    removed when they outnumber the valid ones.
     """
 
     def __init__(self, loop: LoopBudget | None = None) -> None:
@@ -56,7 +56,7 @@ class Alarms:
             heapq.heapify(self._heap)
 
     def set_earlier(self, consumer: Sleeper, delay: float) -> None:
-        """The same, unless it is woken before that anyway."""
+        """Wake `consumer` in `delay` seconds, unless its alarm is earlier."""
         if consumer.alarm_at is None or consumer.alarm_at > clock.monotonic() + delay:
             self.set(consumer, delay)
 
@@ -78,11 +78,11 @@ class Alarms:
                 consumer.look_again()
             if self._loop.spent():
                 break  # the rest in the next round
-        self._tidy()  # a queue that was woken may have left an entry behind, hours ahead, and be reaped
+        self._tidy()  # a woken queue may be reaped, and leave an entry that is hours ahead
         self._arm()
 
     def __len__(self) -> int:
-        """Entries, those included that do not count any more."""
+        """The number of entries, invalid ones included."""
         return len(self._heap)
 
     def close(self) -> None:
@@ -93,13 +93,13 @@ class Alarms:
 
 
 class Doubts:
-    """Has queues adopt once more, some seconds after they did.
+    """Has queues adopt jobs a second time, some seconds after the first.
 
-    A turn whose reply was lost may still be on its way. Where the server, or the network, held it up, it takes jobs
-    after the store was asked what is ours.
+    A turn whose reply was lost may still be on its way to the server. Then the turn takes jobs after the store has told
+    which jobs this process owns.
 
-    State: `_young`, `_old`: queues that have adopted since the timer last rang, and before; `_last`, queues whose next
-    adoption is the second one.
+    State: `_young`, `_old`: the queues that have adopted since the timer last rang, and before that; `_last`: those
+    whose next adoption is the second.
     """
 
     def __init__(self, offer: Callable[[Any], None]) -> None:
@@ -110,11 +110,11 @@ class Doubts:
         self._timer: asyncio.TimerHandle | None = None
 
     def lost(self, consumer: Sleeper) -> None:
-        """A reply was lost: what `consumer` adopts next is the first look."""
+        """A reply was lost, so the next adoption of `consumer` is its first."""
         self._last.discard(consumer)
 
     def settled(self, consumer: Sleeper) -> None:
-        """`consumer` has adopted what is its own."""
+        """`consumer` has adopted its jobs."""
         if consumer in self._last:
             self._last.discard(consumer)
             return
@@ -132,7 +132,7 @@ class Doubts:
         self._timer = asyncio.get_running_loop().call_later(REPLY_TIMEOUT, self._ring) if again else None
 
     def __contains__(self, consumer: Sleeper) -> bool:
-        """Whether `consumer` is to adopt once more: until then jobs may be pending for it that it does not know."""
+        """True if `consumer` has to adopt once more. Until then the store may hold jobs that the consumer misses."""
         return consumer in self._young or consumer in self._old or consumer in self._last
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Doubts:
 
 
 class Holding(Protocol):
-    """A queue that may hold jobs beyond its slots; for its attributes see `Served`."""
+    """A queue that may hold jobs beyond its slots. `Served` describes the attributes."""
 
     @property
     def fetched(self) -> int: ...
@@ -157,11 +157,11 @@ class Holding(Protocol):
 
 
 class Patience:
-    """Has jobs that were fetched ahead go back, should no slot come free for too long.
+    """Sends prefetched jobs back to the store if no slot comes free for too long.
 
-    What has ended meanwhile is settled together with the last of them, unless that takes too long as well.
+    Ended jobs are settled together with the last prefetched job, unless that job takes too long as well.
 
-    State: `queues`, those that hold such jobs, as far as they are looked after.
+    State: `queues`, the queues with prefetched jobs that the timer looks after.
     """
 
     def __init__(self, offer: Callable[[Any], None]) -> None:

@@ -1,7 +1,6 @@
-"""The Attempts: the tries of one queue in this process, each from a job that was taken to its outcome.
+"""The Attempts: the tries of one queue in this process, each from the taken job to its outcome.
 
-What a handler does, and what is done to it, ends here: every try that has begun comes to exactly one outcome, which
-the queue is told, and frees its slot.
+Each try that has begun comes to exactly one outcome. The attempts report the outcome to the queue and free the slot.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ logger = logging.getLogger("asyncjobs")
 
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 AGAIN: Final = 60.0  # seconds until the next try of a job that could not be started, uncounted
-SUSPECT: Final = 2  # stalls after which a job runs beside no other such job of its process
+SUSPECT: Final = 2  # stalls after which a job is a suspect: a process runs one suspect at a time
 
 
 def given_up(job: ActiveJob) -> Lost | Released:
-    """The outcome of a try that was cancelled for no fault of its job."""
+    """The outcome of a try that was cancelled without a failure of its job."""
     return Lost() if job.leaving == "lost" else Released()
 
 
 def unless_all_ends(shared: Shared, job: ActiveJob, outcome: Outcome) -> Outcome:
-    """`outcome`, but for a handler that was cancelled because the app ends its loop without a stop.
+    """Return `outcome`, or Released if the app cancelled the handler by ending its loop without a stop.
 
-    That is no failure of the job: it goes back uncounted.
+    That cancellation is no failure of the job, so the job goes back to the queue uncounted.
     """
     if not job.leaving and isinstance(outcome, Failed) and issubclass(type(outcome.error), asyncio.CancelledError):
         aio_task = job.aio_task
@@ -50,22 +49,22 @@ def unless_all_ends(shared: Shared, job: ActiveJob, outcome: Outcome) -> Outcome
 
 
 class TriedQueue(Waiting, Protocol):
-    """What attempts need of their queue."""
+    """The queue, as its attempts see it."""
 
     spec: JobSpec
 
     def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
-        """A try has come to `outcome`. Returns the job that runs next in its place, if any."""
+        """A try has come to `outcome`. Returns the prefetched job that runs next in the same task, if any."""
 
     def release(self, jobs: Sequence[TakenJob]) -> None:
         """Put jobs that have not begun back to the head of the queue, uncounted."""
 
 
 class Attempts:
-    """What of one queue runs here.
+    """The tries of one queue that run in this process.
 
-    State: `running`, id → job whose outcome is not known yet; `zombies`, how many handlers go on after their job was
-    settled: they keep their slot. `cautious`: the first stall fails a job, so none may be charged before it has begun.
+    State: `running`, id → job without an outcome yet; `zombies`, the number of handlers that go on after their job was
+    settled, and keep their slots; `cautious`: the first stall fails a job, so a job is charged only once it has begun.
     """
 
     __slots__ = ("_queue", "_shared", "cautious", "running", "zombies")
@@ -84,7 +83,7 @@ class Attempts:
         return ActiveJob(self._shared.broker, self._shared.emit, self._queue.spec, self._queue.keys, taken)
 
     def start(self, taken: TakenJob, sent_at: float, margin: float) -> None:
-        """Start it in a slot of its own."""
+        """Start a taken job in a slot of its own."""
         job = self._enter(taken)
         if job is None:
             return
@@ -94,15 +93,15 @@ class Attempts:
             self.begin(job, sent_at, margin, None)
 
     def begin(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
-        """Make an aio_task for a job that has its slot; `rank`: it has waited for room."""
+        """Make an aio_task for a job that has its slot. `rank` is set if the job has waited for room."""
         loop, context = asyncio.get_running_loop(), self._shared.context.copy()
         work = self._work(job, sent_at, margin, rank)
         try:
             aio_task = loop.create_task(work, context=context)
-        except BaseException as error:  # the app may have set a factory that cannot do this
+        except BaseException as error:  # the app's own task factory has failed
             self._complain("the loop's task factory failed: %s", error)
             aio_task = asyncio.Task(work, loop=loop, context=context)
-        if not job.ended:  # it has, where the loop starts an aio_task at once
+        if not job.ended:  # an eager loop may have run the whole job already
             job.aio_task = aio_task
 
     def _enter(self, taken: TakenJob) -> ActiveJob | None:
@@ -116,21 +115,21 @@ class Attempts:
         return job
 
     def runs(self, taken: TakenJob) -> bool:
-        """Whether a job that has been taken runs here already; its try goes on under the new entry and token.
+        """True if a taken job runs here already. Its try goes on under the new entry and token.
 
-        Others may have given the job back because this process was silent, or a failover may have forgotten the take.
-        Under its old token the try could not be settled, and nothing else would ever settle the new take.
+        Another process may have given the job back while this one was silent, or a failover may have lost the take. The
+        store refuses a settlement with the old token, and without this try nothing would settle the new take.
         """
         job = self.running.get(taken.job_id)
         if job is None:
             return False
         job.entry, job.token, job.stalled_count = taken.entry, taken.token, taken.stalled_count
-        if job.leaving == "lost":  # cancelled for that: it is ours once more, and must go back
+        if job.leaving == "lost":  # cancelled as lost: this process owns the job again, so the job must go back
             job.leaving = "stop"
         return True
 
     async def _work(self, first: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
-        """Run one job after the other in this aio_task, until none is at hand or something of one is left in it."""
+        """Run one job after the other in this aio_task, until no next job is there or a job has left a trace in it."""
         slot, job = Slot(self._shared.rounds), first
         while True:
             job.aio_task = slot.aio_task
@@ -146,14 +145,14 @@ class Attempts:
                 following = self._enter(held.job)
             elif held is not None:
                 self.start(held.job, held.sent_at, held.margin)
-            job.aio_task = None  # while it waits to be settled it must not look as if somebody had kept that
+            job.aio_task = None  # a waiting settlement must not count as a reference that a library keeps
             self._shared.pump.slot_freed()
             if held is None or following is None:
                 return
             job, sent_at, margin, rank = following, held.sent_at, held.margin, None
 
     async def _try(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> Outcome:
-        """The whole of one try, from its token to its outcome: nothing else comes out of it."""
+        """Make one try, from its token to its outcome. Never raises."""
         try:
             job.began_at = clock.monotonic()
             if job.began_at >= self._shared.rounds.until and not self._shared.rounds.has_room():
@@ -168,16 +167,16 @@ class Attempts:
                 return await self._try_noted(job, sent_at, margin)
             return unless_all_ends(self._shared, job, await self._run(job, sent_at, margin))
         except asyncio.CancelledError:
-            return given_up(job)  # before its handler began
+            return given_up(job)  # the handler has not begun
         except BaseException as error:
             if issubclass(type(error), GeneratorExit) and is_closing(job.aio_task):
                 raise
-            # What a handler raises has been an outcome for long; this is ours, and must not cost the job a try.
+            # An error of the handler is an outcome by now. This error is the runtime's, and must not cost a try.
             self._shared.pump.throttled.error("try", "%r could not be started; again in 60 s: %s", job, said(error))
             return Later(AGAIN)
 
     async def _try_noted(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
-        """One that must be seen to begin; beside no other one that has stalled as often, where it is a suspect."""
+        """Make a try whose beginning the store must know. A suspect waits for its turn among the suspects."""
         most = self._queue.spec.worker_options.max_stalled_count
         if job.stalled_count < max(1, min(SUSPECT, most)):
             return unless_all_ends(self._shared, job, await self._run_stalled(job, sent_at, margin))
@@ -190,14 +189,14 @@ class Attempts:
             suspects.leave()
 
     async def _run_stalled(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
-        """Begin for all to see: should this process die too, it is this job that is charged with it."""
+        """Record in the store that the job begins. If this process dies too, the store charges this job a stall."""
         token = job.token
         try:
             ours = await self._shared.broker.note(self._queue.keys, job.id, token, "begin", b"")
         except BrokerError:
             return Released()
         if not ours:
-            return Lost() if job.token == token else Released()  # it was taken anew in between
+            return Lost() if job.token == token else Released()  # another token: the job was taken anew meanwhile
         return await self._run(job, sent_at, margin)
 
     async def _run(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
@@ -221,7 +220,7 @@ class Attempts:
             job.timer = asyncio.get_running_loop().call_later(limit, self.cancel, job, "timeout")
         if self._shared.bus.wants("job.active"):
             self._announce(job)
-        scope = None  # what an integration keeps around a try; whatever that raises is no concern of the job
+        scope = None  # an integration's context around the try; its errors do not touch the job
         try:
             scope = self._shared.scope(job)
             job.context = scope.__enter__()
@@ -237,7 +236,7 @@ class Attempts:
         return outcome
 
     def _announce(self, job: ActiveJob) -> None:
-        """Tell that it begins; whatever a subscriber raises is no concern of the job."""
+        """Emit job.active. Errors of subscribers do not touch the job."""
         try:
             self._shared.bus.emit(
                 "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
@@ -249,7 +248,7 @@ class Attempts:
         self._shared.pump.throttled.error(message, message, said(error))
 
     def cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
-        """Cancel a try; if its handler swallows that, the job is settled without it."""
+        """Cancel a try. If the handler swallows the cancellation, the job is settled without the handler."""
         if job.thread is not None and job.thread.running:
             self._cancel_in_thread(job, job.thread, why)
             return
@@ -258,7 +257,7 @@ class Attempts:
         if job.timer is not None:
             job.timer.cancel()
         job.leaving = why if job.leaving != "lost" else "lost"
-        # An aio_task that is cancelled before its first step would never come to settle anything.
+        # An aio_task that is cancelled before its first step runs no code, so it could not settle its job.
         if job.began and job.aio_task is not None:
             job.aio_task.cancel()
         job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._abandon, job)
@@ -270,7 +269,7 @@ class Attempts:
             self._settle_without(job)
 
     def _settle_without(self, job: ActiveJob) -> None:
-        """Its handler goes on, and keeps its slot."""
+        """Settle a job whose handler goes on. The handler keeps its slot."""
         say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
         self.zombies += 1
         if job.aio_task is not None:
@@ -286,10 +285,11 @@ class Attempts:
 
     # Threads ----------------------------------------------------------------------------------------------
     def _cancel_in_thread(self, job: ActiveJob, thread: InThread, why: Literal["timeout", "stop", "lost"]) -> None:
-        """Cancel a try that a thread runs. What it waits for on the loop ends; the thread itself cannot be stopped.
+        """Cancel a try that runs in a thread. The thread's waits on the loop end, but the thread itself goes on.
 
-        So its job must not run once more before it has ended. Only a try that ran too long and was the last is settled
-        at once, and keeps its slot; not so where the store counts the slots, which would give this one to others.
+        So the job must not run again before the thread has ended. Only the last try of a job is settled at once when it
+        times out, and its thread keeps the slot. Where the store counts the slots, the settlement would free the slot
+        for another process, so there that try waits for its thread as well.
         """
         if job.ended:
             return
@@ -306,7 +306,7 @@ class Attempts:
             say(logger, logging.WARNING, text, job, why)
 
     def _leave_to(self, job: ActiveJob, thread: InThread) -> None:
-        """The app has cancelled the aio_task of a try that a thread runs: the end of the thread is that of the try."""
+        """The app has cancelled the aio_task of a try in a thread. Now the try ends when the thread ends."""
         job.aio_task = None
         thread.ended.add_done_callback(lambda ended: self._thread_ended(job, thread))
 
@@ -317,21 +317,21 @@ class Attempts:
         self._shared.pump.slot_freed()
 
     def in_threads(self) -> int:
-        """How many jobs cannot be settled yet because a thread runs them."""
+        """The number of jobs that cannot be settled yet, because threads run them."""
         return sum(job.thread is not None for job in self.running.values())
 
     def _ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
-        """Its aio_task has done with it; the job that is to begin instead."""
+        """A try has ended. Returns the prefetched job that runs next in this task, if any."""
         if job.timer is not None:
             job.timer.cancel()
         if not job.ended:
             return self._record(job, outcome)
-        self.zombies -= 1  # it was abandoned before
+        self.zombies -= 1  # the job was settled without its handler
         self._queue.look_again()
         return None
 
     def _record(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
-        """The outcome is known; the job that is to begin instead."""
+        """Record the outcome. Returns the prefetched job that runs next in this task, if any."""
         job.ended = True
         self.running.pop(job.id, None)
         for shared_limit in self._queue.shared_limits:
@@ -339,21 +339,21 @@ class Attempts:
         return self._queue.ended(job, outcome)
 
     def hush(self) -> None:
-        """Cancel the tries whose handlers have not begun, because nothing may begin any more."""
+        """Cancel the tries whose handlers have not begun, because no job may begin any more."""
         for job in tuple(self.running.values()):
             if not job.entered:
                 self.cancel(job, "stop")
 
     def cancel_all(self) -> None:
-        """Cancel what runs, because the process stops."""
+        """Cancel all tries, because the process stops."""
         for job in tuple(self.running.values()):
             self.cancel(job, "stop")
 
     async def keep_owned(self, process: str) -> None:
-        """Cancel the tries that another process took over while this one lapsed; the others go on as `process`."""
+        """Cancel the tries that another process took over while this one was silent. The others go on as `process`."""
         jobs = list(self.running.values())
         tries = [(job.id, job.entry, job.token) for job in jobs]
         kept = await self._shared.broker.retain(self._queue.keys, process, tries)
         for job, (_, _, token), ours in zip(jobs, tries, kept, strict=True):
-            if not ours and job.token == token:  # else it was taken anew in between
+            if not ours and job.token == token:  # another token: the job was taken anew meanwhile
                 self.cancel(job, "lost")

@@ -1,7 +1,7 @@
-"""The Consumer: one queue in this process. take → execute → decide → settle, with no loop of its own.
+"""The Consumer: one queue in this process: take → execute → decide → settle, without a loop of its own.
 
-It is a record and a handful of callbacks: the Pump gives it turns, tries run in slots, and between them an idle queue
-costs its memory alone.
+A consumer is a record and some callbacks. The Pump gives it turns, and its tries run in slots, so an idle queue costs
+only its memory.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from asyncjobs.work.turn import Finished, Turn, renew
 logger = logging.getLogger("asyncjobs")
 
 RELEASED: Final = 1.0  # seconds until jobs are taken again after one of them could not begin
-LONG_AGO: Final = float("-inf")  # when the tokens of adopted jobs were taken, for all that is known
+LONG_AGO: Final = float("-inf")  # stands for the unknown instant at which the tokens of adopted jobs were taken
 
 
 class Consumer(QueueState):
-    """One queue, served: what it asks for, what it is answered, what becomes of its tries. Its state: `QueueState`."""
+    """Serves one queue: makes up its turns, reads the replies, follows up its tries. `QueueState` holds the state."""
 
     __slots__ = ()
 
     def look_again(self) -> None:
-        """There may be something to take."""
+        """Take a turn soon, since the queue may have jobs to take."""
         self._more_may_be_there()
         self._shared.pump.offer(self)
 
     def wake(self, group_id: str, delay: float) -> None:
-        """News: there is something to take, now or in `delay` seconds."""
+        """News: the queue has a job to take, now or in `delay` seconds."""
         if delay > 0:
             self._shared.pump.alarms.set_earlier(self, delay)
         else:
             self.look_again()
 
     def retire(self) -> None:
-        """From now on somebody else may be the Consumer of this queue: this one never has a turn again."""
+        """Never take a turn again, because another Consumer may serve this queue from now on."""
         assert self.idle
-        self.queued = True  # for good: no ring holds it
+        self.queued = True  # for good, so that no ring takes it
         if self.starving:
-            self._shared.pump.leave(self)  # it has waited for a slot since before its last job was taken
+            self._shared.pump.leave(self)  # the queue may have waited for a slot since before its last take
 
     # Turns ------------------------------------------------------------------------------------------------
     def hand_back(self) -> None:
-        """What was fetched ahead goes back to the head of the queue, uncounted."""
+        """Put the prefetched jobs back to the head of the queue, uncounted."""
         self.release([held.job for held in self.ahead.release()])
 
     def release(self, jobs: Sequence[TakenJob]) -> None:
@@ -69,8 +69,10 @@ class Consumer(QueueState):
         self._shared.pump.offer(self)
 
     def hush(self) -> None:
-        """From now on nothing starts: what is fetched ahead goes back, and so does what a turn on the wire brings, and
-        what waits for a token, or for its turn among those that have stalled.
+        """Start no job from now on.
+
+        These jobs go back to the queue: prefetched ones, those that a turn on the wire brings, and those that wait for
+        a token or for their turn among the suspects.
         """
         self.quiet = True
         if self.ahead:
@@ -79,9 +81,9 @@ class Consumer(QueueState):
         self._shared.pump.offer(self)
 
     def prepare(self, process_slots: int) -> Turn[Consumer] | None:
-        """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
+        """Make up a turn with at most `process_slots` new jobs; None: the queue has nothing to do now."""
         if len(self.turns) >= TURNS or (self.turns and self.lost_reply):
-            return None  # what another turn is about to bring must not be adopted
+            return None  # this turn must not adopt the jobs that another turn is about to bring
         if self.resting_until:
             rest = self.resting_until - clock.monotonic()
             if rest > 0:
@@ -101,7 +103,7 @@ class Consumer(QueueState):
         return turn
 
     def _prepare_in_parts(self, refusals: Refusals) -> Turn[Consumer] | None:
-        """A turn that settles a part of what was refused together; nothing is taken until that is sorted out."""
+        """Make up a turn that settles a part of the refused settlements. The turn takes no jobs."""
         if refusals.over(self.outbox):
             self.refusals = None
             self._shared.pump.offer(self)
@@ -115,7 +117,7 @@ class Consumer(QueueState):
         return turn
 
     def withdraw(self, turn: Turn[Any], reserved: int) -> bool:
-        """A shared limit lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
+        """A shared limit lets in only `reserved` jobs of a turn. Returns False if the turn has nothing left to do."""
         turn.reserved = reserved
         if reserved or turn.sending:
             return True
@@ -123,7 +125,7 @@ class Consumer(QueueState):
         return False
 
     def absorb(self, turn: Turn[Any], reply: WorkReply, sent_at: float) -> None:
-        """The turn was answered: tell what was settled, start what was taken."""
+        """The turn was answered. Report the settled jobs, and start the taken ones."""
         self.turns.remove(turn)
         if self.refusals is not None and turn.sending:
             self.refusals.answered()
@@ -153,22 +155,22 @@ class Consumer(QueueState):
         if self.wants_a_turn:
             self._shared.pump.offer(self)
         elif self.on_rest is not None and self.idle:
-            # Emptied containers keep the room they once had: a fifth of what an idle group costs.
+            # An emptied container keeps the memory it once needed, a fifth of the cost of an idle group.
             self.attempts.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
 
     def _leave_limits(self) -> None:
-        """There is nothing to take."""
+        """Leave the shared limits, because the queue has no job to take."""
         if self.parked is not None:
             self.parked.unpark(self)
         for shared_limit in self.shared_limits:
             shared_limit.leave(self)
 
     def unanswered(self, turn: Turn[Any], rest: float = 0.0) -> None:
-        """The reply was lost: settle again with the same tokens, and see what we own before taking more.
+        """The reply was lost. Settle again with the same tokens, and ask which jobs this process owns before taking.
 
-        `rest`: seconds to leave the queue alone, where the pump itself goes on.
+        `rest`: seconds for which the pump leaves this queue alone, while it serves the others.
         """
         self.resting_until = clock.monotonic() + rest if rest else self.resting_until
         self.lost_reply = self.lost_reply or turn.takes
@@ -176,9 +178,9 @@ class Consumer(QueueState):
         self._shared.pump.offer(self)
 
     def refused(self, turn: Turn[Any], error: BrokerError) -> None:
-        """The store refused this queue's turn; the others go on."""
-        unsure = self.lost_reply  # it may be the question what is ours that was refused, and not the turn
-        self.lost_reply = unsure or turn.takes  # a script that failed half way may have taken some
+        """The store refused this queue's turn. The other queues go on."""
+        unsure = self.lost_reply  # the store may have refused the adoption before the turn, and not the turn
+        self.lost_reply = unsure or turn.takes  # a script that failed half way may have taken jobs
         pause = 0.05 if isinstance(error, BrokerBusyError) else QUARANTINE
         if pause == QUARANTINE:
             self._shared.pump.throttled.error(self.spec.name, "%r is left alone for %g s: %s", self, pause, error)
@@ -196,9 +198,9 @@ class Consumer(QueueState):
         self._more_may_be_there()
 
     def adopt(self, owned: list[TakenJob]) -> None:
-        """Start what is pending for this process and not known here; no other turn is on the wire.
+        """Start the jobs in `owned` that this process does not know. No other turn is on the wire.
 
-        What is known goes on as the store has it: it may have been given back, and taken again by a lost reply.
+        Known jobs go on under the token in `owned`, since a lost reply may have taken a job that had been given back.
         """
         known = {taken.job_id: taken for taken in owned}
         apart = self.refusals.apart if self.refusals is not None else []
@@ -214,7 +216,7 @@ class Consumer(QueueState):
         self._start_all(mine, LONG_AGO, 0.0)
 
     def make_room(self, turn: Turn[Any], process_slots: int) -> None:
-        """What was adopted has taken slots that `turn`, the only one, had asked for; `process_slots` are left."""
+        """Adopted jobs have taken slots that `turn`, the only one, had asked for. `process_slots` are left."""
         left = process_slots
         if self.limits.concurrency is not None:
             left = min(left, self.limits.concurrency - self.attempts.slots_used - len(self.ahead))
@@ -222,7 +224,7 @@ class Consumer(QueueState):
 
     # Tries ------------------------------------------------------------------------------------------------
     def _start_all(self, jobs: Sequence[TakenJob], sent_at: float, margin: float) -> None:
-        """Start what was taken, as many as there are slots, here and in the process; the rest follows as jobs end."""
+        """Start as many taken jobs as the queue and the process have slots. The rest follows as jobs end."""
         self.took = self.took or bool(jobs)
         if running := self.attempts.running:
             jobs = [taken for taken in jobs if taken.job_id not in running or not self.attempts.runs(taken)]
@@ -233,13 +235,13 @@ class Consumer(QueueState):
         for taken in jobs[:room]:
             self.attempts.start(taken, sent_at, margin)
         if len(jobs) > room and self.shared_limits:
-            self.release(jobs[room:])  # what waits here would count as running nowhere
+            self.release(jobs[room:])  # waiting jobs would count under no shared limit
         elif len(jobs) > room:
             self.ahead.hold([Prefetched(taken, sent_at, margin) for taken in jobs[room:]])
             self._shared.pump.patience(self)
 
     def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
-        """A try of this queue has come to `outcome`; the job that is to begin instead."""
+        """A try has come to `outcome`. Returns the prefetched job that runs next in the same task, if any."""
         decision = decide(job, outcome)
         if decision is None:
             say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)
@@ -252,16 +254,16 @@ class Consumer(QueueState):
         return self._follow(job, outcome)
 
     def _pause(self) -> None:
-        """The store refused what a try needs before its handler begins: settle, and take nothing for a moment.
+        """Settle, and take no jobs for a moment: the store refused a command that a try needs before it can begin.
 
-        The job that went back stands at the head of the queue, so this process would take it again at once.
+        The job has gone back to the head of the queue, so this process would take it again at once.
         """
         self.refusals = self.refusals or Refusals()
         self.refusals.pause(RELEASED)
         self._shared.pump.offer(self)
 
     def _follow(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
-        """A slot is free: the next job that was fetched ahead, or a turn that settles and fetches anew."""
+        """A slot is free. Returns the next prefetched job, or offers the pump a turn that settles and takes jobs."""
         alone, quick = self.limits.concurrency == 1, True
         if alone:
             quick = self.ahead.learn(clock.monotonic() - job.began_at)
@@ -282,7 +284,7 @@ class Consumer(QueueState):
         return None
 
     def fail_stalled(self, taken: TakenJob) -> None:
-        """Fail a job whose processes died too often."""
+        """Fail a job that has stalled too often."""
         self.took = True
         most = self.spec.worker_options.max_stalled_count
         error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
@@ -294,13 +296,13 @@ class Consumer(QueueState):
 
     # Stopping ---------------------------------------------------------------------------------------------
     def cancel_all(self) -> None:
-        """Cancel what runs, because the process stops."""
+        """Cancel all tries, because the process stops."""
         if self.ahead:
             self.hand_back()
         self.attempts.cancel_all()
 
     async def keep_owned(self, process: str) -> None:
-        """We were declared dead and live on as `process`: keep the tries that are still ours, cancel the others."""
+        """This process was declared dead, and goes on as `process`. Cancel the tries that it does not own any more."""
         if self.ahead:
             self.hand_back()
         await self.attempts.keep_owned(process)

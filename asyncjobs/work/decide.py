@@ -27,7 +27,7 @@ FALLBACK: Final = Backoff("fixed", 60)
 
 
 class Decision(Record, frozen=True, gc=False):
-    """What to write, the event to tell when it is written, and the error that goes with it, itself and in words."""
+    """The settlement to write, the event to emit after the write, and the job's error, as an exception and in words."""
 
     settlement: Settlement
     event: str
@@ -36,7 +36,7 @@ class Decision(Record, frozen=True, gc=False):
 
 
 def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
-    """What `outcome` means for `job`; None: nothing may be written, the job is not ours any more."""
+    """The decision for `job` after `outcome`; None: another process owns the job, so nothing may be written."""
     try:
         options, job_id = job.spec.job_options, job.stored_id
         if isinstance(outcome, Completed):
@@ -46,7 +46,7 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
             return Decision(Settlement("b", job_id, job.entry, job.token), "")
         if isinstance(outcome, Later):
             delay = math.ceil(outcome.delay * 1000)
-            if job.spec.ordered:  # nothing may overtake it: it stays at the head, and the queue waits with it
+            if job.spec.ordered:  # no job may overtake this one: it stays at the head, and the queue waits
                 return Decision(Settlement("b", job_id, job.entry, job.token, b"", delay), "job.retrying")
             return Decision(Settlement("r", job_id, job.entry, job.token, b"", delay, "0"), "job.retrying")
         if isinstance(outcome, Aside):
@@ -77,7 +77,7 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
 
 
 def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:
-    """What needs nothing but the record of the job: no outcome may stay without a settlement."""
+    """A decision that needs only the job's record, because each outcome must be settled."""
     job_id = job.stored_id
     if isinstance(outcome, Lost):
         return None
@@ -91,7 +91,7 @@ def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decisio
 
 
 def wait(job: ActiveJob, failures: int, error: BaseException) -> float:
-    """Seconds until the next try after the `failures`-th failed one; 0: at once, behind what is waiting."""
+    """Seconds until the next try after the `failures`-th failed one; 0: at once, behind the waiting jobs."""
     rule = job.overrides.backoff(job.spec.job_options)
     if rule is None:
         return 0.0
@@ -104,7 +104,7 @@ def wait(job: ActiveJob, failures: int, error: BaseException) -> float:
         if not math.isfinite(pause) or pause > FOREVER:
             raise ValueError(f"it returned {pause}")
         return max(0.0, pause)
-    except BaseException as wrong:  # it is a guest, whatever it raises
+    except BaseException as wrong:  # the backoff function is the app's, and may raise anything
         with suppress(BaseException):
             if inspect.iscoroutine(delay):
                 delay.close()

@@ -1,7 +1,7 @@
-"""Errands: what has to be asked before a turn can be sent, beside the trips of all others.
+"""Errands: questions to the store that some turns need answered before they can be sent.
 
-What a lost reply left to this process, and how many starts a shared limit lets in, is asked in an aio_task of its own.
-So a store or a limit that does not answer holds up the queues that it concerns, and no other.
+There are two: which jobs a lost reply gave to this process, and how many starts a shared limit lets in. Each errand
+runs in an aio_task of its own, so a node or a limit that does not answer holds up its own queues and no others.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer
 
 
 class Errands:
-    """The turns that wait for an answer to something else, and those that have it.
+    """The turns that wait for an errand, and the turns that an errand has made ready.
 
     State:
         _cleared: turns that an errand has made ready to be sent.
         _held: the turns of each connection's pipeline, of each errand, and of each follow-up. A turn is held until it
-            was answered or put back, so no turn is without an owner.
-        running, _reserved: slots in use, and those that turns have asked for.
+            is answered or put back, so each turn has an owner.
+        running, _reserved: the process's slots in use, and the slots that turns have asked for.
     """
 
     def __init__(self, broker: Broker, slots: int, process: Callable[[], str]) -> None:
@@ -51,17 +51,17 @@ class Errands:
 
     @abstractmethod
     def offer(self, consumer: Served) -> None:
-        """Let it have a turn."""
+        """Give `consumer` a turn."""
 
     @abstractmethod
     def _feed(self) -> None:
-        """As many of those who wait for a slot get their turn as there are slots."""
+        """Give a turn to as many starving queues as the process has free slots."""
 
     def free_slots(self) -> int:
         return self._slots - self.running - self._reserved
 
     def _send(self, errand: Coroutine[Any, Any, None], turns: list[Turn[Served]]) -> None:
-        """Run `errand` beside the connections; what it leaves of `turns` goes back."""
+        """Run `errand` beside the connections. The turns that it does not make ready are put back."""
         aio_task = asyncio.get_running_loop().create_task(errand, name="asyncjobs errand")
         self._errands.add(aio_task)
         self._held[aio_task] = turns
@@ -76,7 +76,7 @@ class Errands:
         self._put_back(turns, REST)
 
     async def _clear(self, turns: list[Turn[Served]]) -> None:
-        """Adopt and ask shared limits for `turns`; those that are left can be sent."""
+        """Adopt jobs and ask shared limits for `turns`. The turns that are left can be sent."""
         left: list[Turn[Served]] = []
         for some in self._in_order(await self._adopt(turns)):
             left += await self._admit(some)
@@ -85,7 +85,7 @@ class Errands:
         self._wake.set()
 
     async def _adopt(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
-        """After a lost reply jobs may be pending for us that nobody here knows of; the turns that may go on."""
+        """Find the jobs that a lost reply gave to this process. Returns the turns that may go on."""
         left = []
         for turn in turns:
             consumer, reserved = turn.consumer, turn.reserved
@@ -98,7 +98,7 @@ class Errands:
                 self._unreserve(reserved)
                 self._unserved(turn, error)
                 continue
-            self._reserved -= reserved  # what is adopted comes first
+            self._reserved -= reserved  # adopted jobs get the slots first
             try:
                 consumer.adopt(owned)
                 consumer.make_room(turn, self.free_slots())
@@ -111,7 +111,7 @@ class Errands:
         return left
 
     def _in_order(self, turns: list[Turn[Served]]) -> list[list[Turn[Served]]]:
-        """`turns`, with the same shared limits, in two parts: those whose queues have had more of one come later."""
+        """Split `turns`, which have the same shared limits. The second part has the queues that have had more."""
         shared_limits = turns[0].consumer.shared_limits if turns else ()
         levels = []
         for turn in turns:
@@ -126,7 +126,7 @@ class Errands:
         return list(parts)
 
     async def _admit(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
-        """Ask the shared limits of `turns` how many of the jobs that these want may start. Returns the turns left."""
+        """Ask the shared limits how many jobs of `turns` may start. Returns the turns that are left."""
         shared_limits = turns[0].consumer.shared_limits if turns else ()
         want = sum(turn.reserved for turn in turns)
         if not shared_limits or not want:
@@ -181,7 +181,7 @@ class Errands:
             return Grant(shared_limit, "", 0)
 
     def _give_back(self, grant: Grant, unused: int) -> None:
-        """Part of a grant found no job; other processes are told beside the connections."""
+        """Give back the part of a grant that found no job. An errand tells the other processes."""
         if unused:
             grant.shared_limit.pending -= unused
             self._send(grant.shared_limit.give_back(grant, unused), [])
@@ -194,7 +194,7 @@ class Errands:
             turn.consumer.refused(turn, error)
 
     def _put_back(self, turns: list[Turn[Served]], rest: float = 0.0) -> None:
-        """Those of `turns` that were not answered are prepared anew, after `rest` seconds."""
+        """Put back the turns that were not answered. Their queues have new turns after `rest` seconds."""
         for turn in turns:
             if turn in turn.consumer.turns:
                 turn.dropped()
@@ -203,17 +203,17 @@ class Errands:
                 turn.consumer.unanswered(turn, rest)
 
     def _unreserve(self, slots: int) -> None:
-        """Slots that were asked for in a pipeline are free again."""
+        """Free slots that a pipeline had asked for."""
         self._reserved -= slots
         self._feed()
 
     @property
     def asking(self) -> bool:
-        """Whether an errand is under way, so that what shared limits count is on its way to a turn or from one."""
+        """True while an errand runs: then jobs that shared limits count may be on their way to a turn or back."""
         return bool(self._errands)
 
     def close(self) -> None:
-        """Nothing is asked any more."""
+        """Start no errand any more."""
         for aio_task in tuple(self._errands):
             aio_task.cancel()
         self.doubts.close()

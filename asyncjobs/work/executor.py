@@ -1,4 +1,4 @@
-"""Run one handler once. Whatever happens in it becomes an `Outcome`; nothing gets out but our own cancellation."""
+"""Run one handler once. Each end becomes an `Outcome`; only the runtime's own cancellation passes through."""
 
 from __future__ import annotations
 
@@ -40,43 +40,43 @@ class Later(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """It has not begun, since it is not its turn among those that have stalled: again after a while, uncounted."""
+    """The job has not begun, because another suspect has the turn. The job comes again after a while, uncounted."""
 
     delay: float
 
 
 class Held(NamedTuple):
-    """Back to the head of the queue, uncounted, and the queue waits."""
+    """The job goes back to the head of the queue, uncounted, and the queue waits."""
 
     delay: float
 
 
 class Released(NamedTuple):
-    """Cancelled because the process stops: back to the head of the queue, uncounted."""
+    """The try was cancelled, because the process stops. The job goes back to the head of the queue, uncounted."""
 
 
 class Lost(NamedTuple):
-    """Cancelled because another process owns the job by now: nothing is recorded."""
+    """The try was cancelled, because another process owns the job now. Nothing is recorded."""
 
 
 Outcome: TypeAlias = Completed | Failed | Later | Aside | Held | Released | Lost
 
 
 async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Threads) -> Outcome:
-    """One try of `job`.
+    """Make one try of `job`.
 
-    A handler's own `CancelledError`, `SystemExit`, `KeyboardInterrupt` or `GeneratorExit` is a failure like any other;
-    only `job.leaving` says that the cancellation was ours, and then what the handler makes of it does not matter.
+    A handler's own `CancelledError`, `SystemExit`, `KeyboardInterrupt` or `GeneratorExit` is a failure like any other.
+    If `job.leaving` is set, the runtime has cancelled the try, and the handler's reaction does not matter.
     """
     call = job.spec.call
     try:
         job.data = job.spec.codec.decode(job.raw)
     except PayloadError as error:
         return Failed(error, final=True)
-    except BaseException as error:  # a validator's own
+    except BaseException as error:  # raised by a validator
         return Failed(unfit(job, error), final=True)
     try:
-        if call.wants == DATA_ALONE and call.is_async:  # most of them; the rest is a microsecond more
+        if call.wants == DATA_ALONE and call.is_async:  # most handlers; the general way takes a microsecond more
             result = await call.function(data=job.data)
         elif call.is_async:
             result = await call({**environment, "job": job, "data": job.data})
@@ -92,26 +92,26 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Threa
 
 
 def returned(job: ActiveJob, result: Any) -> Outcome:
-    """What it means that a handler has returned `result`."""
+    """The outcome of a handler that has returned `result`."""
     if job.leaving == "stop":
         return Released()
     if job.leaving == "lost":
         return Lost()
     try:
         return Completed(b"" if result is None else payload.encode_result(result, "result", job.spec.max_result))
-    except BaseException as error:  # its side effect has happened: once more would be twice
+    except BaseException as error:  # the handler's side effect has happened, and a retry would repeat it
         return Failed(error, final=True)
 
 
 def unfit(job: ActiveJob, error: BaseException) -> PayloadError:
-    """The error of a job whose data were refused by a validator that raised something of its own."""
+    """The error of a job whose data a validator refused by raising an error of its own."""
     made = PayloadError(f"the data of {named(job.name, job.id, job.group_id)} do not fit: {said(error)}")
     made.__cause__ = error
     return made
 
 
 def outcome_of(job: ActiveJob, error: BaseException) -> Outcome:
-    """What it means that a handler raised `error`."""
+    """The outcome of a handler that has raised `error`."""
     if job.leaving == "stop":
         return Released()
     if job.leaving == "lost":
@@ -127,16 +127,17 @@ def outcome_of(job: ActiveJob, error: BaseException) -> Outcome:
         if isinstance(why, RateLimited):
             return Held(seconds(why.retry_after, "RateLimited.retry_after"))
         return Later(seconds(why.delay, "RetryLater.delay"))
-    except BaseException as wrong:  # a delay that is none, a group that cannot be looked into
+    except BaseException as wrong:  # the delay is invalid, or the exception group cannot be read
         return Failed(wrong, job.discarded)
 
 
 def steering(error: BaseException) -> Discard | RateLimited | RetryLater | None:
-    """What `error` steers to; None: it is a failure.
+    """The steering exception in `error`; None: `error` is a failure.
 
-    A group steers if it holds nothing else, however deep: to a Discard if there is one, else to the longest pause.
+    An exception group steers if it holds steering exceptions alone, at any depth. A Discard comes first, else the
+    longest pause.
     """
-    kind = type(error)  # what the class of an exception says of itself may be anything
+    kind = type(error)  # an exception may lie about its class
     if issubclass(kind, STEERING):
         return error  # type: ignore[return-value]
     if not issubclass(kind, BaseExceptionGroup):
@@ -159,7 +160,7 @@ def steering(error: BaseException) -> Discard | RateLimited | RetryLater | None:
 
 
 class ThreadTry:
-    """A try whose handler is a sync function."""
+    """A try whose handler runs in a thread, because it is a sync function."""
 
     __slots__ = ("_job",)
 
@@ -175,7 +176,7 @@ class ThreadTry:
         self._job.thread = thread
 
     def refusal(self) -> AsyncjobsError | None:
-        """Why its thread may do nothing more with its queue, job and io; None: it may."""
+        """Why the thread may not use its queue, job and io any more; None: it may."""
         job = self._job
         if job.leaving == "timeout":
             return timed_out(job)
@@ -187,7 +188,7 @@ class ThreadTry:
         return NotRunningError(f"{who} has ended, and its thread with it") if job.ended else None
 
     def returned(self, awaitable: bool) -> None:
-        """Its thread was not cancelled: what it did counts, even if it has ended after the grace."""
+        """The thread has ended. After a stop its result counts, because a thread cannot be cancelled."""
         job = self._job
         if job.leaving == "stop" and not awaitable:
             job.leaving = ""
@@ -196,7 +197,7 @@ class ThreadTry:
 
 
 def late(job: ActiveJob, thread: InThread) -> Outcome:
-    """The outcome of a try whose aio_task was cancelled by somebody else while its thread went on."""
+    """The outcome of a try whose thread went on after the app had cancelled its aio_task."""
     try:
         if thread.error is not None:
             return outcome_of(job, thread.error)
@@ -208,7 +209,7 @@ def late(job: ActiveJob, thread: InThread) -> Outcome:
 
 
 def timed_out(job: ActiveJob) -> JobTimeoutError:
-    """The error of a try that ran longer than its timeout."""
+    """The error for a try that ran longer than its timeout."""
     limit = job.overrides.timeout(job.spec.job_options)
     allowed = "its timeout" if limit is None else f"its timeout of {limit:g} s"
     return JobTimeoutError(f"{named(job.name, job.id, job.group_id)} ran longer than {allowed}")

@@ -23,15 +23,15 @@ from asyncjobs.work.shared import Shared
 logger = logging.getLogger("asyncjobs")
 
 REAPED_AT_ONCE = 200
-REST = 1.0  # seconds after which reaping is tried again that the store did not answer
-SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # of limits, as the store names them
+REST = 1.0  # seconds until the next try to reap, after the store did not answer
+SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # limit → its name in the store
 
 
 class GroupRegistry:
     """All open groups of one job name in this process.
 
-    State: `open`; `_resting`, a heap of (since, tie breaker, consumer), with one entry for each of `_listed`. A group
-    that had work since then comes back with the time at which it rested last.
+    State: `open`, the open groups; `_resting`, a heap of (since, tie breaker, consumer), with one entry for each of
+    `_listed`. A group that has had work since then is put back with the time at which its latest rest began.
     """
 
     def __init__(self, shared: Shared, spec: JobSpec) -> None:
@@ -50,7 +50,7 @@ class GroupRegistry:
         return self._shared.broker
 
     def wake(self, group_id: str, delay: float = 0.0) -> None:
-        """There is work for a group, now or in `delay` seconds: open it if need be."""
+        """A group has work, now or in `delay` seconds. Open the group if it is not open."""
         consumer = self.open.get(group_id)
         if consumer is None:
             if self.quiet:
@@ -64,9 +64,9 @@ class GroupRegistry:
             consumer.wake(group_id, delay)
 
     async def discover(self, look_at_open: bool = True) -> None:
-        """Open every registered group that is not open: at start, and now and then.
+        """Open each registered group that is not open, at start and now and then.
 
-        `look_at_open`: those that are open get a turn as well, since their news may have been lost.
+        `look_at_open`: open groups get a turn as well, because their news may have been lost.
         """
         async for group_ids in self._broker.groups(self.spec.name):
             for group_id in group_ids:
@@ -75,25 +75,25 @@ class GroupRegistry:
                 await self._broker.loop.breathe()
 
     async def look(self) -> None:
-        """Whatever news may have been missed: settings, and groups with work."""
+        """Read the settings and find groups with work, because news of both may have been missed."""
         await self.reload()
         await self.discover()
 
     async def reload(self) -> None:
-        """Learn what was set for all groups of this name, and look at all of them if that has changed."""
+        """Read the settings for all groups of this name. If they have changed, all groups get a turn."""
         found = await self._broker.settings(self._broker.queue_keys(self.spec.name, None))
         given = {long: found.get(short, "") for long, short in SETTINGS.items()}
         new = self.spec.limits.laid_over(**given)
         if new != self.limits:
             self.limits = new
             for consumer in tuple(self.open.values()):
-                consumer.rebase(self.limits)  # what was set meanwhile, if this took longer
+                consumer.rebase(self.limits)  # another reload may have read newer limits meanwhile
                 consumer.look_again()
                 await self._broker.loop.breathe()
 
     @property
     def resting(self) -> int:
-        """Entries that are kept for groups that may be reaped."""
+        """The number of heap entries of groups that may be reaped."""
         return len(self._resting)
 
     def _rest(self, consumer: Consumer) -> None:
@@ -104,7 +104,7 @@ class GroupRegistry:
             self._rested.set()
 
     async def run(self) -> None:
-        """Reap what has been idle for `group_idle` seconds, until cancelled."""
+        """Reap groups that have been idle for `group_idle` seconds, until cancelled."""
         while True:
             if not self._resting:
                 self._rested.clear()
@@ -121,7 +121,7 @@ class GroupRegistry:
             _, _, consumer = heapq.heappop(self._resting)
             self._listed.discard(consumer)
             if consumer.rested_at is None or not consumer.idle:
-                continue  # it rests again after its next turn
+                continue  # the group rests again after its next turn
             if consumer.rested_at <= latest:
                 due.append(consumer)
             else:
@@ -133,7 +133,7 @@ class GroupRegistry:
         try:
             score, age = await self._broker.idle(self.spec.name, group_id)
             if score and age < self.spec.group_idle - 0.002:
-                # Another process gave it work, or has just finished some.
+                # Another process has given the group work, or has just finished a job of it.
                 consumer.rested_at = clock.monotonic() - age
                 self._rest(consumer)
                 return

@@ -1,8 +1,8 @@
-"""Prefetch: the jobs that a queue holds in this process beyond its slots, and how many those may be.
+"""Prefetch: the jobs that a queue holds in this process beyond its slots, and how many it may hold.
 
-They are active for the store and have not begun. In a queue with one slot, quick jobs would else wait a round trip
-each. With more slots, each that is freed would stand empty for one. What waits here for too long goes back to the head
-of the queue: somebody else may be quicker, and it must not look started.
+Prefetched jobs are active in the store and have not begun. Without them, each quick job of a queue with one slot would
+wait for a round trip, and in a queue with more slots each freed slot would stand empty for one. A job that waits here
+for too long goes back to the head of the queue, because another process may be quicker.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from asyncjobs.broker import TakenJob
 from asyncjobs.record import Record
 
 MOST_ALONE: Final = 16  # jobs of a queue with one slot
-QUICK: Final = 0.001  # seconds; behind a job that took longer nothing is held, where there is one slot
+QUICK: Final = 0.001  # seconds; with one slot, no job is held behind a job that took longer
 MOST: Final = 256  # jobs of a queue with more slots
-LATER: Final = 0.008  # seconds that such a job may be expected to wait for its slot
-PACED: Final = 0.01  # seconds over which it is counted how many jobs end
-PATIENCE: Final = 0.005  # seconds that jobs wait behind the only one that runs, which was expected to be quick
-LONG_PATIENCE: Final = 0.02  # the same where they wait for the first of several slots
-GOVERNED: Final = 20  # times as long, where jobs wait for their share of the loop
-PRESSED: Final = 1.0  # seconds in which nothing is held, after something had to go back
+LATER: Final = 0.008  # seconds for which a held job of such a queue is expected to wait for its slot
+PACED: Final = 0.01  # seconds over which ended jobs are counted
+PATIENCE: Final = 0.005  # seconds that held jobs wait for the only slot; its job was expected to be quick
+LONG_PATIENCE: Final = 0.02  # seconds that held jobs wait for the first of several slots
+GOVERNED: Final = 20  # factor on both patiences while jobs wait for their share of the loop
+PRESSED: Final = 1.0  # seconds in which no job is held, after jobs had to go back
 
 
 class Prefetched(Record, frozen=True, gc=False):
-    """A job that has not begun; when its tokens were taken, and by how much its start may lag behind them."""
+    """A job that has not begun, the instant at which its tokens were taken, and the lag that its start may have."""
 
     job: TakenJob
     sent_at: float
@@ -34,22 +34,22 @@ class Prefetched(Record, frozen=True, gc=False):
 
 
 class Prefetch:
-    """What one queue holds beyond its slots.
+    """The jobs that one queue holds beyond its slots.
 
     State:
-        most: how many jobs may be held. With one slot it doubles with every quick job; with more it is as many as end
-            in `LATER`, counted over `PACED`.
-        jobs: those that are, last first.
-        _moved_at: when the first of them came to be the next in line.
-        _ended, _paced_at: tries that have ended since then.
-        _pressed_until: until when none may be held.
+        most: how many jobs may be held. With one slot, each quick job doubles it. With more slots it is the number of
+            jobs that end in `LATER`, counted over `PACED`.
+        jobs: the held jobs, the last one first.
+        _moved_at: the instant at which the first held job became the next in line.
+        _ended, _paced_at: the number of tries that have ended since the instant `_paced_at`.
+        _pressed_until: the instant until which no job may be held.
     """
 
     __slots__ = ("_ended", "_moved_at", "_paced_at", "_pressed_until", "jobs", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.jobs: list[Prefetched] | None = None  # of ten thousand idle groups each would have a list of its own
+        self.jobs: list[Prefetched] | None = None  # not a list, to save memory in each of ten thousand idle groups
         self._ended = 0
         self._moved_at = self._paced_at = self._pressed_until = 0.0
 
@@ -57,13 +57,13 @@ class Prefetch:
         return len(self.jobs) if self.jobs else 0
 
     def hold(self, jobs: Sequence[Prefetched]) -> None:
-        """Put `jobs` behind those that are held."""
+        """Put `jobs` behind the held jobs."""
         if not self.jobs:
             self._moved_at = clock.monotonic()
         self.jobs = [*reversed(jobs), *(self.jobs or ())]
 
     def next(self) -> Prefetched:
-        """The first of those that are held; there is one."""
+        """Remove and return the first held job. There must be one."""
         assert self.jobs
         self._moved_at = clock.monotonic()
         held = self.jobs.pop()
@@ -72,31 +72,31 @@ class Prefetch:
         return held
 
     def renew(self, owned: dict[str, TakenJob]) -> None:
-        """Hold the jobs that are in `owned` as they were taken last, and take them out of it."""
+        """Give held jobs the entries and tokens of their takes in `owned`, and remove those takes from `owned`."""
         for i, held in enumerate(self.jobs or ()):
             taken = owned.pop(held.job.job_id, None)
             if taken is not None and self.jobs:
                 self.jobs[i] = held._replace(job=taken)
 
     def release(self) -> list[Prefetched]:
-        """All that are held, the first first; none may be for a while."""
+        """Remove and return all held jobs, the first one first. No job may be held for a while after that."""
         jobs, self.jobs = self.jobs or [], None
         self.most = 0
         self._pressed_until = clock.monotonic() + PRESSED
         return jobs[::-1]
 
     def lingers(self, alone: bool, governed: bool = False) -> bool:
-        """Whether the first of them has been waiting for too long.
+        """True if the first held job has waited for too long.
 
         Args:
-            alone: there is one slot.
-            governed: jobs wait for their share of the loop, so that even quick ones take a while.
+            alone: the queue has one slot.
+            governed: jobs wait for their share of the loop, so that even quick jobs take a while.
         """
         patience = PATIENCE if alone else LONG_PATIENCE
         return clock.monotonic() - self._moved_at > (GOVERNED * patience if governed else patience)
 
     def learn(self, took: float) -> bool:
-        """A try of a queue with one slot has ended; whether it was quick, so that more may be held behind the next."""
+        """A try of a queue with one slot has ended. Returns True if it was quick, so that more jobs may be held."""
         quick = took < QUICK
         self.most = min(MOST_ALONE, 2 * self.most + 1) if quick else 0
         return quick
@@ -106,7 +106,7 @@ class Prefetch:
         self._ended += 1
 
     def pace(self) -> None:
-        """Look how many have, now and then."""
+        """Set `most` by the number of tries that have ended, now and then."""
         now = clock.monotonic()
         if now - self._paced_at < PACED:
             return

@@ -1,4 +1,4 @@
-"""The QueueState: what a queue of this process holds and waits for, and what of it may run now."""
+"""The QueueState: the jobs that a queue holds in this process, what it waits for, and how many jobs may run now."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ TURNS: Final = WORK_CONNECTIONS
 
 
 class QueueState:
-    """One queue: what of it runs here, what has finished and is not settled, and whether to look for more.
+    """One queue: its running tries, its finished jobs that are not settled, and whether it looks for more jobs.
 
     State:
-        attempts: what of it runs here.
-        outbox: decisions not yet acknowledged by the store, in order.
-        refusals: those that it has refused; None: there are none.
-        hungry: there may be something to take; cleared by a take that came back short.
-        flowing: the last take brought all that it asked for, so that a second one beside it is worth its while.
-        calls: how often there was news; a reply is short only of what its turn could know of.
-        alarm_at: when the pump's alarms wake it, or None.
-        ahead: what it holds beyond its slots.
-        spent: jobs started in its present turn among those that starve, up to its weight.
-        parked: the shared limit that keeps it waiting, or None.
-        appetite: jobs that a turn asks the shared limits for at most; more with every turn that brings all it asked
-            for, so that a queue with little work does not hold what others could use.
-        indexed: finished jobs of groups are listed beside its own, so that no turn of it may trim that list.
-        took: whether this process has taken jobs here, so that its name may be in the queue's stream.
-        queued, starving: in the pump's ring; waiting for a slot of the process.
-        turns: on the wire, two at the most: while the server works on one, this process runs what another brought.
-        lost_reply: something may be pending for this process that it does not know of.
+        attempts: the queue's tries in this process.
+        outbox: decisions that the store has not acknowledged yet, in order.
+        refusals: settlements that the store has refused; None: there are none.
+        hungry: the queue may have jobs to take. A take that comes back short clears it.
+        flowing: the last take brought all jobs that it asked for, so a second take beside it is worth a round trip.
+        calls: the number of news. A short reply says nothing about news that came after its turn was made up.
+        alarm_at: when the pump's alarms wake the queue, or None.
+        ahead: the jobs that the queue holds beyond its slots.
+        spent: jobs started in the present turn among the starving queues, up to the queue's weight.
+        parked: the shared limit that keeps the queue waiting, or None.
+        appetite: most jobs that a turn asks the shared limits for. Each turn that brings all its jobs raises it, so a
+            queue with little work does not reserve starts that others could use.
+        indexed: the list of finished jobs holds those of groups as well, so no turn of the queue may trim that list.
+        took: this process has taken jobs here, so its name may be in the queue's stream.
+        queued, starving: the queue is in the pump's ring; it waits for a slot of the process.
+        turns: the turns on the wire, two at most. While the server works on one, this process runs the other's jobs.
+        lost_reply: the store may hold jobs for this process that the process does not know.
         margin: seconds that a start may lag behind its token.
-        base, set, limits: what holds for all queues of its name; what was set of this one; the one laid over the other.
+        base, set, limits: the limits of all queues of the name; this queue's own settings; `set` laid over `base`.
     """
 
     __slots__ = (
@@ -100,7 +100,7 @@ class QueueState:
 
     @abstractmethod
     def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
-        """A try of this queue has come to `outcome`; the job that is to begin instead."""
+        """A try has come to `outcome`. Returns the prefetched job that runs next in the same task, if any."""
 
     @abstractmethod
     def release(self, jobs: Sequence[TakenJob]) -> None:
@@ -108,38 +108,38 @@ class QueueState:
 
     @abstractmethod
     def look_again(self) -> None:
-        """There may be something to take."""
+        """Take a turn soon, since the queue may have jobs to take."""
 
-    # What there is, and what may run ------------------------------------------------------------------------
+    # What the queue holds, and what may run -----------------------------------------------------------------
     @property
     def idle(self) -> bool:
-        """Nothing runs, nothing waits to be settled or looked at, now or later: whatever is left of it is idle too."""
+        """True if no job runs, none waits to be settled, and no turn or alarm is due."""
         busy = self.attempts.slots_used or self.outbox or self.turns or self.hungry or self.refusals or self.lost_reply
         return not busy and self.alarm_at is None and self not in self._shared.pump.doubts
 
     @property
     def cautious(self) -> bool:
-        """Whether the first stall fails a job."""
+        """True if the first stall fails a job."""
         return self.attempts.cautious
 
     @property
     def fetched(self) -> int:
-        """How many jobs it holds beyond its slots."""
+        """The number of jobs that the queue holds beyond its slots."""
         return len(self.ahead)
 
     @property
     def has_ended(self) -> bool:
-        """Whether decisions wait to be settled."""
+        """True if decisions wait to be settled."""
         return bool(self.outbox)
 
     @property
     def wants_a_turn(self) -> bool:
-        """Whether there is something to settle, to sort out after a lost reply, or to take."""
+        """True if the queue has decisions to settle, a lost reply to sort out, or jobs to take."""
         return bool(self.outbox or self.refusals) or self.lost_reply or (self.hungry and self.free() > 0)
 
     @property
     def at_leisure(self) -> bool:
-        """Whether a turn of it may travel with somebody else: none is under way, and nothing is to be sorted out."""
+        """True if a turn may travel behind an add: no turn is under way, and no reply was lost."""
         busy = self.queued or self.turns or self.outbox or self.lost_reply or self.resting_until or self.refusals
         return not (busy or self.quiet)
 
@@ -150,7 +150,7 @@ class QueueState:
         return len(self.outbox) + apart + sum(len(turn.sending) for turn in self.turns)
 
     def free(self) -> int:
-        """Slots of its own that are free and not asked for yet."""
+        """The queue's own slots that are free, and that no turn has asked for."""
         if self.quiet or self.parked is not None or self.limits.paused:
             return 0
         if self.limits.concurrency is None:
@@ -161,7 +161,7 @@ class QueueState:
         return max(0, self.limits.concurrency - used)
 
     def _batch(self) -> int:
-        """How many a turn takes at most: half of what may run, so that the server and this process work at once."""
+        """Most jobs that a turn takes: half of those that may run, so that server and process work at the same time."""
         concurrency = self.limits.concurrency
         most = BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
         return min(most, self.appetite) if self.shared_limits else most
@@ -169,8 +169,8 @@ class QueueState:
     def may_fetch_ahead(self, reserved: int) -> int:
         """How many jobs a turn that asks for `reserved` slots may bring beyond them.
 
-        None where something else than their order decides when jobs start: a limit, a shared limit, a group's share
-        of slots that other processes have too.
+        0 if more than their order decides when jobs start: a limit, a shared limit, or slots that a group shares with
+        other processes.
         """
         limits = self.limits
         if (
@@ -189,41 +189,41 @@ class QueueState:
         return max(0, min(self.ahead.most - held, BATCH - reserved))
 
     def _room(self) -> int:
-        """Slots in which a job may start now."""
+        """The slots in which a job may start now."""
         if self.limits.concurrency is None:
             return BATCH
         return max(0, self.limits.concurrency - self.attempts.slots_used)
 
     @property
     def unsure(self) -> bool:
-        """Whether jobs may be pending for this process of which it does not know, or does not know yet."""
+        """True if the store may hold jobs for this process that the process does not know yet."""
         return self.lost_reply or bool(self.turns)
 
     @property
     def lingers(self) -> bool:
-        """Whether what was fetched ahead has been waiting for too long."""
+        """True if the prefetched jobs have waited for too long."""
         return self.ahead.lingers(self.limits.concurrency == 1, self._shared.rounds.governs)
 
     def rebase(self, base: QueueLimits) -> None:
-        """Other limits hold for all queues of this name."""
+        """Set the limits of all queues of this name, under the queue's own settings."""
         self.base = base
         self._settle_limits(self.set)
 
     def _settle_limits(self, settings: tuple[str, str, str] | None) -> None:
-        """What was set of this queue has changed."""
+        """Apply the queue's own settings, which have changed."""
         self.set = settings
         self.limits = self.base if settings is None else self.base.laid_over(*settings)
         self.margin = least_margin(self.limits, self.shared_limits)
         self._more_may_be_there()
 
     def _expect(self, delay_ms: int) -> None:
-        """A retry is due in `delay_ms`; the news of it may be lost, and other processes may be gone by then."""
+        """Set an alarm for a retry that is due in `delay_ms`, because its news may be lost."""
         if delay_ms:
             self._shared.pump.alarms.set_earlier(self, delay_ms / 1000)
         else:
             self._more_may_be_there()
 
     def _more_may_be_there(self) -> None:
-        """Since the turns on the wire were made up; a short reply of theirs must not hide it."""
+        """More jobs may have come since the turns on the wire were made up. Their short replies must not hide these."""
         self.hungry = True
         self.calls += 1

@@ -1,4 +1,4 @@
-"""The Queues: all that this process consumes, with and without groups, and the limits that they share."""
+"""The Queues: all queues that this process consumes, with and without groups, and the limits that they share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ DEFAULT_LEASE: Final = 30.0
 
 
 class Queues:
-    """State: `consumers` and `registries` by job name; `shared_limits` by key; `quiet`, nothing is to begin any more;
-    `expected`, the jobs that are about to be consumed: the first beat tells their leases."""
+    """State: `consumers` and `registries` by job name; `shared_limits` by key; `quiet`, no job may begin any more;
+    `expected`, the jobs that will be consumed, whose leases the first beat tells."""
 
     def __init__(self, shared: Shared, supervisor: Supervisor) -> None:
         self._shared, self._supervisor = shared, supervisor
@@ -36,10 +36,10 @@ class Queues:
         self.quiet = False
 
     async def consume(self, spec: JobSpec) -> None:
-        """Open the queue of one job, or the registry of its groups; the first look comes with the news link.
+        """Open the queue of one job, or the registry of its groups. The first look comes with the news link.
 
-        May be called again after an error. Jobs that were added while the job had groups and now has none, or the other
-        way round, are run as well.
+        The call may be repeated after an error. A job name may have gained or lost groups since an earlier release: its
+        jobs from then run as well.
         """
         shared_limits = self._shared.shared_limits[spec.name] = self._gates_of(spec)
         if spec.grouped:
@@ -70,7 +70,7 @@ class Queues:
         await self._shared.broker.listen_for_news(spec.name, news, look, reload, room)
 
     def queue(self, spec: JobSpec) -> Consumer:
-        """The consumer of what is added without a group."""
+        """The consumer of the jobs without a group."""
         consumer = self.consumers.get(spec.name)
         if consumer is None:
             consumer = Consumer(self._shared, spec, self._shared.broker.queue_keys(spec.name, None))
@@ -90,17 +90,17 @@ class Queues:
         return registry
 
     def _mind_shapes(self, spec: JobSpec) -> None:
-        """Finished jobs with and without a group stand in one list: what they may keep is decided for all of them."""
+        """Mark the queue of a name with and without groups, because both kinds share one list of finished jobs."""
         if spec.name in self.consumers and spec.name in self.registries:
             self.consumers[spec.name].indexed = True
 
     async def _look_elsewhere(self, spec: JobSpec) -> None:
-        """Find the jobs of a name that another release has added with groups, where it has none, or without."""
+        """Find jobs with groups of a name that has none in this release, or the other way round."""
         try:
             found = await self._shared.broker.other_shape(spec.name, spec.grouped)
         except BrokerUnavailableError:
             raise
-        except BrokerError as error:  # a key of a foreign type: said where the queue has its turns
+        except BrokerError as error:  # a key of a foreign type; the queue's turns report it
             logger.debug("looking at %s: %s", spec.name, error)
             return
         if found is None:
@@ -122,7 +122,7 @@ class Queues:
             registry.wake(group_id)
 
     def _gates_of(self, spec: JobSpec) -> tuple[SharedLimit, ...]:
-        """The limits that hold over the queues of a job and others, one object each in a process."""
+        """The shared limits over the queues of a job. A process has one object for each."""
         total, named = self._shared.broker.shared_limit_keys(spec.name, [one.name or "" for one in spec.named_limiters])
         wanted: list[tuple[str, tuple[Limiter, ...], int | None]] = []
         if spec.total_limiters or spec.total_concurrency:
@@ -134,20 +134,20 @@ class Queues:
         return tuple(self.shared_limits[key] for key, _, _ in wanted)
 
     def leases(self) -> dict[str, float]:
-        """By which the others judge this process: job name → seconds, '' for what runs besides jobs."""
+        """The leases by which other processes judge this one: job name → seconds; '': the lease of all other names."""
         found = {spec.name: spec.lease for spec in (*self.expected, *self.specs())}
         usual = Counter(found.values()).most_common(1)
         rest = usual[0][0] if usual else DEFAULT_LEASE
         return {"": rest, **{name: lease for name, lease in found.items() if lease != rest}}
 
     def specs(self) -> list[JobSpec]:
-        """Each job once, though it may have had groups in another release."""
+        """The spec of each job once, though the job may have had groups in another release."""
         specs = {name: consumer.spec for name, consumer in self.consumers.items()}
         specs |= {name: registry.spec for name, registry in self.registries.items()}
         return list(specs.values())
 
     def consumer_at(self, place: Place) -> Consumer | None:
-        """Whoever consumes here what is added there."""
+        """The consumer of this process for jobs that are added at `place`, or None."""
         if not place.registry:
             return self.consumers.get(place.name)
         registry = self.registries.get(place.name)
@@ -158,11 +158,11 @@ class Queues:
         return [*self.consumers.values(), *grouped]
 
     def in_threads(self) -> int:
-        """How many jobs cannot be cancelled, because threads run them."""
+        """The number of jobs that cannot be cancelled, because threads run them."""
         return sum(one.attempts.in_threads() for one in self.all())
 
     def hush(self) -> None:
-        """From now on nothing begins."""
+        """Start no job from now on."""
         self.quiet = True
         for registry in self.registries.values():
             registry.quiet = True
@@ -170,7 +170,7 @@ class Queues:
             consumer.hush()
 
     def cancel_all(self) -> None:
-        """Cancel what runs, because the process stops."""
+        """Cancel all tries, because the process stops."""
         for consumer in self.all():
             consumer.cancel_all()
 
@@ -185,13 +185,13 @@ class Queues:
         return sum(consumer.unsettled for consumer in self.all())
 
     def at_rest(self) -> bool:
-        """Whether nothing runs, nothing waits to be settled, and nothing may be pending of which nobody knows here."""
+        """True if no job runs, none waits to be settled, and no job can be pending that this process does not know."""
         return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all())
 
     def at_rest_but_for_threads(self) -> bool:
-        """The same, but for jobs that threads run."""
+        """True if the queues are at rest, apart from jobs that threads run."""
         return self.running() == self.in_threads() and not any(one.unsettled or one.unsure for one in self.all())
 
     async def keep_owned(self, process: str) -> None:
-        """After a lapse: every try that another process took over meanwhile is cancelled."""
+        """Cancel the tries that another process took over while this process was silent."""
         await asyncio.gather(*(one.keep_owned(process) for one in self.all() if one.attempts.running))

@@ -1,7 +1,7 @@
-"""Refusals: what a queue does with settlements that the store refuses, so that one of them does not hold the others.
+"""Refusals: the settlements of a queue that the store refuses. One refused settlement must not hold up the others.
 
-A refused turn is settled again in halves, until what cannot be settled is alone. A result that is refused for itself is
-replaced by a failure, which is small; anything else waits apart and is tried again now and then.
+A refused turn is settled again in halves, until each settlement that the store refuses is alone. A refused result is
+replaced by a small failure. Any other refused settlement waits apart, and is tried again now and then.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from asyncjobs.work.turn import Finished
 SETTLED_A_TURN: Final = 500
 SMALL: Final = 16_384  # bytes; no larger body is ever refused for its size
 PAUSE: Final = 0.05  # seconds between two of the smaller turns
-QUARANTINE: Final = 5.0  # seconds until what was refused alone is tried again
+QUARANTINE: Final = 5.0  # seconds until a settlement that was refused alone is tried again
 NOT_FOR_ITSELF: Final = ("WRONGTYPE", "NOPERM", "NOAUTH", "OOM")
 
 
 class Refusals:
-    """What is in trouble of one queue's settlements.
+    """The refused settlements of one queue.
 
     State:
-        most: settlements that a turn may carry: halved when one is refused, doubled when one is taken.
-        apart: what was refused alone, each tried again in a turn of its own from `again_at` on.
-        again_at: until then nothing is taken either, since a turn that only settles is more likely to succeed.
+        most: settlements that a turn may carry: halved by a refused turn, doubled by an accepted one.
+        apart: settlements that were refused alone. Each is tried again in a turn of its own, from `again_at` on.
+        again_at: until then the queue takes no jobs, because a turn that only settles is more likely to succeed.
     """
 
     __slots__ = ("again_at", "apart", "most")
@@ -39,25 +39,25 @@ class Refusals:
 
     @property
     def rest(self) -> float:
-        """Seconds until what waits apart is tried again, and jobs are taken again."""
+        """Seconds until the settlements that wait apart are tried again, and jobs are taken again."""
         return max(0.0, self.again_at - clock.monotonic())
 
     def pause(self, seconds: float) -> None:
-        """Take nothing for `seconds`."""
+        """Take no jobs for `seconds`."""
         self.again_at = max(self.again_at, clock.monotonic() + seconds)
 
     def over(self, outbox: list[Finished]) -> bool:
-        """Whether turns may be as they were before."""
+        """True if no settlement is refused any more, so that turns may be as they were before."""
         return not self.apart and not self.rest and (self.most >= SETTLED_A_TURN or not outbox)
 
     def next(self, outbox: list[Finished]) -> list[Finished]:
-        """What the next turn settles; taken out of `outbox`, or of what waits apart."""
+        """Remove and return the settlements of the next turn, from `outbox` or from those that wait apart."""
         sending = outbox[: self.most]
         del outbox[: self.most]
         return sending or ([self.apart.pop(0)] if self.apart and not self.rest else [])
 
     def refused(self, sending: list[Finished], taking: bool, error: BrokerError) -> list[Finished]:
-        """The store refused a turn; what of it is to be settled next."""
+        """The store refused a turn. Returns the settlements of it that go back to the outbox."""
         if taking:
             self.again_at = clock.monotonic() + QUARANTINE
         if len(sending) > 1:
@@ -67,19 +67,19 @@ class Refusals:
             return sending
         smaller = smaller_than(sending[0], error)
         if smaller is not None:
-            self.again_at = 0.0  # that was it, and not what was to be taken
+            self.again_at = 0.0  # the settlement was refused, and not the taking of jobs
             return [smaller]
         self.apart += sending
         self.again_at = clock.monotonic() + QUARANTINE
         return []
 
     def answered(self) -> None:
-        """The store took a turn: the next one may carry more, and what waits apart is tried again at once."""
+        """The store accepted a turn, so the next turn may carry more settlements."""
         self.most = min(SETTLED_A_TURN, 2 * self.most)
 
 
 def smaller_than(finished: Finished, error: BrokerError) -> Finished | None:
-    """A failure instead of a result that the store refuses; None where it is not its size that it refuses."""
+    """A failure in place of a result that the store refuses for its size; None if it refuses for another reason."""
     body = finished.decision.settlement.body
     if len(body) <= SMALL or any(word in str(error) for word in NOT_FOR_ITSELF):
         return None

@@ -1,4 +1,4 @@
-"""Reports: what became of a try, told as an event and as a line of the log once the store has it."""
+"""Reports: the event and the log line of a try, once the store has settled it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ STALE, GONE = b"03"
 
 
 def settled(bus: EventBus, finished: Finished, status: int) -> None:
-    """Tell what became of a try, once the store has it. Status: see ``lua/work.lua``.
+    """Report a try that the store has settled. ``lua/work.lua`` lists the values of `status`.
 
-    Never raises: behind it in the same reply are the other jobs that were settled, and those that were taken.
+    Never raises, because the same reply holds other settled jobs, and taken ones, that come after this one.
     """
     job, decision = finished.job, finished.decision
     try:
         if status == STALE:
             logger.warning("%r had been taken over by another process; its outcome does not count", job)
-        elif status == GONE and not finished.resent:  # else it was applied the first time, and the job removed
+        elif status == GONE and not finished.resent:  # a resent one may have removed the job at its first arrival
             logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
         elif decision.event and bus.wants(decision.event):
             _tell(bus, job, decision)
@@ -38,7 +38,7 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
 
 
 def _tell(bus: EventBus, job: ActiveJob, decision: Decision) -> None:
-    # A later RetryLater and a release count no attempt.
+    # RetryLater and a release count no attempt.
     counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
     bus.emit(
         decision.event,
@@ -53,7 +53,7 @@ def _tell(bus: EventBus, job: ActiveJob, decision: Decision) -> None:
 
 
 def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:
-    """A line for a try that failed, with the stack at the first and at the last."""
+    """Log a failed try, with the stack at the first and at the last try."""
     who = named(job.name, job.id, job.group_id)
     number = job.attempts_made + 1
     if issubclass(type(error), Discard):

@@ -1,6 +1,6 @@
-"""Served and Ring: what the pump needs of a queue, and what a queue needs of the pump.
+"""Served and Ring: a queue as the pump sees it, and the pump as a queue sees it.
 
-`Consumer` and `Pump` fulfil them, and neither names the other.
+`Consumer` and `Pump` implement these protocols, and neither module names the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from asyncjobs.work.turn import Source, Turn
 
 
 class Served(Waiting, Source, Protocol):
-    """A queue of this process, as the pump sees it. For the attributes see `Consumer`."""
+    """A queue of this process, as the pump sees it. `QueueState` describes the attributes."""
 
     spec: JobSpec
     shared_limits: tuple[SharedLimit, ...]
@@ -33,51 +33,51 @@ class Served(Waiting, Source, Protocol):
 
     @property
     def at_leisure(self) -> bool:
-        """Whether a turn of it may travel with somebody else."""
+        """True if a turn of the queue may travel behind an add."""
 
     @property
     def fetched(self) -> int:
-        """How many jobs it holds beyond its slots."""
+        """The number of jobs that the queue holds beyond its slots."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether decisions of it wait to be settled."""
+        """True if decisions of the queue wait to be settled."""
 
     @property
     def lingers(self) -> bool:
-        """Whether what was fetched ahead has been waiting for too long."""
+        """True if the prefetched jobs have waited for too long."""
 
     def hand_back(self) -> None:
-        """What was fetched ahead goes back to the head of the queue."""
+        """Put the prefetched jobs back to the head of the queue."""
 
     def prepare(self, process_slots: int) -> Turn[Any] | None:
-        """Make up a turn with at most `process_slots` new jobs; None: nothing to do now."""
+        """Make up a turn with at most `process_slots` new jobs; None: the queue has nothing to do now."""
 
     def withdraw(self, turn: Turn[Any], reserved: int) -> bool:
-        """A shared limit lets only `reserved` of a turn's jobs in; whether the turn is still worth its while."""
+        """A shared limit lets in only `reserved` jobs of a turn. Returns False if the turn has nothing left to do."""
 
     def absorb(self, turn: Turn[Any], reply: WorkReply, sent_at: float) -> None:
         """The turn was answered."""
 
     def unanswered(self, turn: Turn[Any], rest: float = 0.0) -> None:
-        """The reply of a turn was lost; the queue is left alone for `rest` seconds."""
+        """The reply of a turn was lost. The pump leaves the queue alone for `rest` seconds."""
 
     def refused(self, turn: Turn[Any], error: BrokerError) -> None:
         """The store refused the turn."""
 
     def adopt(self, owned: list[TakenJob]) -> None:
-        """Start what is pending for this process and not known here."""
+        """Start the jobs in `owned` that this process does not know."""
 
     def make_room(self, turn: Turn[Any], process_slots: int) -> None:
-        """What was adopted has taken slots that `turn` had asked for; `process_slots` are left."""
+        """Adopted jobs have taken slots that `turn` had asked for. `process_slots` are left."""
 
 
 class Ring(Protocol):
     """The pump, as a queue sees it.
 
     Attributes:
-        running: slots of the process that are in use.
-        overflow: job names with more finished jobs than they keep; `overflowed` is set when there are.
+        running: the process's slots in use.
+        overflow: job names that have more finished jobs than they keep. `overflowed` is set when it gets a name.
     """
 
     running: int
@@ -89,19 +89,19 @@ class Ring(Protocol):
 
     @property
     def ends_with_the_loop(self) -> bool:
-        """Whether the app cancels every aio_task there is, and has not called stop."""
+        """True if the app has cancelled all aio_tasks of the loop without calling stop."""
 
     def offer(self, consumer: Served) -> None:
-        """Let it have a turn."""
+        """Give `consumer` a turn."""
 
     def leave(self, consumer: Served) -> None:
-        """It waits for no slot any more."""
+        """`consumer` waits for no slot any more."""
 
     def patience(self, consumer: Served) -> None:
-        """It has jobs beyond its slots, which go back if none comes free for too long."""
+        """`consumer` holds jobs beyond its slots. They go back if no slot comes free for too long."""
 
     def free_slots(self) -> int:
-        """Slots of the process."""
+        """The free slots of the process."""
 
     def slot_freed(self) -> None:
         """A job has ended."""

@@ -1,4 +1,4 @@
-"""The Shared: what all queues of a process share."""
+"""The Shared: the objects that all queues of a process share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asyncjobs.work.task_reuse import LoopRounds
 
 
 class Shared:
-    """What all consumers of a process share."""
+    """The objects that all consumers of a process share."""
 
     __slots__ = (
         "broker", "bus", "context", "emit", "environment", "pace", "pump", "rounds", "scope", "shared_limits",
@@ -40,14 +40,14 @@ class Shared:
     ) -> None:
         self.broker, self.bus, self.pump = broker, bus, pump
         self.environment, self.threads = environment, threads
-        self.emit = bus.emit  # one for all jobs
-        self.context = copy_context()  # in a copy of it each job begins, whoever added it and whatever ran before
+        self.emit = bus.emit  # one bound method for all jobs
+        self.context = copy_context()  # each job begins in a copy of it, independent of its add and of earlier jobs
         self.rounds = rounds
         self.suspects = Suspects()
-        self.pace: dict[str, int] = {}  # job name → how many to fetch ahead, as the last job of that name was quick
-        # job name → the limits that hold over its queues and others
+        self.pace: dict[str, int] = {}  # job name → how many jobs a queue may prefetch, since the last ones were quick
+        # job name → the shared limits over its queues
         self.shared_limits: dict[str, tuple[SharedLimit, ...]] = {}
-        self.scope = scope  # entered around each try; what it yields travels with the try's events
+        self.scope = scope  # entered around each try; its value travels with the try's events
         self.stubborn: set[asyncio.Task[None]] = set()  # tries that go on although their job was settled
         numbers = itertools.count(1)
         self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)

@@ -1,8 +1,8 @@
-"""The Suspects: jobs that have stalled more than once run one at a time, and those that wait take nobody's slot.
+"""The Suspects: jobs that have stalled more than once. A process runs one suspect at a time.
 
-A job that kills its process takes its neighbours along, and each is charged a stall. Beside no other suspect, and
-charged only once it has begun, an innocent one comes through. One that runs for long keeps no slot from other jobs: the
-suspects behind it are put aside, delayed and uncounted.
+A job that kills its process takes its neighbours along, and each is charged a stall. A suspect is charged only once it
+has begun, and runs beside no other suspect, so an innocent one comes through. While one suspect runs for long, the
+suspects behind it are put aside, delayed and uncounted, so that they keep no slots from other jobs.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Final
 
 from asyncjobs import clock
 
-PATIENCE: Final = 0.5  # seconds that one waits in its slot for another that has just begun
-LONGEST: Final = 60.0  # seconds for which one is put aside
+PATIENCE: Final = 0.5  # seconds that a suspect waits in its slot for another one that has just begun
+LONGEST: Final = 60.0  # seconds for which a suspect is put aside, at most
 
 
 class Suspects:
-    """The turn of one suspect after the other in this process. State: `_since`, when the present one had it."""
+    """Gives the suspects of this process their turn, one at a time. State: `_since`, when the present turn began."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._since = 0.0
 
     async def enter(self) -> bool:
-        """Have the turn; False: another one has had it for too long, and goes on."""
+        """Wait for the turn. False: another suspect has the turn for too long already."""
         left = self._since + PATIENCE - clock.monotonic() if self._turn.locked() else PATIENCE
         if left <= 0:
             return False
@@ -38,9 +38,9 @@ class Suspects:
         return True
 
     def leave(self) -> None:
-        """The turn is the next one's."""
+        """Pass the turn on to the next suspect."""
         self._turn.release()
 
     def rest(self) -> float:
-        """Seconds for which one that had no turn is put aside: longer where the turn has lasted for longer."""
+        """Seconds for which a suspect without a turn is put aside: longer if the present turn has lasted longer."""
         return random.uniform(0.5, 1) * min(LONGEST, 2 * PATIENCE + (clock.monotonic() - self._since) / 4)

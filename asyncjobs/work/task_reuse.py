@@ -1,9 +1,10 @@
-"""Slots: an aio_task in which jobs of one queue run, one after the other, as long as nothing of one is left in it.
+"""Slots: aio_tasks in which jobs of one queue run one after the other, as long as no job leaves a trace in the task.
 
-An aio_task is the most expensive thing that a job needs here. Where a hundred jobs end at once, those in a new aio_task
-would begin only when the last of the hundred has ended.
-What a library can hang on an aio_task must be gone with its job, so the next job gets a new one unless this one is
-provably as it was: nobody refers to it, to its name or to its coroutine, and it holds nothing that it did not hold.
+An aio_task is the most expensive object that a job needs here. And where a hundred jobs end at once, jobs in new
+aio_tasks would begin only when the last of the hundred has ended.
+A library may attach state to an aio_task, and that state must be gone with its job. So the next job gets a new aio_task
+unless the old one is provably unchanged: no reference to the task, its name or its coroutine is left, and the task
+holds only what it held before.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from asyncjobs.loop_budget import LoopBudget
 
 try:
     from _asyncio import Task as Native
-except ImportError:  # what cannot be looked into is never used again
+except ImportError:  # aio_tasks that cannot be inspected are never used again
     Native = None  # type: ignore[assignment, misc]
 
 HAS_CONTEXT: Final = sys.version_info >= (3, 12)
-MAKES_NAMES: Final = sys.version_info >= (3, 12)  # when they are asked for, which must not look like a change
-LESSONS: Final = 64  # aio_tasks, from the first on, whose references are counted before their first job
-IN_A_ROW: Final = 8  # jobs that end without having waited for anything, before the loop has its turn
+MAKES_NAMES: Final = sys.version_info >= (3, 12)  # asyncio makes a task's name at the first question for it
+LESSONS: Final = 64  # the first aio_tasks; their references are counted before their first job
+IN_A_ROW: Final = 8  # jobs that end without waiting for anything, before the loop has its turn
 
 Counts: TypeAlias = tuple[int, ...]
 
 
 class LoopRounds(LoopBudget):
-    """The rounds of the loop, and what an aio_task looks like in which nothing of a job is left.
+    """The rounds of the loop, and the reference counts of an aio_task without a trace of a job.
 
-    State: `bare`, how many references there are to an aio_task and what may stand for it while nobody else keeps one:
-    the fewest that were seen; `lessons`, how many aio_tasks are still looked at for that when they begin.
+    State: `bare`, the fewest references that were seen to an aio_task and to the objects that may stand for it;
+    `lessons`, the number of aio_tasks whose references are still to be counted when they begin.
     """
 
     __slots__ = ("bare", "lessons")
@@ -47,7 +48,7 @@ class LoopRounds(LoopBudget):
         self.lessons = LESSONS
 
     def are_bare(self, counts: Counts) -> bool:
-        """Whether `counts` are the fewest references that there can be."""
+        """True if `counts` are the fewest references that an aio_task can have."""
         if counts != self.bare:
             if self.bare and any(map(gt, counts, self.bare)):
                 return False
@@ -58,9 +59,9 @@ class LoopRounds(LoopBudget):
 class Slot:
     """The present aio_task, for one job after the other.
 
-    State: `_context`, the context variables as they were when the present job began, and `_round`, of the loop.
-    `_in_a_row`, jobs that have ended here without having waited. `_held`, all that the aio_task held when its first job
-    began; `_plain`, it can be looked into.
+    State: `_context`, the context variables at the beginning of the present job, and `_round`, the loop's round then.
+    `_in_a_row`, the jobs that have ended here without waiting. `_held`, all objects that the aio_task held when its
+    first job began; `_plain`, the aio_task can be inspected.
     """
 
     __slots__ = ("_context", "_held", "_in_a_row", "_plain", "_round", "_rounds", "aio_task")
@@ -72,7 +73,7 @@ class Slot:
         self._in_a_row = self._round = 0
         self._context: Context | None = None
         self._held: list[Any] = []
-        # A factory of the app may keep of each aio_task what it likes, and what is no native one may hold anything.
+        # The app's task factory may keep references to each aio_task, and a task that is not native may hold anything.
         self._plain = type(aio_task) is Native and aio_task.get_loop().get_task_factory() is None
         if MAKES_NAMES:
             aio_task.get_name()
@@ -85,19 +86,19 @@ class Slot:
             self._look()
 
     def _look(self) -> None:
-        """See what the aio_task is like before its first job."""
+        """Record the state of the aio_task before its first job."""
         self._held = get_referents(self.aio_task)
         if self._rounds.lessons and self._plain:
             self._rounds.lessons -= 1
-            aio_task = self.aio_task  # as `fit` has it, since it counts
+            aio_task = self.aio_task  # a local name as in `fit`, because it counts as a reference
             self._rounds.are_bare(references(aio_task))
 
     def fit(self) -> bool:
-        """Whether another job may run here, now that one has ended.
+        """True if another job may run here after the job that has ended.
 
-        Not so if that one has set a context variable, was cancelled, or has left anything on its aio_task or its
-        aio_task anywhere: in a registry of database sessions, with a timer that cancels it, as the key of a weak
-        dictionary. Nor if the loop has waited for long enough.
+        False if that job has set a context variable, was cancelled, has left state on its aio_task, or has left a
+        reference to its aio_task anywhere: in a registry of database sessions, in a timer that cancels the task, as
+        the key of a weak dictionary. False also if the loop has waited for long enough.
         """
         self._in_a_row = self._in_a_row + 1 if self._round == self._rounds.number else 0
         aio_task: Any = self.aio_task
@@ -105,7 +106,7 @@ class Slot:
             self._in_a_row >= IN_A_ROW
             or not self._plain
             or aio_task.cancelling()
-            or aio_task._must_cancel  # it was cancelled, and that was taken back
+            or aio_task._must_cancel  # the task was cancelled, and uncancelled
             or not aio_task._log_destroy_pending
         ):
             return False
@@ -113,15 +114,15 @@ class Slot:
         return (counts == self._rounds.bare or self._rounds.are_bare(counts)) and self._unchanged()
 
     def _unchanged(self) -> bool:
-        """Whether the aio_task and its context hold what they held; a variable may have been set and set back."""
+        """True if the aio_task and its context hold what they held before. A variable may have been set and reset."""
         context = copy_context()
         held = get_referents(self.aio_task, self._context, context)
-        # Of what it held at first nothing but the name, a str, can be replaced: no code of others compares anything.
+        # Of the objects held at first only the name, a str, can be replaced, so the comparison runs no foreign code.
         return held[:-2] == self._held and (held[-1] is held[-2] or same(self._context, context))
 
 
 def references(aio_task: Any) -> Counts:
-    """How many there are to an aio_task and to what may stand for it, strong and weak."""
+    """The references to an aio_task, and to the objects that may stand for it, strong and weak."""
     coroutine = aio_task.get_coro()
     return (
         getrefcount(aio_task),
@@ -134,5 +135,5 @@ def references(aio_task: Any) -> Counts:
 
 
 def same(one: Context | None, other: Context) -> bool:
-    """Whether both hold the very same values; to compare them might run code of theirs."""
+    """True if both hold identical values. ``==`` might run code of the values."""
     return one is not None and len(one) == len(other) and all(one.get(var, one) is other[var] for var in other)

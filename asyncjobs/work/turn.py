@@ -1,4 +1,4 @@
-"""The Turn: what one queue settles and asks for in one round trip."""
+"""The Turn: the settlements of one queue in one round trip, and the jobs that the queue asks for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finished(Record, frozen=True, gc=False):
 
 
 def renew(finished: list[Finished], owned: dict[str, TakenJob]) -> None:
-    """Settle what has `finished` as the takes that are in `owned`, and take those out of it."""
+    """Give each job in `finished` the entry and token of its take in `owned`, and remove that take from `owned`."""
     for i, one in enumerate(finished):
         taken = owned.pop(one.job.id, None)
         if taken is not None:
@@ -31,7 +31,7 @@ def renew(finished: list[Finished], owned: dict[str, TakenJob]) -> None:
 
 
 class Source(Protocol):
-    """What a turn is made up of. For the attributes see `Consumer`."""
+    """The queue, as its turn sees it. `QueueState` describes the attributes."""
 
     spec: JobSpec
     keys: Keys
@@ -43,21 +43,21 @@ class Source(Protocol):
 
     @property
     def cautious(self) -> bool:
-        """Whether the first stall fails a job."""
+        """True if the first stall fails a job."""
 
 
 Queue = TypeVar("Queue", bound=Source)
 
 
 class Turn(Generic[Queue]):
-    """One queue's turn on the wire: what it settles, how many slots it asked for, and what it cannot know.
+    """One queue's turn on the wire: its settlements, and the slots that it asks for.
 
     Attributes:
-        reserved: slots that wait for its reply.
-        ahead: jobs that it may bring beyond that, to run as others end.
-        calls: `Consumer.calls` when it was made up: news that came later is not in its reply.
-        margin: seconds that a start may lag behind the tokens that it takes.
-        grants, sent_at: what the shared limits have let in, and when they were asked; 0: they were not.
+        reserved: slots that wait for the reply.
+        ahead: jobs that the reply may bring beyond `reserved`, to run as others end.
+        calls: `Consumer.calls` when the turn was made up. The reply cannot know of later news.
+        margin: seconds that a start may lag behind the token that the turn takes for it.
+        grants, sent_at: the grants of the shared limits, and when the limits were asked; 0: they were not asked.
     """
 
     __slots__ = ("ahead", "calls", "consumer", "grants", "margin", "reserved", "sending", "sent_at", "token")
@@ -71,16 +71,16 @@ class Turn(Generic[Queue]):
 
     @property
     def takes(self) -> bool:
-        """Whether its reply may bring jobs."""
+        """True if the reply may bring jobs."""
         return self.reserved + self.ahead > 0
 
     def let_in(self, jobs: int) -> None:
-        """`jobs` of what the shared limits let in are no longer on their way: they run, or will not."""
+        """`jobs` that the shared limits let in are not on their way any more: they run, or will not run."""
         for grant in self.grants:
             grant.shared_limit.pending -= jobs
 
     def dropped(self) -> None:
-        """No reply says what became of what the limits let in: what has been taken is adopted, the rest is free."""
+        """The reply was lost, so the grants are dropped. Jobs that the turn has taken will be adopted."""
         self.let_in(self.reserved)
         for grant in self.grants:
             grant.shared_limit.reconsider()

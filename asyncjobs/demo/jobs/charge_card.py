@@ -1,4 +1,4 @@
-"""A failure that no further try could mend: discard, then raise."""
+"""A failure that no further try can mend: the handler discards the job, then raises."""
 
 from asyncjobs import WorkerOptions
 

@@ -1,4 +1,4 @@
-"""A batch of which a part fails: the next try does only what is left."""
+"""A batch of which a part fails. The next try does only the rest."""
 
 from asyncjobs import JobOptions, WorkerOptions
 

@@ -1,4 +1,4 @@
-"""Mail leaves at five a second, whatever is thrown at it; a refused one is tried again."""
+"""Mail leaves at five a second, however many are added. A refused mail is tried again."""
 
 import asyncio
 
