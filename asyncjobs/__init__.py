@@ -33,7 +33,7 @@ from asyncjobs.errors import (
     UpstreamError,
 )
 from asyncjobs.events import Event
-from asyncjobs.job import Job
+from asyncjobs.job import Cancellation, Job
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 
@@ -46,6 +46,7 @@ __all__ = [
     "Backoff",
     "BrokerError",
     "BrokerUnavailableError",
+    "Cancellation",
     "ConfigError",
     "Discard",
     "Event",

@@ -173,7 +173,7 @@ def _of_queue(found: Inspection, living: set[str], settled: bool) -> list[str]:
             broken.append(f"{visible(job_id)} is owned by a process, and its record does not say so")
         if state == "a" and job_id not in owned:
             broken.append(f"{visible(job_id)} is marked as running, and no process owns it")
-        if state in ("c", "f"):
+        if state in ("c", "f", "k"):
             broken.append(f"{visible(job_id)} has finished, and is still to be run")
     if len(every) < INSPECTED:
         waiting = len(found.waiting) + sum(owner == "head" for owner, _ in found.pending)

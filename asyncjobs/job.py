@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,12 +25,28 @@ from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, Paylo
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
 
-JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed"]
-STATES: Final = ("waiting", "active", "delayed", "completed", "failed")
+JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed", "cancelled"]
+STATES: Final = ("waiting", "active", "delayed", "completed", "failed", "cancelled")
 NUMBERED: Final = re.compile(r"[el]([0-9]{1,15})", re.ASCII)
 
 
 LOOK_EVERY: Final = 2.0  # seconds between two looks of a wait() that hears nothing
+
+
+class Counts(dict[str, int]):
+    """How many jobs are in each state. `cancelled` is a key only where some are; a state that is missing counts 0."""
+
+    __slots__ = ()
+
+    def __missing__(self, state: str) -> int:
+        if state in STATES:
+            return 0
+        raise KeyError(state)
+
+
+def counts_of(numbers: Sequence[int]) -> Counts:
+    """What the store has counted."""
+    return Counts(zip(STATES, numbers, strict=False))
 
 
 _boot = os.urandom(4).hex()
@@ -83,6 +99,29 @@ class TryErrors(tuple[TryError, ...]):
 NO_ERRORS: Final = TryErrors()
 
 
+class Cancellation(msgspec.Struct, frozen=True):
+    """Who asked for the cancel of a job, why, when, and from where.
+
+    Attributes:
+        by: who did it, '' where nobody said so.
+        source: what it was done with: 'python' for code that calls `Job.cancel`.
+    """
+
+    by: str
+    reason: str
+    at: datetime
+    source: str = ""
+
+
+class StoredCancellation(msgspec.Struct):
+    """A `Cancellation` as the record of the job holds it; `at` in ms."""
+
+    by: str = ""
+    reason: str = ""
+    at: int = 0
+    source: str = ""
+
+
 class StoredError(msgspec.Struct, rename={"text": "t", "stack": "s", "at_ms": "a"}):
     """A `TryError` as the record of the job holds it."""
 
@@ -100,6 +139,7 @@ class Job:
         state: None on the handle of an `add` that added nothing.
         error: the failed tries, oldest first; empty for none. Of many the first and the last ten are kept.
         due_at: when a delayed job comes due.
+        cancelled_by: who cancelled it, or has asked for that while it runs; None: nobody.
     """
 
     id: str
@@ -119,6 +159,7 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     due_at: datetime | None = None
+    cancelled_by: Cancellation | None = None
     _broker: Broker | None = None
     _keys: Keys | None = None
     _spec: JobSpec | None = None
@@ -183,7 +224,7 @@ def read_job(
     record: dict[str, bytes],
 ) -> Job:
     """A `Job` from the fields that `Broker.read` returned."""
-    marks: dict[bytes, JobState] = {b"a": "active", b"c": "completed", b"f": "failed"}
+    marks: dict[bytes, JobState] = {b"a": "active", b"c": "completed", b"f": "failed", b"k": "cancelled"}
     state = marks.get(record.get("x", b""), "waiting" if due is None else "delayed")
     overrides = NO_OVERRIDES
     with suppress(Exception):  # what cannot be read cannot be run either, and its error says so
@@ -206,6 +247,7 @@ def read_job(
         started_at=_instant(record.get("u")),
         finished_at=_instant(record.get("F")),
         due_at=_instant(due),
+        cancelled_by=None if state in ("completed", "failed") else cancellation(record.get("k")),
         _broker=broker,
         _keys=keys,
         _spec=spec,
@@ -236,6 +278,16 @@ def _numbered(record: Mapping[str, bytes], kind: str) -> list[tuple[int, bytes]]
     """The fields `kind`1, `kind`2, … of a record, in this order."""
     found = [(NUMBERED.fullmatch(field), value) for field, value in record.items() if field.startswith(kind)]
     return sorted((int(match[1]), value) for match, value in found if match is not None)
+
+
+def cancellation(raw: bytes | None) -> Cancellation | None:
+    """The mark of a record; None where there is none, or somebody has made something else of it."""
+    if raw is None:
+        return None
+    with suppress(Exception):
+        stored = msgspec.json.decode(raw, type=StoredCancellation)
+        return Cancellation(stored.by, stored.reason, clock.from_ms(stored.at), stored.source)
+    return Cancellation("", "", clock.from_ms(0), "")
 
 
 def _try_error(attempt: int, raw: bytes) -> TryError | None:

@@ -16,7 +16,7 @@ from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import FOREVER, UNSET, Seconds, Unset, keywords, seconds, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
-from asyncjobs.job import STATES, Job, new_id, read_job
+from asyncjobs.job import Job, counts_of, new_id, read_job
 from asyncjobs.limits.controls import Bounds, QueueControls
 
 if TYPE_CHECKING:
@@ -208,13 +208,16 @@ class Queue:
         return read_job(broker, spec, keys, group, job_id, due, record) if "d" in record else None
 
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
-        """How many jobs are in each state; of a grouped job without a group: of all its groups together."""
+        """How many jobs are in each state; of a grouped job without a group: of all its groups together.
+
+        `cancelled` is a key only where some are; a state that is missing counts 0.
+        """
         broker, spec = self._running("counts"), self.spec(name)
         if group_id is None:
             counts = await broker.total_counts(spec.name)
         else:
             counts = await broker.counts(broker.queue_keys(spec.name, self._group(spec, group_id)))
-        return dict(zip(STATES, counts, strict=True))
+        return counts_of(counts)
 
     async def announce(self) -> dict[str, bool]:
         """Leave it in the store which names there are here. Returns all that any process has left, with whether each is
@@ -229,7 +232,7 @@ class Queue:
         for name in sorted(known.keys() - self._specs.keys())[:MOST_STRANGERS]:
             keys = broker.queue_keys(name, None)
             counts = await (broker.total_counts(name) if known[name] else broker.counts(keys))
-            found[name] = dict(zip(STATES, counts, strict=True))
+            found[name] = counts_of(counts)
         return found
 
     async def tell_strangers(self) -> None:

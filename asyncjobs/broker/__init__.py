@@ -7,7 +7,17 @@ from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
-from asyncjobs.broker.working import NO_LIMIT, BrokerBusyError, Excess, OnWork, Op, Settlement, WorkCall, WorkReply
+from asyncjobs.broker.working import (
+    NO_LIMIT,
+    BrokerBusyError,
+    Excess,
+    OnWork,
+    Op,
+    Settlement,
+    WorkCall,
+    WorkReply,
+    bounds,
+)
 
 __all__ = [
     "NO_LIMIT",
@@ -27,4 +37,5 @@ __all__ = [
     "TakenJob",
     "WorkCall",
     "WorkReply",
+    "bounds",
 ]

@@ -23,7 +23,8 @@ from asyncjobs.broker.keys import (
     swept_key,
     text_of,
 )
-from asyncjobs.broker.taken import TakenJob, shown_id, taken
+from asyncjobs.broker.taken import TakenJob, marked, shown_id, taken
+from asyncjobs.broker.working import Bounds
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 ASKED_AT_ONCE: Final = 500  # processes
@@ -42,6 +43,7 @@ class Overflow(NamedTuple):
     before_ms: int
     completed: list[str | bytes]
     failed: list[str | bytes]
+    cancelled: list[str | bytes]
 
 
 class Silent(NamedTuple):
@@ -87,18 +89,20 @@ class Keeping(RetryingCaller):
         """Give back the jobs of a dead process on one queue.
 
         Returns:
-            The ids given back, and the jobs that stalled more often than `most`, which `process` now owns and
-            must fail.
+            The ids given back, and the jobs that `process` now owns and must end: those that stalled more often than
+            `most`, and those whose cancel was asked for, by their mark.
         """
         back: list[str] = []
         doomed: list[TakenJob] = []
         news = self.channels.news(name)
         while True:
-            ids, more, rows = await self._ask(
+            ids, more, rows, *cancelled = await self._ask(
                 scripts.SWEEP(keys.stream, keys.jobs, news, keys.group, dead, process, token, most)
             )
             back += [shown_id(one) for one in ids]
             doomed += taken(rows, 7, token)
+            for some in cancelled:
+                doomed += marked(some, 7, token)
             if not more:
                 return back, doomed
 
@@ -164,16 +168,17 @@ class Keeping(RetryingCaller):
         keys = processes_key(self.prefix), due_key(self.prefix), leases_key(self.prefix)
         return bool(await self._ask(scripts.BURY(*keys, process, int(lease * 1000))))
 
-    async def trim(self, keys: Keys, retention: tuple[int, int, int, int]) -> None:
+    async def trim(self, keys: Keys, retention: Bounds) -> None:
         """Apply retention to a queue that may be idle."""
-        while await self._ask(scripts.TRIM(keys.completed, keys.failed, keys.jobs, *retention)):
+        while await self._ask(scripts.TRIM(keys.completed, keys.failed, keys.cancelled, keys.jobs, *retention)):
             pass
 
-    async def overflow(self, name: str, retention: tuple[int, int, int, int]) -> Overflow:
+    async def overflow(self, name: str, retention: Bounds) -> Overflow:
         """Finished jobs of groups of `name` that retention lets go."""
-        completed, failed = index_keys(self.prefix, name)
-        reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), completed, failed, *retention))
-        return Overflow(name, reply[2], [text_of(one) for one in reply[0]], [text_of(one) for one in reply[1]])
+        keys = index_keys(self.prefix, name)
+        reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), *keys, *retention))
+        completed, failed, cancelled = ([text_of(one) for one in reply[i]] for i in (0, 1, 3))
+        return Overflow(name, reply[2], completed, failed, cancelled)
 
     async def forget(self, overflow: Overflow) -> int:
         """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
@@ -184,10 +189,14 @@ class Keeping(RetryingCaller):
             How many have left the listing. A job that is listed because it is about to finish stays; of one that has
             finished otherwise than the listing says, the listing alone goes.
         """
-        completed, failed = index_keys(self.prefix, overflow.name)
-        return await self._forget_listed(overflow, "c", completed, overflow.completed) + await self._forget_listed(
-            overflow, "f", failed, overflow.failed
-        )
+        keys = index_keys(self.prefix, overflow.name)
+        listings = (overflow.completed, overflow.failed, overflow.cancelled)
+        gone = [
+            await self._forget_listed(overflow, op, key, listing)
+            for op, key, listing in zip("cfk", keys, listings, strict=True)
+            if listing
+        ]
+        return sum(gone)
 
     async def _forget_listed(self, overflow: Overflow, op: str, index: str, listing: list[str | bytes]) -> int:
         """The same for one listing."""
@@ -215,7 +224,14 @@ class Keeping(RetryingCaller):
             if not calls or self._scattered or len(calls[-1][1]) >= FORGOTTEN_AT_ONCE:
                 calls.append(([keys.completed, overflow.before_ms, op], []))
             args, members = calls[-1]
-            args += (keys.jobs, keys.completed, keys.failed, len(listed), *(job_id for job_id, _ in listed))
+            args += (
+                keys.jobs,
+                keys.completed,
+                keys.failed,
+                keys.cancelled,
+                len(listed),
+                *(job_id for job_id, _ in listed),
+            )
             members += (member for _, member in listed)
         answers = await self.loop.gather(self._ask(scripts.FORGET(*args)) for args, _ in calls)
         return {

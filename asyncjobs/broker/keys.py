@@ -9,11 +9,12 @@
       :running    hash    task → process that runs it, and the tick queued behind it
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
       :names      hash    job name → JSON, what every process that started knew of it
+      :cancels    zset    cancels that were asked of jobs that ran, as told on their channel → ms of that; an hour
       :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
       :groups     zset    group id → ms of its last sign of life      only where the job is grouped
-      :c :f       zset    finished jobs; of all groups where the job is grouped
+      :c :f :k    zset    finished jobs; of all groups where the job is grouped
       :gate       hash    what holds over all groups together, with :gate:1 … zset, see lua/admit.lua
 
     {prefix:name}  or  {prefix:name:group}     of a queue: a job name, or one of its groups
@@ -24,10 +25,13 @@
       :o          hash    what was set at run time: w windows · c concurrency · g weight · m most waiting · p paused ·
                           h held until ms
       :n          hash    process → its last add, and until when that may be sent again; expires with the last of them
-      :c :f       zset    completed, failed: id → finished ms
+      :c :f :k    zset    completed, failed, cancelled: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
-                          x state · r fence token · z the token of a take that has not begun · v result · p progress ·
-                          F finished · w watched · q sender · e<n> error of try n · l<n> log line, ln their number
+                          x state: a active, w to be run again, c f k finished · r fence token ·
+                          z the token of a take that has not begun · v result · p progress · F finished · w watched ·
+                          q sender · e<n> error of try n · l<n> log line, ln their number ·
+                          i the id of its entry while it waits; stale otherwise, so the entry has to name the job ·
+                          k who asked for its cancel, why and when, JSON
 
 The braces are Redis Cluster's hash tag: what one script touches lies in one slot, and queues and groups
 spread over the shards. A job name holds no ``:``, and a group id is percent-encoded, so no two queues can
@@ -44,10 +48,10 @@ from urllib.parse import quote
 LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
 KEY: Final = re.compile(r"(?P<tag>\{(?P<inside>[^}]+)\}):(?P<kind>[a-z]+[0-9]*)(:(?P<rest>.*))?", re.DOTALL)
 OF_INSTALLATION: Final = frozenset(
-    {"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch", "names"}
+    {"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch", "names", "cancels"}
 )
 OF_NAME: Final = frozenset({"groups", "gate"})
-OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "j"})
+OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "k", "j"})
 PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
@@ -120,6 +124,10 @@ class Keys:
         return self.tag + ":f"
 
     @property
+    def cancelled(self) -> str:
+        return self.tag + ":k"
+
+    @property
     def senders(self) -> str:
         return self.tag + ":n"
 
@@ -140,9 +148,9 @@ def groups_key(prefix: str, name: str) -> str:
     return f"{{{prefix}:{name}}}:groups"
 
 
-def index_keys(prefix: str, name: str) -> tuple[str, str]:
-    """Where the finished jobs of all groups of `name` are listed: completed, failed."""
-    return f"{{{prefix}:{name}}}:c", f"{{{prefix}:{name}}}:f"
+def index_keys(prefix: str, name: str) -> tuple[str, str, str]:
+    """Where the finished jobs of all groups of `name` are listed: completed, failed, cancelled."""
+    return f"{{{prefix}:{name}}}:c", f"{{{prefix}:{name}}}:f", f"{{{prefix}:{name}}}:k"
 
 
 def index_member(group_id: str, job_id: str) -> str:
@@ -185,6 +193,10 @@ def swept_key(prefix: str, process: str) -> str:
     return f"{{{prefix}}}:swept:{process}"
 
 
+def cancels_key(prefix: str) -> str:
+    return f"{{{prefix}}}:cancels"
+
+
 def names_key(prefix: str) -> str:
     return f"{{{prefix}}}:names"
 
@@ -208,13 +220,15 @@ class Channels:
     number of the database; those of database 0 do not, as in releases before.
     """
 
-    __slots__ = ("_root", "database", "done")
+    __slots__ = ("_root", "cancels", "database", "done")
 
     def __init__(self, prefix: str, database: int = 0) -> None:
         self.database = database
         self._root = f"{prefix}:{database}" if database else prefix
-        # Told (job key, 'c' or 'f', result or error) when a watched job has finished.
+        # Told (job key, 'c', 'f' or 'k', result, error or mark) when a watched job has finished.
         self.done = f"{self._root}:done"
+        # Told (job name, group id, job id, token, mark) when the cancel of a job that runs is asked for.
+        self.cancels = f"{self._root}:cancels"
 
     def news(self, name: str) -> str:
         """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""

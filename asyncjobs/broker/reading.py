@@ -49,7 +49,7 @@ class OtherShape(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """The news that a watched job has finished: 'c' and its result, or 'f' and its last error."""
+    """The news that a watched job has finished: 'c' and its result, 'f' and its last error, or 'k' and its mark."""
 
     op: str
     body: bytes
@@ -110,8 +110,9 @@ class Reading(RetryingCaller):
 
     # Queues -----------------------------------------------------------------------------------------------
     async def counts(self, keys: Keys) -> list[int]:
-        """How many jobs of a queue are waiting, active, delayed, completed, failed."""
-        counts: list[int] = await self._ask(scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed))
+        """How many jobs of a queue are waiting, active, delayed, completed, failed, and cancelled where any are."""
+        places = (keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled)
+        counts: list[int] = await self._ask(scripts.COUNT(*places))
         return counts
 
     async def stirring(self, queues: Sequence[Keys]) -> list[Keys]:
@@ -119,10 +120,10 @@ class Reading(RetryingCaller):
         return await self._holding([(one, (one.stream, one.delayed)) for one in queues])
 
     async def ended(self, queues: Sequence[Keys]) -> list[Keys]:
-        """Those of `queues` that hold a completed or failed job."""
-        return await self._holding([(one, (one.completed, one.failed)) for one in queues])
+        """Those of `queues` that hold a finished job."""
+        return await self._holding([(one, (one.completed, one.failed, one.cancelled)) for one in queues])
 
-    async def _holding(self, queues: Sequence[tuple[Keys, tuple[str, str]]]) -> list[Keys]:
+    async def _holding(self, queues: Sequence[tuple[Keys, tuple[str, ...]]]) -> list[Keys]:
         """Those of which one of the keys exists; where none does, one command says so, but for a Cluster."""
         if self._scattered or len(queues) < 2:
             counts = await self.loop.gather(self._ask(("EXISTS", *keys)) for _, keys in queues)
@@ -157,7 +158,9 @@ class Reading(RetryingCaller):
     async def inspect(self, keys: Keys) -> Inspection:
         """Where the jobs of one queue stand at one instant, the first `INSPECTED` of each kind."""
         waiting, pending, delayed, records, finished, counts = await self._ask(
-            scripts.INSPECT(keys.stream, keys.delayed, keys.completed, keys.failed, keys.jobs, INSPECTED)
+            scripts.INSPECT(
+                keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled, keys.jobs, INSPECTED
+            )
         )
         flat, owned = _shown(records), _shown(pending)
         return Inspection(
@@ -207,7 +210,7 @@ class Reading(RetryingCaller):
         """
         if grouped:
             keys = self.queue_keys(name, None)
-            *left, _, _ = await self._ask(scripts.COUNT(keys.stream, keys.delayed, keys.completed, keys.failed))
+            left = (await self.counts(keys))[:3]
             return OtherShape(sum(left), []) if any(left) else None
         ends = [(key, n) for key in index_keys(self.prefix, name) for n in (0, -1)]
         groups, *listings = await asyncio.gather(
@@ -220,9 +223,7 @@ class Reading(RetryingCaller):
         async for some in self.groups(name):
             queues = [self.queue_keys(name, group_id) for group_id in some]
             found += some
-            counts = await asyncio.gather(
-                *(self._ask(scripts.COUNT(one.stream, one.delayed, one.completed, one.failed)) for one in queues)
-            )
+            counts = await asyncio.gather(*(self.counts(one) for one in queues))
             jobs += sum(sum(one[:3]) for one in counts)
         return OtherShape(jobs, found)
 

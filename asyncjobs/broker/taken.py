@@ -23,6 +23,7 @@ class TakenJob(Record, frozen=True, gc=False):
 
     Attributes:
         fault: it cannot be run, and must not hold up others.
+        mark: its cancel was asked for, by whom and why, as its record has it; empty where it was not.
     """
 
     job_id: str
@@ -34,6 +35,7 @@ class TakenJob(Record, frozen=True, gc=False):
     options: bytes
     token: bytes
     fault: Fault | None = None
+    mark: bytes = b""
 
 
 def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
@@ -50,6 +52,15 @@ def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]
             jobs.append(TakenJob(job_id.decode(), entry, data, made, died, since, options, fence))
         except ValueError:
             jobs.append(_damaged(job_id, entry, data, attempts, stalled, added, options, fence))
+    return jobs
+
+
+def marked(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
+    """The jobs of a flat reply whose cancel was asked for: as `taken` reads them, each with its mark behind."""
+    jobs = []
+    for i in range(0, len(rows), width + 1):
+        (job,) = taken(rows[i : i + width], width, token)
+        jobs.append(job._replace(mark=rows[i + width]))
     return jobs
 
 

@@ -17,7 +17,7 @@ from asyncjobs.broker.keys import (
     index_keys,
     index_member,
 )
-from asyncjobs.broker.taken import TakenJob, taken
+from asyncjobs.broker.taken import TakenJob, marked, taken
 from asyncjobs.broker.wire import Command
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.record import Record
@@ -25,8 +25,9 @@ from asyncjobs.record import Record
 LOG_LINES: Final = 1000
 HEAVY: Final = 1024 * 1024  # bytes; a server may be set to refuse values from there on, but never smaller ones
 NO_LIMIT: Final = (-1, -1, -1, -1)
+Bounds: TypeAlias = tuple[int, ...]  # completed count and age in ms, the same of failed and of cancelled ones; -1: none
 
-Op = Literal["c", "f", "r", "b", "h"]
+Op = Literal["c", "f", "r", "b", "h", "k"]
 
 
 class Settlement(Record, frozen=True, gc=False):
@@ -73,25 +74,34 @@ class WorkReply(NamedTuple):
 
     Attributes:
         settings: windows, concurrency, weight as they were set at run time, '' for what was not; None: nothing was.
+        marked: taken jobs that are not to run, since their cancel was asked for.
     """
 
     statuses: bytes
     wait: float | None
     jobs: list[TakenJob]
     settings: tuple[str, str, str] | None = None
+    marked: Sequence[TakenJob] = ()
 
 
 class Excess(NamedTuple):
     """Finished jobs of a name that a rule may let go; of a grouped one over all its groups."""
 
     name: str
-    retention: tuple[int, int, int, int]
+    retention: Bounds
 
 
-def rule(op: Op, keep: str) -> tuple[int, int, int, int]:
-    """The rule that one add gave, ``count:age``, as a retention."""
+def bounds(retention: tuple[int, int, int, int]) -> Bounds:
+    """What a name keeps: of cancelled jobs as many and as long as of failed ones."""
+    return (*retention, *retention[2:])
+
+
+def rule(op: Op, keep: str) -> Bounds:
+    """The rule that one add gave, ``count:age``, for what it was applied to."""
     count, _, age = keep.partition(":")
-    return (int(count), int(age), -1, -1) if op == "c" else (-1, -1, int(count), int(age))
+    found, at = [-1] * 6, 2 * "cfk".index(op)
+    found[at : at + 2] = int(count), int(age)
+    return tuple(found)
 
 
 class BrokerBusyError(BrokerError):
@@ -151,12 +161,12 @@ class Working(RetryingCaller):
             for one in call.settlements
             if len(one.keep) > 1  # of this one job, and applied to its whole name
         ]
-        kept = {call.name: Excess(call.name, call.retention) for call in calls} if names else {}
+        kept = {call.name: Excess(call.name, bounds(call.retention)) for call in calls} if names else {}
         refused: dict[str, ResponseError] = {}
         for name, reply in zip(names, replies, strict=False):
             if isinstance(reply, ResponseError):
                 refused[name] = reply
-            elif not isinstance(reply, BrokerError) and (reply[0] or reply[1]):
+            elif not isinstance(reply, BrokerError) and (reply[0] or reply[1] or reply[3]):
                 over.append(kept[name])
         answers = replies[len(names) :]
         for i, call in enumerate(calls):
@@ -172,14 +182,13 @@ class Working(RetryingCaller):
                 continue
             args = by_name.get(call.name)
             if args is None:
-                completed, failed = index_keys(self.prefix, call.name)
-                args = [groups_key(self.prefix, call.name), completed, failed, *NO_LIMIT]
+                args = [groups_key(self.prefix, call.name), *index_keys(self.prefix, call.name), *NO_LIMIT, -1, -1]
                 by_name[call.name] = args
             group = call.keys.group
             for one in call.settlements:
-                if one.keep == "" and one.op in "cf":  # by the rule of the name, which is asked about
-                    at = 3 if one.op == "c" else 5
-                    args[at : at + 2] = call.retention[at - 3 : at - 1]
+                if one.keep == "" and one.op in "cfk":  # by the rule of the name, which is asked about
+                    at = 4 + 2 * "cfk".index(one.op)
+                    args[at : at + 2] = call.retention[:2] if one.op == "c" else call.retention[2:]
                 listed = _is_listed(one)
                 args += (group, one.op if listed else "", index_member(group, str(one.job_id)) if listed else "")
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
@@ -190,8 +199,8 @@ class Working(RetryingCaller):
         if call.grouped and call.settlements and not self._scattered:
             for one in call.settlements:
                 if _is_listed(one):
-                    completed, failed = index_keys(self.prefix, call.name)
-                    return completed if one.op == "c" else failed, index_member(call.keys.group, str(one.job_id))
+                    listing = index_keys(self.prefix, call.name)["cfk".index(one.op)]
+                    return listing, index_member(call.keys.group, str(one.job_id))
         return call.keys.tag + ":s", ""
 
     def work_command(self, process: str, call: WorkCall, size: int, tell: str = "") -> Command:
@@ -219,10 +228,12 @@ class Working(RetryingCaller):
         while True:
             try:
                 owned = scripts.OWN(keys.stream, keys.jobs, process, after, BYTES_A_PIPELINE)
-                after, rows = await self._misc.call(owned)
+                after, rows, *cancelled = await self._misc.call(owned)
             except ResponseError as error:
                 raise BrokerUnavailableError(str(error)) if is_transient(error) else refusal(error) from error
             jobs += taken(rows, 8)
+            for some in cancelled:
+                jobs += marked(some, 8)
             if not after:
                 return jobs
 
@@ -243,7 +254,7 @@ class Working(RetryingCaller):
 
 def _is_listed(settlement: Settlement) -> bool:
     """Whether a job of a group, so settled, is listed under its name."""
-    return settlement.op in "cf" and settlement.keep != "0" and isinstance(settlement.job_id, str)
+    return settlement.op in "cfk" and settlement.keep != "0" and isinstance(settlement.job_id, str)
 
 
 def work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
@@ -253,8 +264,10 @@ def work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
     if isinstance(reply, ResponseError):
         return BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply)
     statuses, wait, rows = reply[:3]
-    settings = None
+    settings: tuple[str, str, str] | None = None
+    cancelled: Sequence[TakenJob] = ()
     if len(reply) > 3:
         windows, concurrency, weight = (one.decode(errors="replace") for one in reply[3:6])
-        settings = (windows, concurrency, weight)
-    return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings)
+        settings = (windows, concurrency, weight) if windows or concurrency or weight else None
+        cancelled = marked(reply[6], 7, call.token) if len(reply) > 6 else ()
+    return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings, cancelled)

@@ -12,7 +12,7 @@ from asyncjobs.declare.options import Limits, limiters
 from asyncjobs.declare.queue_limits import NO_WINDOWS, windows_text
 from asyncjobs.declare.values import UNSET, Unset, whole
 from asyncjobs.errors import BrokerError, ConfigError, visible
-from asyncjobs.job import STATES
+from asyncjobs.job import counts_of
 
 FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
 HEAVIEST: Final = 1000
@@ -102,7 +102,7 @@ class QueueControls:
         Returns:
             name, group_id, paused, limiter and concurrency (as set here, else None), weight, max_waiting, held_until
             (None unless a handler was rate limited or an ordered job waits for its next try; for all groups together
-            the latest one), and the counts: waiting, active, delayed, completed, failed.
+            the latest one), and the counts: waiting, active, delayed, completed, failed, and cancelled where any are.
         """
         found = await self._broker.settings(self._keys)
         if self._whole_name:
@@ -127,7 +127,7 @@ class QueueControls:
             "weight": number("g") or 1,
             "max_waiting": number("m"),
             "held_until": held if held is not None and held > clock.now() else None,
-            **dict(zip(STATES, counts, strict=True)),
+            **counts_of(counts),
         }
 
     @property

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
-from asyncjobs.broker import Broker, Excess
+from asyncjobs.broker import Broker, Excess, bounds
 from asyncjobs.declare.options import Retention
 from asyncjobs.declare.values import duration
 from asyncjobs.errors import BrokerError
@@ -46,9 +46,9 @@ class Trimmer:
         """Apply the retention of each name that keeps finished jobs."""
         consumers = {consumer.keys: consumer for consumer in self._queues.consumers.values() if not consumer.indexed}
         for keys in await self._broker.ended(list(consumers)):
-            await self._broker.trim(keys, consumers[keys].spec.retention)
+            await self._broker.trim(keys, bounds(consumers[keys].spec.retention))
         for registry in tuple(self._queues.registries.values()):
-            await self._trim_groups(Excess(registry.spec.name, registry.spec.retention))
+            await self._trim_groups(Excess(registry.spec.name, bounds(registry.spec.retention)))
 
     def _trim_interval(self) -> float:
         """Seconds between two trims: a sixtieth of the shortest age, within bounds."""

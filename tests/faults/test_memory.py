@@ -75,7 +75,8 @@ class Case:
         assert await self.desk.counts() == [1, 2, 1, 1, 0]
 
     async def inspect(self) -> None:
-        args = (self.keys.stream, self.keys.delayed, self.keys.completed, self.keys.failed, self.keys.jobs, 10)
+        keys = self.keys
+        args = (keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled, keys.jobs, 10)
         await self.hold(lambda got: len(got) == 6, scripts.INSPECT, *args)
 
     async def spend(self) -> None:
@@ -84,7 +85,19 @@ class Case:
         assert await self.desk.redis.exists(self.keys.bucket)
 
     async def index(self) -> None:
-        args = (groups_key(self.prefix, "job"), *index_keys(self.prefix, "job"), -1, -1, -1, -1, "g", "c", "1:gx")
+        args = (
+            groups_key(self.prefix, "job"),
+            *index_keys(self.prefix, "job"),
+            -1,
+            -1,
+            -1,
+            -1,
+            -1,
+            -1,
+            "g",
+            "c",
+            "1:gx",
+        )
         await self.hold(lambda got: got[:2] == [[], []], scripts.INDEX, *args)
 
     async def forget(self) -> None:
@@ -95,13 +108,15 @@ class Case:
             self.keys.jobs,
             self.keys.completed,
             self.keys.failed,
+            self.keys.cancelled,
             1,
             "done",
         )
         await self.hold(lambda got: got == b"1", scripts.FORGET, *args)
 
     async def trim(self) -> None:
-        args = (self.keys.completed, self.keys.failed, self.keys.jobs, 0, -1, -1, -1)
+        keys = self.keys
+        args = (keys.completed, keys.failed, keys.cancelled, keys.jobs, 0, -1, -1, -1, -1, -1)
         await self.hold(lambda got: got == 1, scripts.TRIM, *args)
 
     async def idle(self) -> None:

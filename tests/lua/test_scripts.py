@@ -97,7 +97,7 @@ class Desk:
 
     async def counts(self):
         keys = self.keys
-        return await self.run(scripts.COUNT, keys.stream, keys.delayed, keys.completed, keys.failed)
+        return await self.run(scripts.COUNT, keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled)
 
     async def record(self, job_id: str) -> dict[bytes, bytes]:
         return await self.redis.hgetall(self.keys.job(job_id))
@@ -385,14 +385,15 @@ async def test_a_group_registered_anew_stays_registered(redis, prefix):
 
 async def test_the_index_says_what_is_too_many_until_it_is_forgotten(redis, prefix):
     desk = Desk(redis, prefix, "acme")
-    completed, failed = index_keys(prefix, "job")
+    listings = index_keys(prefix, "job")
     listed = [field for i in range(4) for field in ("acme", "c", f"4:acmej{i}")]
-    over, _, now = await desk.run(scripts.INDEX, groups_key(prefix, "job"), completed, failed, 3, -1, -1, -1, *listed)
+    bounds = (3, -1, -1, -1, -1, -1)
+    over, _, now, _ = await desk.run(scripts.INDEX, groups_key(prefix, "job"), *listings, *bounds, *listed)
     assert over == [b"4:acmej0"]
     await redis.hset(desk.keys.job("j0"), mapping={"x": "c", "F": now, "d": "{}"})
     await redis.zadd(desk.keys.completed, {"j0": now})
     keys = desk.keys
-    forget = (keys.jobs, keys.completed, keys.failed, 2, "j0", "never-there")
+    forget = (keys.jobs, keys.completed, keys.failed, keys.cancelled, 2, "j0", "never-there")
     both = (*forget, *forget)
     assert await desk.run(scripts.FORGET, keys.completed, now, "f", *both) == b"3232", "it has not failed"
     assert await desk.run(scripts.FORGET, keys.completed, now, "c", *both) == b"1222", "two groups in one call"
@@ -401,7 +402,7 @@ async def test_the_index_says_what_is_too_many_until_it_is_forgotten(redis, pref
 
 async def test_forget_leaves_a_job_that_lives_again(desk):
     await desk.add("a")
-    forget = (desk.keys.jobs, desk.keys.completed, desk.keys.failed, 1, "a")
+    forget = (desk.keys.jobs, desk.keys.completed, desk.keys.failed, desk.keys.cancelled, 1, "a")
     assert await desk.run(scripts.FORGET, desk.keys.completed, 10**15, "c", *forget) == b"0"
 
 

@@ -37,7 +37,7 @@ class Place:
         self.desk = Desk(redis, f"{prefix}-{many}")
         self.keys, self.prefix = self.desk.keys, self.desk.prefix
         self.news = Channels(self.prefix).news("job")
-        self.completed, self.failed = index_keys(self.prefix, "job")
+        self.completed, self.failed, self.cancelled = index_keys(self.prefix, "job")
         self.now = 0
 
     async def tokens(self, back: bool) -> None:
@@ -164,11 +164,11 @@ STORIES: dict[str, Story] = {
     "work: errors of other releases": (both(taken, Place.errors), settling("f")),
     "trim": (
         lambda place: place.finished(place.keys.completed),
-        run(scripts.TRIM, *keys("completed", "failed", "jobs"), 5, -1, -1, -1)),
+        run(scripts.TRIM, *keys("completed", "failed", "cancelled", "jobs"), 5, -1, -1, -1, -1, -1)),
     "index": (
         lambda place: place.finished(place.completed, "4:acmej"),
         run(scripts.INDEX, lambda place: groups_key(place.prefix, "job"), lambda place: place.completed,
-            lambda place: place.failed, 5, 1000, -1, -1)),
+            lambda place: place.failed, lambda place: place.cancelled, 5, 1000, -1, -1, -1, -1)),
     "sweep": (
         lambda place: place.pending("dead"),
         run(scripts.SWEEP, *keys("stream", "jobs"), lambda place: place.news, "", "dead", "p", "s", 5)),
@@ -176,7 +176,7 @@ STORIES: dict[str, Story] = {
     "owners": (lambda place: place.pending("p1"), run(scripts.OWNERS, *keys("stream"), 0)),
     "count": (
         both(lambda place: place.pending("p1"), Place.delayed),
-        run(scripts.COUNT, *keys("stream", "delayed", "completed", "failed"))),
+        run(scripts.COUNT, *keys("stream", "delayed", "completed", "failed", "cancelled"))),
     "add": (both(lambda place: place.pending("p1"), Place.delayed), lambda place: place.desk.add("new", most="900000")),
     "beat": (
         Place.processes,
@@ -185,7 +185,7 @@ STORIES: dict[str, Story] = {
             lambda place: swept_key(place.prefix, "me"), "me", "1", "e", 30_000, "{}")),
     "inspect": (
         both(lambda place: place.pending("p1"), Place.delayed),
-        run(scripts.INSPECT, *keys("stream", "delayed", "completed", "failed", "jobs"), 500)),
+        run(scripts.INSPECT, *keys("stream", "delayed", "completed", "failed", "cancelled", "jobs"), 500)),
     "leave": (lambda place: place.pending("p1"), run(scripts.LEAVE, *keys("stream"), "p1")),
     "idle": (Place.groups, run(scripts.IDLE, lambda place: groups_key(place.prefix, "job"), "g5")),
     "register": (Place.groups, run(scripts.REGISTER, lambda place: groups_key(place.prefix, "job"), "new")),

@@ -213,7 +213,7 @@ async def test_a_job_that_is_listed_otherwise_than_it_has_finished_is_kept_by_it
     async with runtime:
         failed = await runtime.queue.add("tenant", "fails", group_id="a")
         await eventually(lambda: _count(runtime, "tenant", "failed", 1))
-        completed, _ = index_keys(runtime.config.prefix, "tenant")
+        completed, _, _ = index_keys(runtime.config.prefix, "tenant")
         await redis.zadd(completed, {index_member("a", failed.id): 1})
         for n in range(3):
             await runtime.queue.add("tenant", n, group_id="a")

@@ -17,8 +17,9 @@
 -- ARGV[9…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
 --
 -- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, where one was refused}
--- Order: the hash (invisible alone) first, the entry that makes it a job after it, the sender's mark last.
-local call = redis.call
+-- Order: the entry, the record, which holds the id of the entry, and the sender's mark last. A record that the store
+-- refuses (a foreign type, a slot on the move) takes its entry with it, so no entry is without a record.
+local call, pcall = redis.call, redis.pcall
 local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
 -- @include clock
@@ -54,26 +55,37 @@ for i = 9, #ARGV, 6 do
   else
     if room then room = room - 1 end
     answers[#answers + 1] = '1'
-    if named or ARGV[i + 4] ~= '' then
-      local record = {'d', ARGV[i + 3], 't', stamp}
-      if ARGV[i + 4] ~= '' then record[5] = 'o'; record[6] = ARGV[i + 4] end
-      if named then record[#record + 1] = 'q'; record[#record + 1] = mark end
-      call('HSET', key, unpack(record))
-    else
-      call('HSET', key, 'd', ARGV[i + 3], 't', stamp)
-    end
     if kind == 'in' and at > 0 then at = now + at end
-    if at > now then
-      if first == nil then first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or false end
-      redis.call('ZADD', delayed, at, id)
-      if not soonest or at < soonest then soonest = at end
-    else
+    local entry
+    if at <= now then
       if length == 0 then
         redis.pcall('XGROUP', 'CREATE', stream, 'w', '0', 'MKSTREAM')
         length = -1
       end
-      call('XADD', stream, '*', 'j', id)
+      entry = call('XADD', stream, '*', 'j', id)
       waiting = true
+    end
+    local written
+    if named or not entry or ARGV[i + 4] ~= '' then
+      local record = {'d', ARGV[i + 3], 't', stamp}
+      if entry then record[5] = 'i'; record[6] = entry end
+      if ARGV[i + 4] ~= '' then record[#record + 1] = 'o'; record[#record + 1] = ARGV[i + 4] end
+      if named then record[#record + 1] = 'q'; record[#record + 1] = mark end
+      written = pcall('HSET', key, unpack(record))
+    else
+      written = pcall('HSET', key, 'd', ARGV[i + 3], 't', stamp, 'i', entry)
+    end
+    if type(written) == 'table' then
+      if entry then
+        redis.call('XDEL', stream, entry)
+        if redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
+      end
+      return written
+    end
+    if not entry then
+      if first == nil then first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or false end
+      redis.call('ZADD', delayed, at, id)
+      if not soonest or at < soonest then soonest = at end
     end
   end
 end

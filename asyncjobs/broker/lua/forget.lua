@@ -3,15 +3,16 @@
 --
 -- KEYS[1] any        key of the slot that all of it lies in; outside of a Cluster everything does
 -- ARGV[1] before     ms: only what had finished by then
--- ARGV[2] listed     'c' or 'f': the listing that they are to leave is that of completed jobs, or of failed ones
--- ARGV[3…] per group: jobs prefix · completed · failed · number of ids · the ids
+-- ARGV[2] listed     'c', 'f' or 'k': the listing that they are to leave is that of completed, failed or cancelled jobs
+-- ARGV[3…] per group: jobs prefix · completed · failed · cancelled · number of ids · the ids
 --
 -- Returns one character a job: '1' its record is gone · '2' there was none · '0' it is not finished (any more), it stays ·
 -- '3' it has finished otherwise than this listing says, and stays: its settlement was refused when it was listed already
 local answers, before, listed, i = {}, tonumber(ARGV[1]), ARGV[2], 3
 while i <= #ARGV do
-  local prefix, zsets, last = ARGV[i], {c = ARGV[i + 1], f = ARGV[i + 2]}, i + 3 + tonumber(ARGV[i + 3])
-  for j = i + 4, last do
+  local prefix, last = ARGV[i], i + 4 + tonumber(ARGV[i + 4])
+  local zsets = {c = ARGV[i + 1], f = ARGV[i + 2], k = ARGV[i + 3]}
+  for j = i + 5, last do
     local key = prefix .. ARGV[j]
     local job = redis.call('HMGET', key, 'x', 'F')
     if zsets[job[1]] and job[1] ~= listed then

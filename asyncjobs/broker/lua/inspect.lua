@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- inspect: where the jobs of one queue stand at one instant, for whoever checks that each stands in one place.
 --
--- KEYS[1] stream · KEYS[2] delayed · KEYS[3] completed · KEYS[4] failed
+-- KEYS[1] stream · KEYS[2] delayed · KEYS[3] completed · KEYS[4] failed · KEYS[5] cancelled
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] most       entries looked at of each
 --
@@ -34,7 +34,9 @@ end
 local delayed = redis.call('ZRANGE', KEYS[2], 0, most - 1)
 for _, id in ipairs(delayed) do record(id) end
 local finished = redis.call('ZRANGE', KEYS[3], 0, most - 1)
-for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, most - 1)) do finished[#finished + 1] = id end
+for i = 4, 5 do
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[i], 0, most - 1)) do finished[#finished + 1] = id end
+end
 -- @include handed_out
 local length, active = redis.call('XLEN', KEYS[1]), (handed_out(KEYS[1]))
 return {waiting, pending, delayed, records, finished, {length - active, active, redis.call('ZCARD', KEYS[2])}}

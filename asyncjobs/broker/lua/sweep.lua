@@ -10,13 +10,15 @@
 -- ARGV[6] token      of this sweep, the fence of the jobs that it returns as doomed
 -- ARGV[7] most       stalls allowed
 --
--- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}
--- A job over the limit is claimed by the sweeper, which fails it by the ordinary way (`work`, op 'f').
+-- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}, and marked ones as there
+-- where some are
+-- A job over the limit is claimed by the sweeper, which fails it by the ordinary way (`work`, op 'f'); so is one whose
+-- cancel was asked for, which the sweeper cancels (op 'k').
 -- @include foreign
 -- @include row
 -- @include news
 local stream, prefix = KEYS[1], ARGV[1]
-local back, doomed, size, seen = {}, {}, 0, 0
+local back, doomed, marked, size, seen = {}, {}, nil, 0, 0
 local pending = redis.pcall('XPENDING', stream, 'w', '-', '+', 500, ARGV[4])
 if pending.err then return {back, 0, doomed} end
 for _, row in ipairs(pending) do
@@ -24,11 +26,17 @@ for _, row in ipairs(pending) do
   seen = seen + 1
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
-  local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z', 'r')
+  local job = id and redis.pcall('HMGET', prefix .. id, 'd', 'a', 's', 't', 'o', 'z', 'r', 'k', 'x')
   if job and job.err and not is_foreign(job) then return job end
   if not job or not job[1] then
     redis.call('XACK', stream, 'w', row[1])
     redis.call('XDEL', stream, row[1])
+  elseif job[8] and job[9] == 'a' then
+    redis.call('HSET', prefix .. id, 'r', ARGV[6])
+    redis.call('XCLAIM', stream, 'w', ARGV[5], 0, row[1], 'JUSTID')
+    marked, job[1] = marked or {}, ''
+    add_row(marked, id, row[1], job)
+    marked[#marked + 1] = job[8]
   else
     local before = tonumber(job[3]) or 0
     if before < 0 or before > 1e6 or before % 1 ~= 0 then before = 0 end  -- not ours
@@ -51,4 +59,4 @@ local left = #pending == 500 or seen < #pending
 if not left then redis.call('XGROUP', 'DELCONSUMER', stream, 'w', ARGV[4]) end
 if redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end
 if #back > 0 then tell_news(ARGV[2], ARGV[3]) end
-return {back, left and 1 or 0, doomed}
+return {back, left and 1 or 0, doomed, marked}

@@ -31,11 +31,15 @@
 --   'r' again      body error or '' number delay ms  keep '1' counts an attempt, '0' does not
 --   'b' back to the head, uncounted               number ms for which the queue is held, 0 for not at all
 --   'h' again, from the head        body error    number ms for which the queue is held; counts an attempt
+--   'k' cancelled  body as in `k` of the record   number '1' counts an attempt, '0' does not   keep as for 'f'
 --
--- Returns {statuses, wait ms or -1, rows, windows, concurrency, weight}, the last three only of a queue with settings
---   statuses: one character a settled job: '1' done · '2' was done already · '0' stale: another try owns it · '3' gone
+-- Returns {statuses, wait ms or -1, rows, windows, concurrency, weight, marked}; all that follows the rows only of a queue
+-- with settings, or where marked jobs were met
+--   statuses: one character a settled job: '1' done · '2' was done already · '0' stale: another try owns it · '3' gone ·
+--   '4' its cancel was asked for: it is not run again, and is to be settled as 'k'
 --   wait: until the next job is due or the next token is back
 --   rows: per job taken: id · entry · data · attempts made · stalled count · added ms · options
+--   marked: the same of taken jobs that are not to run, without data, and the mark of each: they are to be settled as 'k'
 -- Fence: a settlement counts only while the job is active under its token. New state first, XACK and XDEL last.
 -- Lua does not roll back: whatever can fail (a foreign type, a job whose slot is on the move) is read before anything is
 -- written, and what is met while taking goes back to the head. A stream that an operator deleted under its running jobs
@@ -72,7 +76,7 @@ local statuses, acked, settled, released = {}, {}, 0, false
 local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
 local by_default, overrides = {}, {}  -- what is kept of them: by the rules of the name, or by those that one add gave
 local first, soonest  -- when the next delayed job was due, if one was delayed now, and when that one is
-local rows, waiting, wait = {}, 0, -1
+local rows, marked, waiting, wait = {}, nil, 0, -1
 
 -- @include settle
 -- @include retention
@@ -89,7 +93,7 @@ if soonest and (not first or soonest < tonumber(first)) then
 end
 -- A stream costs 4 to 5 kB even when it holds nothing.
 if had and length <= 0 then redis.call('DEL', stream) end
-if set[1] or set[2] or set[3] then
-  return {table.concat(statuses), wait, rows, set[1] or '', set[2] or '', set[3] or ''}
+if set[1] or set[2] or set[3] or marked then
+  return {table.concat(statuses), wait, rows, set[1] or '', set[2] or '', set[3] or '', marked}
 end
 return {table.concat(statuses), wait, rows}

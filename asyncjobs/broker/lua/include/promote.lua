@@ -1,4 +1,4 @@
--- promote: delayed jobs that are due wait in the stream from now on, of `work`. Sets wait, held, length.
+-- promote: delayed jobs that are due wait in the stream from now on, of `work`. Sets wait, held, had, length.
 if held and held <= now then
   redis.call('HDEL', KEYS[6], 'h')
   held = nil
@@ -7,9 +7,11 @@ if free > 0 then
   local nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
   if nearest and tonumber(nearest) <= now then
     local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
-    for _, id in ipairs(due) do redis.call('XADD', stream, '*', 'j', id) end
+    for _, id in ipairs(due) do
+      redis.pcall('HSET', prefix .. id, 'i', redis.call('XADD', stream, '*', 'j', id))  -- somebody may have overwritten it
+    end
     redis.call('ZREM', delayed, unpack(due))
-    length = length + #due
+    had, length = true, length + #due
     nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
   end
   if nearest then wait = math.max(tonumber(nearest) - now, 0) end

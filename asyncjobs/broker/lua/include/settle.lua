@@ -1,14 +1,24 @@
 -- settle: the outcomes of the tries that have ended, of `work`.
+-- A job whose cancel was asked for is not run again: what would do that is refused, and settled as 'k' instead.
 -- Sets statuses, acked, settled, released, held, length, soonest, first, finished, by_default, overrides.
 local known = {}
 for i = 20, #ARGV, 7 do
-  local job = pcall('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
+  local op, job = ARGV[i], nil
+  if op == 'c' or op == 'f' then  -- it has finished first
+    job = pcall('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w')
+  else
+    job = pcall('HMGET', prefix .. ARGV[i + 1], 'r', 'x', 'a', 'w', 'k')
+    if op == 'k' and not finished.k then
+      finished.k, zsets.k = {}, string.sub(prefix, 1, -3) .. 'k'
+      redis.call('ZCARD', zsets.k)
+    end
+  end
   if job.err then
     if not is_foreign(job) then return job end
     job = {overwritten = true}
   end
   known[i] = job
-  local list = finished[ARGV[i]]
+  local list = finished[op]
   if list and job[1] == ARGV[i + 3] and job[2] == 'a' and ARGV[i + 6] ~= '0' then
     local n = #list
     list[n + 1], list[n + 2] = stamp, ARGV[i + 1]
@@ -45,6 +55,8 @@ for i = 20, #ARGV, 7 do
     end
   elseif job[2] ~= 'a' then
     status = '2'
+  elseif job[5] and op ~= 'k' then
+    status = '4'
   elseif op == 'b' or op == 'h' then
     local fields, hold = {'x', 'w'}, tonumber(ARGV[i + 5])
     if op == 'h' then
@@ -55,7 +67,7 @@ for i = 20, #ARGV, 7 do
     redis.call('HSET', key, unpack(fields))
     if redis.pcall('XCLAIM', stream, 'w', 'head', 0, entry, 'JUSTID').err then
       if had then redis.call('XDEL', stream, entry) end
-      redis.call('XADD', stream, '*', 'j', id)
+      redis.call('HSET', key, 'i', redis.call('XADD', stream, '*', 'j', id))
       length = redis.call('XLEN', stream)
     end
     if hold > 0 and now + hold > (held or 0) then
@@ -67,8 +79,9 @@ for i = 20, #ARGV, 7 do
     settled = settled + 1
     acked[#acked + 1] = entry
     local attempts = '1'
-    if job[3] or op == 'r' then
-      attempts = string.format('%d', tries(job[3]) + ((op == 'r' and keep == '0') and 0 or 1))
+    if job[3] or op == 'r' or op == 'k' then
+      local uncounted = (op == 'r' and keep == '0') or (op == 'k' and ARGV[i + 5] == '0')
+      attempts = string.format('%d', tries(job[3]) + (uncounted and 0 or 1))
     end
     if op == 'r' then
       local fields = {'x', 'w', 'a', attempts}
@@ -77,18 +90,26 @@ for i = 20, #ARGV, 7 do
         forget_error(key, attempts)
       end
       local delay = tonumber(ARGV[i + 5])
+      if delay <= 0 then
+        fields[#fields + 1] = 'i'
+        fields[#fields + 1] = redis.call('XADD', stream, '*', 'j', id)
+      end
       redis.call('HSET', key, unpack(fields))
       if delay > 0 then
         if first == nil then first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or false end
         redis.call('ZADD', delayed, now + delay, id)
         if not soonest or now + delay < soonest then soonest = now + delay end
       else
-        redis.call('XADD', stream, '*', 'j', id)
         length, released = length + 1, true
       end
     else
       local kept = keep ~= '0'
-      if kept or job[4] then
+      if op == 'k' then
+        body = job[5] or body
+        if kept or job[4] then
+          redis.call('HSET', key, 'x', 'k', 'a', attempts, 'F', stamp, 'k', body)
+        end
+      elseif kept or job[4] then
         if body == '' then
           call('HSET', key, 'x', op, 'a', attempts, 'F', stamp)
         else

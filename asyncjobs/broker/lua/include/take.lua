@@ -1,5 +1,5 @@
 -- take: as many jobs as there are slots and tokens, first from the head, then new ones, of `work`.
--- Sets rows, waiting, wait, length. Reads active, head, summary, held.
+-- Sets rows, marked, waiting, wait, length. Reads active, head, summary, held.
 local want = 0
 if length > 0 then
   if not summary then active, head, summary = handed_out(stream) end
@@ -50,18 +50,27 @@ while left > 0 and size < budget do
     if size >= budget then
       spare[#spare + 1] = entry[1]
     else
-      local job = redis.pcall('HMGET', key, 'd', 'a', 's', 't', 'o')
+      local job = redis.pcall('HMGET', key, 'd', 'a', 's', 't', 'o', 'k')
       if job.err and not is_foreign(job) then
         redis.call('XCLAIM', stream, 'w', 'head', 0, entry[1], 'JUSTID')
         broken = true
-      elseif job[1] then
+      elseif job[6] and job[1] and redis.call('HGET', key, 'x') ~= 'k' then
+        -- Its cancel was asked for while a process held it: this process settles that, and runs nothing.
+        wait, marked = 0, marked or {}
+        redis.call('HSET', key, 'x', 'a', 'r', token)
+        job[1] = ''
+        add_row(marked, id, entry[1], job)
+        marked[#marked + 1] = job[6]
+      elseif job[1] and not job[6] then
         call('HSET', key, 'x', 'a', 'r', token, 'u', stamp)
         if job[3] or mark then redis.call('HSET', key, 'z', token) end
         add_row(rows, id, entry[1], job)
         size = size + #job[1]
       else
-        -- An entry whose record an operator deleted or overwrote: nothing is left to run, but there may be more behind.
+        -- An entry whose record an operator deleted or overwrote, or whose job was cancelled: nothing is left to run, but
+        -- there may be more behind. The id of the entry alone is no record.
         wait = 0
+        if not job[1] then redis.pcall('HDEL', key, 'i') end
         redis.call('XACK', stream, 'w', entry[1])
         length = length - redis.call('XDEL', stream, entry[1])
       end
