@@ -72,6 +72,11 @@ READ: Final = Script("read", 2)
 WATCH: Final = Script("watch", 1)
 COUNT: Final = Script("count", 4)
 INSPECT: Final = Script("inspect", 4)
+PAGE_SORTED: Final = Script("page_sorted", 1)
+PAGE_ENTRIES: Final = Script("page_entries", 1)
+PEEK: Final = Script("peek", 1)
+TALLY: Final = Script("tally", 1)
+SEEK: Final = Script("seek", 1)
 SPEND: Final = Script("spend", 2)
 REGISTER: Final = Script("register", 1)
 INDEX: Final = Script("index", 3)
@@ -96,5 +101,6 @@ BY_SHA: Final = {
     for script in (
         ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, INSPECT, SPEND, REGISTER, INDEX, FORGET,
         TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, END_RUN, PERMIT,
+        PAGE_SORTED, PAGE_ENTRIES, PEEK, TALLY, SEEK,
     )
 }  # fmt: skip
