@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -18,15 +18,20 @@ from asyncjobs.active_job import current
 from asyncjobs.broker import Keys
 from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import Seconds, seconds
-from asyncjobs.errors import ConfigError, JobFailedError, JobTimeoutError, PayloadError, named, visible
+from asyncjobs.errors import ConfigError, JobFailedError, JobGoneError, JobTimeoutError, PayloadError, named, visible
 
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed", "cancelled"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed", "cancelled")
+MARKS: Final[Mapping[bytes, JobState]] = {
+    b"a": "active", b"c": "completed", b"f": "failed", b"k": "cancelled"
+}  # fmt: skip
+UNKNOWN_OPTIONS: Final = JobOptions(attempts=None)  # of a name that is not registered here
 NUMBERED: Final = re.compile(r"[el]([0-9]{1,15})", re.ASCII)
 
 
@@ -163,9 +168,35 @@ class Job:
     _broker: Broker | None = None
     _keys: Keys | None = None
     _spec: JobSpec | None = None
+    _record: Mapping[str, bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<Job {named(self.name, self.id, self.group_id)} {self.state or 'not added'}>"
+
+    async def refresh(self) -> Job:
+        """Read the job again: this object says how it stands now, and is returned.
+
+        Raises:
+            JobGoneError: its record is gone: it was removed, or let go by retention, or never added.
+        """
+        assert self._broker is not None
+        assert self._keys is not None
+        due, record = await self._broker.read(self._keys, self.id)
+        if "d" not in record:
+            raise JobGoneError(
+                f"the record of {named(self.name, self.id, self.group_id)} is gone: it was removed, let go by "
+                "retention, or never added"
+            )
+        now = read_job(self._broker, self._spec, self.name, self._keys, self.group_id, self.id, due, record)
+        for one in fields(self):
+            if one.name != "added":
+                setattr(self, one.name, getattr(now, one.name))
+        return self
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What it was tagged with; no job has tags yet."""
+        return ()
 
     @property
     def queue_name(self) -> str:
@@ -184,9 +215,9 @@ class Job:
 
         assert self._broker is not None
         assert self._keys is not None
-        assert self._spec is not None
-        waiting = current.get(None)
-        if waiting is not None and waiting.keys.stream == self._keys.stream and self._spec.concurrency == 1:
+        waiting, spec = current.get(None), self._spec
+        here = waiting is not None and waiting.keys.stream == self._keys.stream
+        if here and spec is not None and spec.concurrency == 1:
             raise ConfigError(
                 f"{visible(self.queue_name)} runs one job at a time, so waiting for {visible(self.id)} in its handler "
                 "can never end; "
@@ -216,23 +247,30 @@ class Job:
 
 def read_job(
     broker: Broker,
-    spec: JobSpec,
+    spec: JobSpec | None,
+    name: str,
     keys: Keys,
     group_id: str | None,
     job_id: str,
     due: float | None,
-    record: dict[str, bytes],
+    record: Mapping[str, bytes],
+    state: JobState | None = None,
 ) -> Job:
-    """A `Job` from the fields that `Broker.read` returned."""
-    marks: dict[bytes, JobState] = {b"a": "active", b"c": "completed", b"f": "failed", b"k": "cancelled"}
-    state = marks.get(record.get("x", b""), "waiting" if due is None else "delayed")
+    """A `Job` from the fields of its record.
+
+    Args:
+        spec: of its name; None: that is not registered here.
+        state: where the job was found; None: as the record and `due` say.
+    """
+    if state is None:
+        state = MARKS.get(record.get("x", b""), "waiting" if due is None else "delayed")
     overrides = NO_OVERRIDES
     with suppress(Exception):  # what cannot be read cannot be run either, and its error says so
         overrides = Overrides.decode(record.get("o", b""))
     errors = (_try_error(number, value) for number, value in _numbered(record, "e"))
     return Job(
         id=job_id,
-        name=spec.name,
+        name=name,
         group_id=group_id,
         data=_value(record.get("d")),
         state=state,
@@ -240,9 +278,9 @@ def read_job(
         error=TryErrors(one for one in errors if one is not None),
         progress=_value(record.get("p")),
         logs=tuple(value.decode(errors="replace") for _, value in _numbered(record, "l")),
-        attempts_made=_number(record.get("a")),
-        attempts=overrides.attempts(spec.job_options),
-        stalled_count=_number(record.get("s")),
+        attempts_made=number_of(record.get("a")),
+        attempts=overrides.attempts(spec.job_options if spec is not None else UNKNOWN_OPTIONS),
+        stalled_count=number_of(record.get("s")),
         added_at=_instant(record.get("t")),
         started_at=_instant(record.get("u")),
         finished_at=_instant(record.get("F")),
@@ -251,11 +289,12 @@ def read_job(
         _broker=broker,
         _keys=keys,
         _spec=spec,
+        _record=record,
     )
 
 
 # A record is read whatever it holds: another release may have written it, or an operator, or a fault of ours.
-def _number(value: bytes | None) -> int:
+def number_of(value: bytes | None) -> int:
     """A count of a record; 0 where it is none."""
     return int(value) if value is not None and value.isdigit() and len(value) < 16 else 0
 

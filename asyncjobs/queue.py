@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
-from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.definition import JobSpec, checked_name
 from asyncjobs.declare.options import Backoff, JobOptions, KeepRule
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
-from asyncjobs.declare.values import FOREVER, UNSET, Seconds, Unset, keywords, seconds, shown
+from asyncjobs.declare.values import FOREVER, UNSET, Seconds, Unset, flag, keywords, seconds, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
 from asyncjobs.job import Job, counts_of, new_id, read_job
 from asyncjobs.limits.controls import Bounds, QueueControls
+from asyncjobs.operate.finding import find
+from asyncjobs.operate.names import all_names, announce, strangers, tell_strangers
+from asyncjobs.operate.selection import Selection
+from asyncjobs.operate.states import states
+from asyncjobs.operate.walk import Plan
+from asyncjobs.operate.wanted import Wanted
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
-
-logger = logging.getLogger("asyncjobs")
 
 ADD_OPTIONS: Final = (
     "group_id", "job_id", "delay", "at", "attempts", "backoff", "timeout", "remove_on_complete", "remove_on_fail",
 )  # fmt: skip
 LONGEST_ID: Final = 512  # bytes of UTF-8
-MOST_STRANGERS: Final = 100  # names that are looked at
 NOTHING: Final[Mapping[str, Any]] = {}
 AT_ONCE: Final = ("in", 0)
 
@@ -169,7 +171,7 @@ class Queue:
         spec = self._specs.get(job) if type(job) is str else None
         if spec is None:
             spec = self.spec(job)
-        group = self._group(spec, group_id) if spec.grouped or group_id is not None else None
+        group = _group(spec, group_id) if spec.grouped or group_id is not None else None
         named = job_id is not None
         identity = _text(job_id, "job_id") if named else new_id()
         raw = spec.codec.encode(data, self._max_payload)
@@ -202,10 +204,10 @@ class Queue:
     ) -> Job | None:
         """A job as it stands, or None if there is none with that id (any more)."""
         broker, spec = self._running("get_job"), self.spec(name)
-        group = self._group(spec, group_id)
+        group = _group(spec, group_id)
         keys = broker.queue_keys(spec.name, group)
         due, record = await broker.read(keys, _text(job_id, "job_id"))
-        return read_job(broker, spec, keys, group, job_id, due, record) if "d" in record else None
+        return read_job(broker, spec, spec.name, keys, group, job_id, due, record) if "d" in record else None
 
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
         """How many jobs are in each state; of a grouped job without a group: of all its groups together.
@@ -216,34 +218,64 @@ class Queue:
         if group_id is None:
             counts = await broker.total_counts(spec.name)
         else:
-            counts = await broker.counts(broker.queue_keys(spec.name, self._group(spec, group_id)))
+            counts = await broker.counts(broker.queue_keys(spec.name, _group(spec, group_id)))
         return counts_of(counts)
 
-    async def announce(self) -> dict[str, bool]:
-        """Leave it in the store which names there are here. Returns all that any process has left, with whether each is
-        grouped."""
-        return await self._running("announce").know({name: spec.grouped for name, spec in self._specs.items()})
+    def select(
+        self,
+        name: str | Callable[..., Any] | None = None,
+        *,
+        state: str | Iterable[str] | None = None,
+        group_id: str | int | None = None,
+        text: str | None = None,
+        error: str | None = None,
+        tag: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        newest_first: bool = True,
+    ) -> Selection:
+        """Jobs to look at; nothing is asked until the selection is iterated, paged or counted.
+
+        Args:
+            name: registered here or not, or a handler; None: every name that a process has ever registered.
+            state: one or several of waiting, active, delayed, completed, failed, cancelled; None: all.
+            group_id: None: all groups, and what has none.
+            text: plain text in the payload, or ``key:value`` against what it says; a key may be a path, ``order.id:7``.
+            error: text in the last error, which begins with its type.
+            tag: of the job.
+            since, until: aware datetimes, both inclusive; when it finished, started, comes due, or was added.
+        Raises:
+            ConfigError: a value that cannot be.
+        """
+        known = None
+        if name is not None:
+            known = self._specs.get(checked_name(name, "job")) if isinstance(name, str) else self.spec(name)
+        if group_id is not None:
+            group_id = _group_text(group_id) if known is None else _group(known, group_id)
+        asked = known.name if known is not None else None if name is None else str(name)
+        wanted = Wanted.of(text, error, tag, since, until)
+        plan = Plan(asked, group_id, states(state), wanted, flag(newest_first, "newest_first"))
+        return Selection(self._running, self._specs, plan)
+
+    async def find(self, job_id: str) -> list[Job]:
+        """Every job with that id, over all names and groups, registered here or not."""
+        return await find(self._running("find"), self._specs, _text(job_id, "job_id"))
+
+    async def all_names(self) -> dict[str, dict[str, int]]:
+        """Every job name that a process has ever registered, with how many jobs are in each state."""
+        return await all_names(self._running("all_names"), self._specs)
+
+    async def announce(self) -> None:
+        """Leave it in the store which names there are here, and what holds for them."""
+        await announce(self._running("announce"), self._specs)
 
     async def strangers(self) -> dict[str, dict[str, int]]:
         """The job names that others have registered and this runtime has not, with what is left of them by state."""
-        broker = self._running("strangers")
-        known = await self.announce()
-        found: dict[str, dict[str, int]] = {}
-        for name in sorted(known.keys() - self._specs.keys())[:MOST_STRANGERS]:
-            keys = broker.queue_keys(name, None)
-            counts = await (broker.total_counts(name) if known[name] else broker.counts(keys))
-            found[name] = counts_of(counts)
-        return found
+        return await strangers(self._running("strangers"), self._specs)
 
     async def tell_strangers(self) -> None:
         """Warn of jobs that no handler is registered for: a file was renamed, or a release was rolled back."""
-        for name, counts in (await self.strangers()).items():
-            left = counts["waiting"] + counts["active"] + counts["delayed"]
-            if left:
-                logger.warning(
-                    "%d jobs of %r are left, and no job of that name is registered here: unless another process runs "
-                    "them they wait for ever; register that name, or give its file the old name back", left, name,
-                )  # fmt: skip
+        await tell_strangers(self._running("tell_strangers"), self._specs)
 
     async def groups(self, name: str | Callable[..., Any]) -> list[str]:
         """The ids of the groups that are not reaped, sorted."""
@@ -260,7 +292,7 @@ class Queue:
     def group(self, name: str | Callable[..., Any], group_id: str | int) -> QueueControls:
         """The same for one group."""
         spec = self.spec(name)
-        return QueueControls(self._running("group"), spec, self._group(spec, group_id))
+        return QueueControls(self._running("group"), spec, _group(spec, group_id))
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
         """The registered job called or handled by `job`."""
@@ -291,17 +323,21 @@ class Queue:
             self._home.check(f"queue.{what}")
         return self._broker
 
-    @staticmethod
-    def _group(spec: JobSpec, group_id: Any) -> str | None:
-        if not spec.grouped:
-            if group_id is not None:
-                raise ConfigError(f"{spec.name} has no groups, so it takes no group_id; set group=True to give it some")
-            return None
-        if group_id is None:
-            raise ConfigError(f"{spec.name} is a grouped job: name its group, group_id='…'")
-        if isinstance(group_id, int) and not isinstance(group_id, bool):
-            return str(group_id)
-        return _text(group_id, "group_id")
+
+def _group(spec: JobSpec, group_id: Any) -> str | None:
+    if not spec.grouped:
+        if group_id is not None:
+            raise ConfigError(f"{spec.name} has no groups, so it takes no group_id; set group=True to give it some")
+        return None
+    if group_id is None:
+        raise ConfigError(f"{spec.name} is a grouped job: name its group, group_id='…'")
+    return _group_text(group_id)
+
+
+def _group_text(group_id: Any) -> str:
+    if isinstance(group_id, int) and not isinstance(group_id, bool):
+        return str(group_id)
+    return _text(group_id, "group_id")
 
 
 def _reference(handle: Any) -> Any:

@@ -24,6 +24,7 @@ FLOORS = [
     {"upkeep", "cron"},
     {"work"},
     {"queue"},
+    {"operate"},
     {"limits", "integrations"},
     {"job", "live_updates"},
     {"active_job", "events", "embedded"},
@@ -168,7 +169,7 @@ def test_every_script_is_declared_and_called():
     assert files == {script.name for script in scripts.BY_SHA.values()}
     users = "".join(
         (ROOT / "broker" / f"{name}.py").read_text()
-        for name in ("broker", "adds", "preflight", "reading", "working", "keeping", "limiting", "ticking")
+        for name in ("broker", "adds", "preflight", "reading", "looking", "working", "keeping", "limiting", "ticking")
     )
     for script in scripts.BY_SHA.values():
         assert re.search(rf"\b(scripts\.)?{script.name.upper()}\(", users), f"{script.name} is called by nobody"

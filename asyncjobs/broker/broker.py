@@ -24,6 +24,7 @@ from asyncjobs.broker.keys import (
     groups_key,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
+from asyncjobs.broker.looking import Looking
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.reading import Finish, Reading
@@ -36,7 +37,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Working, Keeping, Ticking, Limiting):
+class Broker(Reading, Looking, Working, Keeping, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
     def __init__(

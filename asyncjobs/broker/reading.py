@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -14,7 +14,6 @@ from asyncjobs.broker.keys import (
     Keys,
     groups_key,
     index_keys,
-    names_key,
     processes_key,
     split_member,
     text_of,
@@ -56,7 +55,7 @@ class Finish(NamedTuple):
 
 
 class Reading(RetryingCaller):
-    """The verbs that change nothing, but for the names that processes leave of what they know."""
+    """The verbs that change nothing."""
 
     _scattered: bool  # a Cluster, where the groups of a name lie in different slots
     subscriber: Subscriber
@@ -173,20 +172,6 @@ class Reading(RetryingCaller):
         )
 
     # What there is ----------------------------------------------------------------------------------------
-    async def know(self, names: Mapping[str, bool]) -> dict[str, bool]:
-        """Leave it here which job names there are and whether they are grouped. Returns all that anybody has left."""
-        key = names_key(self.prefix)
-        if names:
-            about = [
-                one
-                for name, grouped in names.items()
-                for one in (name, b'{"grouped":%s}' % (b"true" if grouped else b"false"))
-            ]
-            await self._ask(("HSET", key, *about))
-        found = await self._ask(("HGETALL", key))
-        known = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        return {name.decode(errors="replace"): b'"grouped":true' in about for name, about in known}
-
     async def living(self) -> set[str]:
         """The processes that were not given up."""
         return {one.decode(errors="replace") for one in await self._ask(("ZRANGE", processes_key(self.prefix), 0, -1))}

@@ -74,6 +74,11 @@ READ: Final = Script("read", 2)
 WATCH: Final = Script("watch", 1)
 COUNT: Final = Script("count", 5)
 INSPECT: Final = Script("inspect", 5, rare=True)
+PAGE_SORTED: Final = Script("page_sorted", 1, rare=True)
+PAGE_ENTRIES: Final = Script("page_entries", 1, rare=True)
+PEEK: Final = Script("peek", 1, rare=True)
+TALLY: Final = Script("tally", 1, rare=True)
+SEEK: Final = Script("seek", 1, rare=True)
 SPEND: Final = Script("spend", 2)
 REGISTER: Final = Script("register", 1)
 INDEX: Final = Script("index", 4)
@@ -98,6 +103,7 @@ BY_SHA: Final = {
     for script in (
         ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, INSPECT, SPEND, REGISTER, INDEX, FORGET,
         TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, END_RUN, PERMIT,
+        PAGE_SORTED, PAGE_ENTRIES, PEEK, TALLY, SEEK,
     )
 }  # fmt: skip
 USUAL: Final = tuple(script for script in BY_SHA.values() if not script.rare)

@@ -57,7 +57,7 @@ async def test_a_job_is_read_whatever_any_field_of_its_record_holds(queue, redis
 )
 async def test_any_fields_and_any_values(queue, record, due):
     spec = queue.spec("job")
-    found = read_job(queue._broker, spec, queue._broker.queue_keys("job", None), None, "id", due, record)
+    found = read_job(queue._broker, spec, "job", queue._broker.queue_keys("job", None), None, "id", due, record)
     assert str(found.error) + repr(found)
 
 

@@ -1,0 +1,96 @@
+"""Names: every job name that any process has left in the store, with what is known of it; names outlive their files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from asyncjobs.broker import Broker
+from asyncjobs.declare.definition import JobSpec, kept
+from asyncjobs.job import counts_of
+
+logger = logging.getLogger("asyncjobs")
+
+MOST_STRANGERS: Final = 100  # names that are looked at
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What the store says of a job name; an earlier release has left `grouped` alone.
+
+    Attributes:
+        retention: how many completed jobs are kept and for how many ms, and the same for failed ones; -1: no bound.
+        windows: of its limiter, ``max:µs max:µs …``.
+    """
+
+    grouped: bool = False
+    ordered: bool = False
+    concurrency: int | None = None
+    windows: str = ""
+    attempts: int | None = None
+    retention: tuple[int, int, int, int] | None = None
+    lease: float | None = None
+    release: str = ""
+
+
+def about(spec: JobSpec, release: str) -> bytes:
+    """What this process leaves of a name. Earlier releases look for ``"grouped":true`` in it."""
+    options = spec.job_options
+    told = Told(
+        grouped=spec.grouped,
+        ordered=spec.ordered,
+        concurrency=spec.concurrency,
+        windows=spec.limits.windows,
+        attempts=options.attempts,
+        retention=(*kept(options.remove_on_complete), *kept(options.remove_on_fail)),
+        lease=spec.lease,
+        release=release,
+    )
+    return msgspec.json.encode(told)
+
+
+def read_told(raw: bytes) -> Told:
+    """The same, read from the store; what cannot be read says nothing."""
+    try:
+        return msgspec.json.decode(raw, type=Told)
+    except Exception:  # another release, or an operator
+        return Told(grouped=b'"grouped":true' in raw)
+
+
+async def announce(broker: Broker, specs: Mapping[str, JobSpec]) -> dict[str, Told]:
+    """Leave it in the store which names there are here, and what holds for them. Returns all that any process has."""
+    from asyncjobs import __version__
+
+    if specs:
+        await broker.tell_names({name: about(spec, __version__) for name, spec in specs.items()})
+    return {name: read_told(raw) for name, raw in (await broker.told_names()).items()}
+
+
+async def all_names(broker: Broker, specs: Mapping[str, JobSpec]) -> dict[str, dict[str, int]]:
+    """Every name that any process has ever registered, sorted, with how many jobs are in each state."""
+    known = {*specs, *await broker.told_names()}
+    return {name: await left_of(broker, name) for name in sorted(known)}
+
+
+async def left_of(broker: Broker, name: str) -> dict[str, int]:
+    """How many jobs of a name are in each state, over all its groups."""
+    return counts_of(await broker.total_counts(name))
+
+
+async def strangers(broker: Broker, specs: Mapping[str, JobSpec]) -> dict[str, dict[str, int]]:
+    """The names that others have registered and this runtime has not, with what is left of them by state."""
+    known = await announce(broker, specs)
+    return {name: await left_of(broker, name) for name in sorted(known.keys() - specs.keys())[:MOST_STRANGERS]}
+
+
+async def tell_strangers(broker: Broker, specs: Mapping[str, JobSpec]) -> None:
+    """Warn of jobs that no handler is registered for: a file was renamed, or a release was rolled back."""
+    for name, counts in (await strangers(broker, specs)).items():
+        left = counts["waiting"] + counts["active"] + counts["delayed"]
+        if left:
+            logger.warning(
+                "%d jobs of %r are left, and no job of that name is registered here: unless another process runs "
+                "them they wait for ever; register that name, or give its file the old name back", left, name,
+            )  # fmt: skip

@@ -1,0 +1,174 @@
+"""The Selection: jobs by name, state, group, text, error and instant; nothing is asked until it is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final, NamedTuple, Self
+
+from asyncjobs import clock
+from asyncjobs.broker import Broker
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.values import whole
+from asyncjobs.job import Job
+from asyncjobs.operate.counting import Count, count
+from asyncjobs.operate.place import Cursor
+from asyncjobs.operate.walk import Plan, Walk
+
+MOST_A_PAGE: Final = 1000
+A_PAGE: Final = 50
+AT_ONCE: Final = 200  # jobs that an iteration reads at a time
+MOST_TRIPS: Final = 6  # round trips a page
+SHARE: Final = 0.2  # of the time in which a search makes the store work; the rest is left to others
+
+
+class Page(NamedTuple):
+    """Some jobs of a selection, in its order.
+
+    Attributes:
+        jobs: those found; fewer than asked for, or none, where many had to be looked at or their records are large.
+        next: give it as `after` for the next page, in any process; None: this is the last one.
+        scope: in words, what was looked at and what could not be read.
+        looked_at: how many jobs were looked at for this page.
+    """
+
+    jobs: list[Job]
+    next: str | None
+    scope: str
+    looked_at: int
+
+
+class Found:
+    """The jobs of a selection, one after the other, while they come and go; ends early by `aclose`.
+
+    State: `_walk`, once it has begun; `_ready`, what is read and not handed out.
+
+    Attributes:
+        looked_at: how many jobs have been looked at so far, found or not.
+        of: how many there were to look at when it began; None until it has.
+    """
+
+    def __init__(self, make: Callable[[], Walk], searches: bool) -> None:
+        self._make, self._searches = make, searches
+        self._walk: Walk | None = None
+        self._ready: list[Job] = []
+        self._closed = False
+        self.of: int | None = None
+
+    @property
+    def looked_at(self) -> int:
+        return self._walk.looked_at if self._walk is not None else 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Job:
+        while not self._ready:
+            if self._closed or (self._walk is not None and self._walk.done):
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.pop()
+
+    async def _read(self) -> None:
+        began = clock.monotonic()
+        if self._walk is None:
+            walk = self._make()
+            await walk.begin()
+            self.of = await walk.total()
+            self._walk = walk
+        elif not self._walk.done:
+            self._ready = (await self._walk.further(AT_ONCE))[::-1]
+            if self._searches:
+                await asyncio.sleep((clock.monotonic() - began) * (1 / SHARE - 1))
+
+    async def aclose(self) -> None:
+        """Look no further."""
+        self._closed = True
+        self._ready = []
+
+
+class Selection:
+    """Jobs that match, read anew each time; see `Queue.select` for what they are chosen by.
+
+    ``async for job in selection`` meets each job that is in a state of it throughout, and none twice, while jobs come,
+    finish, are retried and trimmed; what came to its state after the iteration began is left out. The order is that of
+    ``asyncjobs/operate/walk.py``.
+    """
+
+    def __init__(self, running: Callable[[str], Broker], specs: Mapping[str, JobSpec], plan: Plan) -> None:
+        self._running, self._specs, self._plan = running, specs, plan
+        self._latest: Found | None = None
+
+    def __repr__(self) -> str:
+        return f"<Selection {self.scope}>"
+
+    @property
+    def scope(self) -> str:
+        """What is selected, in words."""
+        return self._plan.words()
+
+    @property
+    def looked_at(self) -> int:
+        """How many jobs the latest iteration has looked at so far."""
+        return 0 if self._latest is None else self._latest.looked_at
+
+    @property
+    def of(self) -> int | None:
+        """How many jobs there were for the latest iteration to look at; None before it has begun."""
+        return None if self._latest is None else self._latest.of
+
+    def __aiter__(self) -> Found:
+        self._latest = Found(self._walk, self._plan.wanted.searches)
+        return self._latest
+
+    async def page(self, after: str | None = None, limit: int = A_PAGE) -> Page:
+        """Some jobs, in at most six round trips.
+
+        Args:
+            after: `next` of the page before; None: the first one.
+            limit: how many at most, up to 1000.
+        Raises:
+            ConfigError: an `after` that no page of this selection has handed out.
+            UnknownJobError: no process has ever registered that name.
+        """
+        most = whole(limit, "limit", least=1, most=MOST_A_PAGE)
+        walk = self._walk(after)
+        await walk.begin()
+        return await self._next_page(walk, most, MOST_TRIPS)
+
+    async def pages(self, limit: int = 500, after: str | None = None, data: bool = True) -> AsyncIterator[Page]:
+        """All jobs, page by page, as the iteration has them; each page's `next` is where to go on after a crash.
+
+        Args:
+            data: False for jobs without data, result, errors, progress and logs: who they are, and when.
+        """
+        most = whole(limit, "limit", least=1, most=MOST_A_PAGE)
+        walk = self._walk(after)
+        await walk.begin()
+        while not walk.done:
+            began = clock.monotonic()
+            yield await self._next_page(walk, most, walk.trips + MOST_TRIPS, data)
+            if self._plan.wanted.searches:
+                await asyncio.sleep((clock.monotonic() - began) * (1 / SHARE - 1))
+
+    async def count(self) -> Count:
+        """How many there are. Where each would have to be looked into, only some thousands are; see `Count`."""
+        walk = self._walk()
+        await walk.begin()
+        return await count(walk)
+
+    def _walk(self, after: str | None = None) -> Walk:
+        cursor = None if after is None else Cursor.read(after)
+        return Walk(self._running("select"), self._specs, self._plan, cursor)
+
+    async def _next_page(self, walk: Walk, limit: int, most_trips: int, data: bool = True) -> Page:
+        jobs: list[Job] = []
+        before, first = walk.looked_at, True
+        while not walk.done and len(jobs) < limit and (first or walk.trips + walk.next_trips <= most_trips):
+            jobs += await walk.further(limit - len(jobs), data)
+            first = False
+        cursor = walk.cursor()
+        scope = self.scope
+        if walk.unread:
+            scope += f"; not readable, as something else is stored there: {', '.join(walk.unread)}"
+        return Page(jobs, None if cursor is None else cursor.text(), scope, walk.looked_at - before)
