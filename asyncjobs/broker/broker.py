@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from asyncjobs import clock
+from asyncjobs.broker.acting import Acting
 from asyncjobs.broker.add_calls import AddCall, AddReply, FollowUp, Place
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher
@@ -37,7 +38,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Working, Keeping, Ticking, Limiting):
+class Broker(Reading, Looking, Acting, Working, Keeping, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
     def __init__(

@@ -96,14 +96,12 @@ REFUND: Final = Script("refund", 1)
 STEER: Final = Script("steer", 1)
 TICK: Final = Script("tick", 4)
 END_RUN: Final = Script("end_run", 1)
+RETRY: Final = Script("retry", 4, rare=True)
+PROMOTE: Final = Script("promote", 2, rare=True)
+REMOVE: Final = Script("remove", 5, rare=True)
+LOCATE: Final = Script("locate", 1, rare=True)
+UNLIST: Final = Script("unlist", 1, rare=True)
 PERMIT: Final = Script("permit", 0)
 
-BY_SHA: Final = {
-    script.sha: script
-    for script in (
-        ADD, WORK, OWN, RETAIN, OWNERS, SWEEP, LEAVE, NOTE, READ, WATCH, COUNT, INSPECT, SPEND, REGISTER, INDEX, FORGET,
-        TRIM, IDLE, REAP, UNREGISTER, BEAT, BURY, CLAIM, SILENCE, ADMIT, REFUND, STEER, TICK, END_RUN, PERMIT,
-        PAGE_SORTED, PAGE_ENTRIES, PEEK, TALLY, SEEK,
-    )
-}  # fmt: skip
+BY_SHA: Final = {script.sha: script for script in tuple(globals().values()) if isinstance(script, Script)}
 USUAL: Final = tuple(script for script in BY_SHA.values() if not script.rare)

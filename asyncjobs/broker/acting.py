@@ -1,0 +1,96 @@
+"""Acting: what operators do to jobs that do not run: retry, promote, remove. One script reaches many jobs of one queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from asyncjobs.broker import scripts
+from asyncjobs.broker.calling import RetryingCaller
+from asyncjobs.broker.keys import Keys, groups_key, index_keys, index_member
+
+ENTRIES_A_LOOK: Final = 5000  # of a stream, where a job's record does not say where the job waits
+DONE: Final = "1"
+DONE_BEFORE: Final = "2"  # by the same act, whose reply was lost, or whose process was
+GONE: Final = "-"
+WAITS_SOMEWHERE: Final = "l"
+
+
+class Act(NamedTuple):
+    """Something that is done to jobs. `id`: unique; a job is reached once by it. `entry`: what the record of each job
+    tells of it: a JSON object, without its opening brace and its instant."""
+
+    id: str
+    entry: bytes
+
+
+class Acting(RetryingCaller):
+    """Each verb answers with one character a job: `DONE`, `DONE_BEFORE`, or the letter of the state that it was in."""
+
+    _scattered: bool
+
+    async def retry(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str], reset: bool) -> str:
+        """Failed and cancelled jobs of one queue wait again."""
+        await self._register(name, keys)
+        now, answers = await self._ask(
+            scripts.RETRY(
+                keys.stream, keys.delayed, keys.failed, keys.cancelled, keys.jobs, self.channels.news(name), keys.group,
+                act.id, act.entry, "1" if reset else "", *job_ids,
+            )
+        )  # fmt: skip
+        await self._unlist(name, keys, now, job_ids)
+        return str(answers.decode())
+
+    async def promote(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str]) -> str:
+        """Delayed jobs of one queue wait from now on."""
+        await self._register(name, keys)
+        _, answers = await self._ask(
+            scripts.PROMOTE(
+                keys.stream, keys.delayed, keys.jobs, self.channels.news(name), keys.group, act.id, act.entry, *job_ids
+            )
+        )
+        return str(answers.decode())
+
+    async def remove(self, name: str, keys: Keys, job_ids: Sequence[str]) -> str:
+        """Jobs of one queue go, unless they run."""
+        answers = await self._remove(name, keys, job_ids, {})
+        lost = [job_id for job_id, answer in zip(job_ids, answers, strict=True) if answer == WAITS_SOMEWHERE]
+        if not lost:
+            return answers
+        found = await self.locate(keys, lost)
+        again = dict(zip(lost, await self._remove(name, keys, lost, found), strict=True))
+        # One that was found nowhere has begun, or has lost its entry to an operator: then nothing of it would ever run.
+        return "".join(
+            again.get(job_id, answer).replace(WAITS_SOMEWHERE, "w")
+            for job_id, answer in zip(job_ids, answers, strict=True)
+        )
+
+    async def _remove(self, name: str, keys: Keys, job_ids: Sequence[str], entries: dict[str, str]) -> str:
+        jobs = [word for job_id in job_ids for word in (job_id, entries.get(job_id, ""))]
+        sets = (keys.delayed, keys.completed, keys.failed, keys.cancelled)
+        now, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
+        await self._unlist(name, keys, now, job_ids)
+        return str(answers.decode())
+
+    async def locate(self, keys: Keys, job_ids: Sequence[str]) -> dict[str, str]:
+        """The stream entries of waiting jobs, by looking at all that wait, in pieces of a bounded size."""
+        found: dict[str, str] = {}
+        after = "-"
+        while True:
+            last, pairs = await self._ask(scripts.LOCATE(keys.stream, after, ENTRIES_A_LOOK, *job_ids))
+            found |= {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
+            if not last or len(found) == len(job_ids):
+                return found
+            after = f"({last.decode()}"
+
+    async def _register(self, name: str, keys: Keys) -> None:
+        """A group is registered before it gets work: the other way round, a crash would hide the work."""
+        if keys.group:
+            await self._ask(scripts.REGISTER(groups_key(self.prefix, name), keys.group))
+
+    async def _unlist(self, name: str, keys: Keys, now: int, job_ids: Sequence[str]) -> None:
+        """Jobs of a group that are finished no more leave the listings of their name; what finishes anew stays there."""
+        if keys.group:
+            members = [index_member(keys.group, job_id) for job_id in job_ids]
+            for index in index_keys(self.prefix, name):
+                await self._ask(scripts.UNLIST(index, now, *members))
