@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.calling import RetryingCaller
-from asyncjobs.broker.keys import Keys, groups_key, index_keys, index_member
+from asyncjobs.broker.keys import Keys, audit_key, groups_key, index_keys, index_member
 
+MOST_AUDITED: Final = 10_000  # entries of the trail, give or take the last node
 ENTRIES_A_LOOK: Final = 5000  # of a stream, where a job's record does not say where the job waits
 DONE: Final = "1"
 DONE_BEFORE: Final = "2"  # by the same act, whose reply was lost, or whose process was
@@ -77,11 +78,28 @@ class Acting(RetryingCaller):
         found: dict[str, str] = {}
         after = "-"
         while True:
-            last, pairs = await self._ask(scripts.LOCATE(keys.stream, after, ENTRIES_A_LOOK, *job_ids))
+            last, pairs = await self._ask(scripts.LOCATE(keys.stream, after, MOST_AUDITED: Final = 10_000  # entries of the trail, give or take the last node
+ENTRIES_A_LOOK, *job_ids))
             found |= {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
             if not last or len(found) == len(job_ids):
                 return found
             after = f"({last.decode()}"
+
+    # The audit trail --------------------------------------------------------------------------------------
+    async def write_audit(self, fields: Mapping[str, str | bytes]) -> str:
+        """Lengthen the trail by one entry, and return its id. An answer that is lost may make it two."""
+        flat = [word for pair in fields.items() for word in pair]
+        command = ("XADD", audit_key(self.prefix), "MAXLEN", "~", MOST_AUDITED, "*", *flat)
+        return str((await self._ask(command)).decode())
+
+    async def read_audit(self, before: str, most: int) -> list[tuple[str, dict[str, str]]]:
+        """The `most` entries of the trail that came before the entry `before`, '' for the last ones, newest first."""
+        last = f"({before}" if before else "+"
+        rows = await self._ask(("XREVRANGE", audit_key(self.prefix), last, "-", "COUNT", most))
+        return [
+            (entry.decode(), {_text(flat[i]): _text(flat[i + 1]) for i in range(0, len(flat), 2)})
+            for entry, flat in rows
+        ]
 
     async def _register(self, name: str, keys: Keys) -> None:
         """A group is registered before it gets work: the other way round, a crash would hide the work."""
@@ -94,3 +112,7 @@ class Acting(RetryingCaller):
             members = [index_member(keys.group, job_id) for job_id in job_ids]
             for index in index_keys(self.prefix, name):
                 await self._ask(scripts.UNLIST(index, now, *members))
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")

@@ -10,6 +10,7 @@
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
       :names      hash    job name → JSON, what every process that started knew of it
       :cancels    zset    cancels that were asked of jobs that ran, as told on their channel → ms of that; an hour
+      :audit      stream  acts of operators: what, by, source, target, before, after, reason; the last 10,000
       :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
@@ -31,7 +32,9 @@
                           z the token of a take that has not begun · v result · p progress · F finished · w watched ·
                           q sender · e<n> error of try n · l<n> log line, ln their number ·
                           i the id of its entry while it waits; stale otherwise, so the entry has to name the job ·
-                          k who asked for its cancel, why and when, JSON
+                          k who asked for its cancel, why and when, JSON ·
+                          y acts of operators, one JSON object a line · O the last act · E<n> error of a try that
+                          counts no more, its attempt in front
 
 The braces are Redis Cluster's hash tag: what one script touches lies in one slot, and queues and groups
 spread over the shards. A job name holds no ``:``, and a group id is percent-encoded, so no two queues can
@@ -48,7 +51,7 @@ from urllib.parse import quote
 LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
 KEY: Final = re.compile(r"(?P<tag>\{(?P<inside>[^}]+)\}):(?P<kind>[a-z]+[0-9]*)(:(?P<rest>.*))?", re.DOTALL)
 OF_INSTALLATION: Final = frozenset(
-    {"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch", "names", "cancels"}
+    {"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch", "names", "cancels", "audit"}
 )
 OF_NAME: Final = frozenset({"groups", "gate"})
 OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "k", "j"})
@@ -195,6 +198,10 @@ def swept_key(prefix: str, process: str) -> str:
 
 def cancels_key(prefix: str) -> str:
     return f"{{{prefix}}}:cancels"
+
+
+def audit_key(prefix: str) -> str:
+    return f"{{{prefix}}}:audit"
 
 
 def names_key(prefix: str) -> str:

@@ -1,0 +1,104 @@
+"""The Operator: in whose name jobs are acted on. Each act is written to the audit trail first, then done, then told.
+
+An act reaches any number of jobs of one queue. What is not written is not done: a trail that the store refuses to
+lengthen stops the act.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from asyncjobs.broker import DONE, DONE_BEFORE, GONE, Act, Broker, Keys
+from asyncjobs.events import EventBus
+
+LONGEST_REASON: Final = 500  # characters that are kept
+LONGEST_NAME: Final = 100
+TOLD: Final = {"retry": "job.retried", "promote": "job.promoted", "remove": "job.removed"}
+STATES_BY_LETTER: Final = {
+    "w": "waiting", "d": "delayed", "a": "active", "c": "completed", "f": "failed", "k": "cancelled", GONE: "gone",
+}  # fmt: skip
+
+
+class Spot(NamedTuple):
+    """The queue that an act is about: its job name, its group and its keys."""
+
+    name: str
+    group_id: str | None
+    keys: Keys
+
+
+class Operator:
+    """Who acts, and from where."""
+
+    __slots__ = ("_bus", "by", "source")
+
+    def __init__(self, bus: EventBus, by: str = "", source: str = "python") -> None:
+        self._bus, self.by, self.source = bus, by[:LONGEST_NAME], source[:LONGEST_NAME]
+
+    def called(self, by: str, source: str) -> Operator:
+        """The same under another name."""
+        return Operator(self._bus, by, source)
+
+    def new_act(self, what: str, reason: str = "", act_id: str = "") -> Act:
+        """An act that is done once to each job that it reaches. `act_id`: of an operation that goes on."""
+        told = {"what": what, "by": self.by, "source": self.source, "reason": reason[:LONGEST_REASON]}
+        entry = msgspec.json.encode({key: value for key, value in told.items() if value})
+        return Act(act_id or secrets.token_hex(8), entry[1:])
+
+    async def write(
+        self,
+        broker: Broker,
+        what: str,
+        target: Mapping[str, Any],
+        *,
+        reason: str = "",
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Lengthen the audit trail by one entry; its id."""
+        fields: dict[str, str | bytes] = {"what": what, "by": self.by, "source": self.source}
+        fields["target"] = msgspec.json.encode(target)
+        if reason:
+            fields["reason"] = reason[:LONGEST_REASON]
+        for key, value in (("before", before), ("after", after)):
+            if value is not None:
+                fields[key] = msgspec.json.encode(value)
+        return await broker.write_audit(fields)
+
+    async def act(
+        self,
+        broker: Broker,
+        what: str,
+        spot: Spot,
+        job_ids: Sequence[str],
+        *,
+        reason: str = "",
+        reset: bool = False,
+        act: Act | None = None,
+    ) -> list[str]:
+        """Retry, promote or remove jobs of one queue.
+
+        Args:
+            act: the act of an operation, which is in the audit trail already.
+        Returns:
+            For each job ``done``, or the state that kept it from being acted on; ``gone``.
+        """
+        if act is None:
+            target = {"name": spot.name, "group_id": spot.group_id, "ids": job_ids[:10], "number": len(job_ids)}
+            await self.write(broker, what, target, reason=reason)
+            act = self.new_act(what, reason)
+        if what == "retry":
+            answers = await broker.retry(spot.name, spot.keys, act, job_ids, reset)
+        elif what == "promote":
+            answers = await broker.promote(spot.name, spot.keys, act, job_ids)
+        else:
+            answers = await broker.remove(spot.name, spot.keys, job_ids)
+        if self._bus.wants(TOLD[what]):
+            for job_id, answer in zip(job_ids, answers, strict=True):
+                if answer == DONE:
+                    self._bus.emit(TOLD[what], spot.name, job_id=job_id, group_id=spot.group_id)
+        return ["done" if answer in (DONE, DONE_BEFORE) else STATES_BY_LETTER[answer] for answer in answers]
