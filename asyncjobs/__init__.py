@@ -33,7 +33,8 @@ from asyncjobs.errors import (
     UpstreamError,
 )
 from asyncjobs.events import Event
-from asyncjobs.job import Cancellation, Job
+from asyncjobs.job import Job
+from asyncjobs.job_record import Cancellation
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 

@@ -28,6 +28,7 @@ logger = logging.getLogger("asyncjobs")
 
 EVENT_TYPES: Final = (
     "job.added", "job.active", "job.completed", "job.failed", "job.retrying", "job.stalled", "job.progress",
+    "job.retried", "job.promoted", "job.removed",
     "group.opened", "group.reaped",
     "task.fired", "task.skipped", "task.failed",
 )  # fmt: skip

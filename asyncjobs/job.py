@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -21,10 +20,35 @@ from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import Seconds, seconds
-from asyncjobs.errors import ConfigError, JobFailedError, JobGoneError, JobTimeoutError, PayloadError, named, visible
+from asyncjobs.errors import (
+    ConfigError,
+    JobFailedError,
+    JobGoneError,
+    JobTimeoutError,
+    PayloadError,
+    StateError,
+    named,
+    visible,
+)
+from asyncjobs.operator import Operator, Spot
 
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
+from asyncjobs.job_record import (
+    NO_ERRORS,
+    Cancellation,
+    JobAct,
+    Origin,
+    TryErrors,
+    acts_of,
+    cancellation,
+    instant_of,
+    number_of,
+    numbered,
+    try_error,
+    try_error_before,
+    value_of,
+)
 
 JobState: TypeAlias = Literal["waiting", "active", "delayed", "completed", "failed", "cancelled"]
 STATES: Final = ("waiting", "active", "delayed", "completed", "failed", "cancelled")
@@ -32,7 +56,6 @@ MARKS: Final[Mapping[bytes, JobState]] = {
     b"a": "active", b"c": "completed", b"f": "failed", b"k": "cancelled"
 }  # fmt: skip
 UNKNOWN_OPTIONS: Final = JobOptions(attempts=None)  # of a name that is not registered here
-NUMBERED: Final = re.compile(r"[el]([0-9]{1,15})", re.ASCII)
 
 
 LOOK_EVERY: Final = 2.0  # seconds between two looks of a wait() that hears nothing
@@ -72,67 +95,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_boot)
 
 
-class TryError(msgspec.Struct, frozen=True):
-    """One failed try: which one, what was raised, and where."""
-
-    attempt: int
-    text: str
-    stack: str
-    at: datetime
-
-    def __str__(self) -> str:
-        return f"try {self.attempt} at {self.at:%Y-%m-%d %H:%M:%S}Z: {self.text}\n{self.stack}"
-
-
-class TryErrors(tuple[TryError, ...]):
-    """The failed tries of a job, oldest first: the first one and the last ten; as text, each with its stack."""
-
-    __slots__ = ()
-
-    @property
-    def left_out(self) -> int:
-        """How many failed tries between the first and the last ten are not kept."""
-        return max(0, self[-1].attempt - self[0].attempt + 1 - len(self)) if self else 0
-
-    def __str__(self) -> str:
-        texts = [str(one) for one in self]
-        if self.left_out:
-            texts.insert(1, f"… {self.left_out} more failed tries, which are not kept …")
-        return "\n".join(texts)
-
-
-NO_ERRORS: Final = TryErrors()
-
-
-class Cancellation(msgspec.Struct, frozen=True):
-    """Who asked for the cancel of a job, why, when, and from where.
-
-    Attributes:
-        by: who did it, '' where nobody said so.
-        source: what it was done with: 'python' for code that calls `Job.cancel`.
-    """
-
-    by: str
-    reason: str
-    at: datetime
-    source: str = ""
-
-
-class StoredCancellation(msgspec.Struct):
-    """A `Cancellation` as the record of the job holds it; `at` in ms."""
-
-    by: str = ""
-    reason: str = ""
-    at: int = 0
-    source: str = ""
-
-
-class StoredError(msgspec.Struct, rename={"text": "t", "stack": "s", "at_ms": "a"}):
-    """A `TryError` as the record of the job holds it."""
-
-    text: str
-    stack: str
-    at_ms: int
+NEEDED: Final = {
+    "retry": "only a failed or cancelled job is retried; rerun() makes a new one of any",
+    "promote": "only a delayed job is promoted",
+    "remove": "cancel() it first",
+}
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -144,6 +111,8 @@ class Job:
         state: None on the handle of an `add` that added nothing.
         error: the failed tries, oldest first; empty for none. Of many the first and the last ten are kept.
         due_at: when a delayed job comes due.
+        history: what operators did to it, oldest first; the last 20 acts.
+        copied_from: the job that it is a rerun of.
         cancelled_by: who cancelled it, or has asked for that while it runs; None: nobody.
     """
 
@@ -165,10 +134,13 @@ class Job:
     finished_at: datetime | None = None
     due_at: datetime | None = None
     cancelled_by: Cancellation | None = None
+    history: tuple[JobAct, ...] = ()
+    copied_from: Origin | None = None
     _broker: Broker | None = None
     _keys: Keys | None = None
     _spec: JobSpec | None = None
     _record: Mapping[str, bytes] | None = None
+    _operator: Operator | None = None
 
     def __repr__(self) -> str:
         return f"<Job {named(self.name, self.id, self.group_id)} {self.state or 'not added'}>"
@@ -233,9 +205,69 @@ class Job:
         if finish.op == "c":
             return self._result(finish.body)
         if finish.op == "f":
-            stored = _try_error(0, finish.body)
+            stored = try_error(0, finish.body)
             raise JobFailedError(self.name, self.id, "no reason kept" if stored is None else stored.text)
         raise JobFailedError(self.name, self.id, "its record is gone: it was removed on completion, or never added")
+
+    # Acts -------------------------------------------------------------------------------------------------
+    async def retry(self, reset: bool = False, reason: str = "") -> None:
+        """Let a failed or cancelled job wait again, at the back of its queue. Its errors stay.
+
+        Args:
+            reset: its attempts count from 0 again; else they go on, and it gets one more at least.
+        Raises:
+            StateError: it is in another state, which the text names.
+            JobGoneError: its record is gone.
+        """
+        await self._act("retry", reason, reset=reset)
+        self.state, self.finished_at = "waiting", None
+
+    async def promote(self, reason: str = "") -> None:
+        """Let a delayed job wait from now on.
+
+        Raises:
+            StateError, JobGoneError: as for `retry`.
+        """
+        await self._act("promote", reason)
+        self.state, self.due_at = "waiting", None
+
+    async def remove(self, reason: str = "") -> None:
+        """Delete a job that does not run, with all that it owns. One that is gone already is no error.
+
+        Raises:
+            StateError: it runs; cancel it first.
+        """
+        with suppress(JobGoneError):
+            await self._act("remove", reason)
+
+    async def rerun(self, reason: str = "", **changes: Any) -> Job:
+        """Add a new job that is a copy of this one, whatever state this one is in; `copied_from` says so.
+
+        Args:
+            changes: what differs: `data`, `name`, `group_id`, `job_id`, `delay`, `at`, and the other options of `add`.
+        Raises:
+            JobGoneError: the record of this one is gone.
+            UnknownJobError, PayloadError, ConfigError: as for `add`; nothing was added.
+        """
+        broker, _, operator = self._place()
+        copy: Job = await operator.rerun(broker, self, changes, reason)
+        return copy
+
+    async def _act(self, what: str, reason: str, reset: bool = False) -> None:
+        broker, keys, operator = self._place()
+        spot = Spot(self.name, self.group_id, keys)
+        (state,) = await operator.act(broker, what, spot, [self.id], reason=reason, reset=reset)
+        who = named(self.name, self.id, self.group_id)
+        if state == "gone":
+            raise JobGoneError(f"the record of {who} is gone: it was removed, or is no longer kept")
+        if state != "done":
+            raise StateError(f"{who} is {state}; {NEEDED[what]}")
+
+    def _place(self) -> tuple[Broker, Keys, Operator]:
+        assert self._broker is not None
+        assert self._keys is not None
+        assert self._operator is not None
+        return self._broker, self._keys, self._operator
 
     def _result(self, body: bytes) -> Any:
         try:
@@ -255,6 +287,7 @@ def read_job(
     due: float | None,
     record: Mapping[str, bytes],
     state: JobState | None = None,
+    operator: Operator | None = None,
 ) -> Job:
     """A `Job` from the fields of its record.
 
@@ -267,70 +300,38 @@ def read_job(
     overrides = NO_OVERRIDES
     with suppress(Exception):  # what cannot be read cannot be run either, and its error says so
         overrides = Overrides.decode(record.get("o", b""))
-    errors = (_try_error(number, value) for number, value in _numbered(record, "e"))
+    errors = [try_error_before(value) for _, value in numbered(record, "E")]
+    errors += (try_error(number, value) for number, value in numbered(record, "e"))
     return Job(
         id=job_id,
         name=name,
         group_id=group_id,
-        data=_value(record.get("d")),
+        data=value_of(record.get("d")),
         state=state,
-        result=_value(record.get("v")),
+        result=value_of(record.get("v")),
         error=TryErrors(one for one in errors if one is not None),
-        progress=_value(record.get("p")),
-        logs=tuple(value.decode(errors="replace") for _, value in _numbered(record, "l")),
+        progress=value_of(record.get("p")),
+        logs=tuple(value.decode(errors="replace") for _, value in numbered(record, "l")),
         attempts_made=number_of(record.get("a")),
         attempts=overrides.attempts(spec.job_options if spec is not None else UNKNOWN_OPTIONS),
         stalled_count=number_of(record.get("s")),
-        added_at=_instant(record.get("t")),
-        started_at=_instant(record.get("u")),
-        finished_at=_instant(record.get("F")),
-        due_at=_instant(due),
+        added_at=instant_of(record.get("t")),
+        started_at=instant_of(record.get("u")),
+        finished_at=instant_of(record.get("F")),
+        due_at=instant_of(due),
         cancelled_by=None if state in ("completed", "failed") else cancellation(record.get("k")),
+        history=acts_of(record.get("y", b"")),
+        copied_from=None if isinstance(overrides.n, msgspec.UnsetType) else Origin(*overrides.n),
         _broker=broker,
         _keys=keys,
         _spec=spec,
         _record=record,
+        _operator=operator,
     )
 
 
-# A record is read whatever it holds: another release may have written it, or an operator, or a fault of ours.
-def number_of(value: bytes | None) -> int:
-    """A count of a record; 0 where it is none."""
-    return int(value) if value is not None and value.isdigit() and len(value) < 16 else 0
-
-
-def _value(raw: bytes | None) -> Any:
-    """JSON of a record; None where it is none."""
-    with suppress(Exception):  # not only msgspec's: what is nested too deeply is a RecursionError
-        return None if raw is None else payload.decode(raw)
-    return None
-
-
-def _instant(ms: bytes | float | None) -> datetime | None:
-    """An instant of a record; None where it is none, or lies beyond the calendar."""
-    with suppress(ValueError, OverflowError, OSError):
-        return None if ms is None else clock.from_ms(ms)
-    return None
-
-
-def _numbered(record: Mapping[str, bytes], kind: str) -> list[tuple[int, bytes]]:
-    """The fields `kind`1, `kind`2, … of a record, in this order."""
-    found = [(NUMBERED.fullmatch(field), value) for field, value in record.items() if field.startswith(kind)]
-    return sorted((int(match[1]), value) for match, value in found if match is not None)
-
-
-def cancellation(raw: bytes | None) -> Cancellation | None:
-    """The mark of a record; None where there is none, or somebody has made something else of it."""
-    if raw is None:
-        return None
-    with suppress(Exception):
-        stored = msgspec.json.decode(raw, type=StoredCancellation)
-        return Cancellation(stored.by, stored.reason, clock.from_ms(stored.at), stored.source)
-    return Cancellation("", "", clock.from_ms(0), "")
-
-
-def _try_error(attempt: int, raw: bytes) -> TryError | None:
-    with suppress(Exception):
-        stored = msgspec.json.decode(raw, type=StoredError)
-        return TryError(attempt, stored.text, stored.stack, clock.from_ms(stored.at_ms))
-    return None
+def in_the_name_of(operator: Operator, jobs: list[Job]) -> list[Job]:
+    """The same jobs, to be acted on by `operator`."""
+    for job in jobs:
+        job._operator = operator
+    return jobs

@@ -7,20 +7,28 @@ lengthen stops the act.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from asyncjobs import clock
 from asyncjobs.broker import DONE, DONE_BEFORE, GONE, Act, Broker, Keys
 from asyncjobs.events import EventBus
+from asyncjobs.record import Record
 
 LONGEST_REASON: Final = 500  # characters that are kept
 LONGEST_NAME: Final = 100
+TRAIL_PIECE: Final = 200  # entries of the audit trail that are read at once
 TOLD: Final = {"retry": "job.retried", "promote": "job.promoted", "remove": "job.removed"}
 STATES_BY_LETTER: Final = {
     "w": "waiting", "d": "delayed", "a": "active", "c": "completed", "f": "failed", "k": "cancelled", GONE: "gone",
 }  # fmt: skip
+
+
+Copy: TypeAlias = Callable[[Any, Mapping[str, Any], "Operator"], Awaitable[Any]]
 
 
 class Spot(NamedTuple):
@@ -31,17 +39,58 @@ class Spot(NamedTuple):
     keys: Keys
 
 
+class AuditEntry(Record, frozen=True):
+    """One act, as the audit trail has it.
+
+    Attributes:
+        id: of the entry; later ones are greater.
+        target: what was acted on: `name`, `group_id`, the first ten `ids`, and their `number`.
+        before, after: what was set, where the act has changed a setting.
+    """
+
+    id: str
+    at: datetime
+    what: str
+    by: str
+    source: str
+    target: dict[str, Any]
+    reason: str = ""
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+
+
+async def trail(broker: Broker) -> AsyncIterator[AuditEntry]:
+    """Every entry of the audit trail, newest first, in pieces of a bounded size."""
+    before = ""
+    while rows := await broker.read_audit(before, TRAIL_PIECE):
+        for entry, fields in rows:
+            yield _entry(entry, fields)
+        before = rows[-1][0]
+
+
+def _entry(entry: str, fields: Mapping[str, str]) -> AuditEntry:
+    def decoded(field: str) -> dict[str, Any] | None:
+        with suppress(msgspec.MsgspecError):  # another release, or a hand, may have written it
+            return msgspec.json.decode(fields.get(field, ""), type=dict[str, Any])
+        return None
+
+    what, by, source, reason = (fields.get(one, "") for one in ("what", "by", "source", "reason"))
+    at = clock.from_ms(float(entry.partition("-")[0]))
+    return AuditEntry(entry, at, what, by, source, decoded("target") or {}, reason, decoded("before"), decoded("after"))
+
+
 class Operator:
-    """Who acts, and from where."""
+    """Who acts, and from where. `copy` adds a job that is a copy of another, with changes, and returns the new one."""
 
-    __slots__ = ("_bus", "by", "source")
+    __slots__ = ("_bus", "_copy", "by", "source")
 
-    def __init__(self, bus: EventBus, by: str = "", source: str = "python") -> None:
-        self._bus, self.by, self.source = bus, by[:LONGEST_NAME], source[:LONGEST_NAME]
+    def __init__(self, bus: EventBus, copy: Copy, by: str = "", source: str = "python") -> None:
+        self._bus, self._copy = bus, copy
+        self.by, self.source = by[:LONGEST_NAME], source[:LONGEST_NAME]
 
     def called(self, by: str, source: str) -> Operator:
         """The same under another name."""
-        return Operator(self._bus, by, source)
+        return Operator(self._bus, self._copy, by, source)
 
     def new_act(self, what: str, reason: str = "", act_id: str = "") -> Act:
         """An act that is done once to each job that it reaches. `act_id`: of an operation that goes on."""
@@ -102,3 +151,9 @@ class Operator:
                 if answer == DONE:
                     self._bus.emit(TOLD[what], spot.name, job_id=job_id, group_id=spot.group_id)
         return ["done" if answer in (DONE, DONE_BEFORE) else STATES_BY_LETTER[answer] for answer in answers]
+
+    async def rerun(self, broker: Broker, job: Any, changes: Mapping[str, Any], reason: str = "") -> Any:
+        """Add a copy of `job`, with `changes`; the new job."""
+        target = {"name": job.name, "group_id": job.group_id, "ids": [job.id], "changes": sorted(changes)}
+        await self.write(broker, "rerun", target, reason=reason)
+        return await self._copy(job, changes, self)

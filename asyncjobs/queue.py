@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
+from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, group_text, id_text
 from asyncjobs.declare.definition import JobSpec, checked_name
 from asyncjobs.declare.options import Backoff, JobOptions, KeepRule
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
-from asyncjobs.declare.values import FOREVER, UNSET, Seconds, Unset, flag, keywords, seconds, shown
+from asyncjobs.declare.values import UNSET, Seconds, Unset, flag, keywords, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
-from asyncjobs.job import Job, counts_of, new_id, read_job
+from asyncjobs.job import Job, counts_of, in_the_name_of, new_id, read_job
 from asyncjobs.limits.controls import Bounds, QueueControls
+from asyncjobs.operate.copying import copy_of
 from asyncjobs.operate.finding import find
-from asyncjobs.operate.names import all_names, announce, strangers, tell_strangers
+from asyncjobs.operate.names import all_names, announce, strangers
 from asyncjobs.operate.selection import Selection
 from asyncjobs.operate.states import states
 from asyncjobs.operate.walk import Plan
 from asyncjobs.operate.wanted import Wanted
+from asyncjobs.operator import AuditEntry, Operator, trail
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
 
-ADD_OPTIONS: Final = (
-    "group_id", "job_id", "delay", "at", "attempts", "backoff", "timeout", "remove_on_complete", "remove_on_fail",
-)  # fmt: skip
-LONGEST_ID: Final = 512  # bytes of UTF-8
 NOTHING: Final[Mapping[str, Any]] = {}
-AT_ONCE: Final = ("in", 0)
 
 
 class Queue:
@@ -50,6 +49,7 @@ class Queue:
         self._broker: Broker | None = None
         self._home = home
         self._bounds = Bounds()
+        self.operator = Operator(bus, self._copy)
 
     # The runtime's side -----------------------------------------------------------------------------------
     def register(self, spec: JobSpec) -> None:
@@ -171,21 +171,45 @@ class Queue:
         spec = self._specs.get(job) if type(job) is str else None
         if spec is None:
             spec = self.spec(job)
-        group = _group(spec, group_id) if spec.grouped or group_id is not None else None
+        group = group_of(spec, group_id) if spec.grouped or group_id is not None else None
         named = job_id is not None
-        identity = _text(job_id, "job_id") if named else new_id()
+        identity = id_text(job_id, "job_id") if named else new_id()
         raw = spec.codec.encode(data, self._max_payload)
         overrides = Overrides.of(given, JobOptions(**given)) if given else NO_OVERRIDES
-        due = AT_ONCE if delay is None and at is None else _due(delay, at)
+        due = AT_ONCE if delay is None and at is None else due_of(delay, at)
         place = broker.place(spec.name, group)
         call = AddCall(place, identity, due[0], due[1], raw, overrides.encode() if given else b"", named)
         handle = Job(
             identity, spec.name, group, data, attempts=overrides.attempts(spec.job_options),
-            _broker=broker, _keys=place.keys, _spec=spec,
+            _broker=broker, _keys=place.keys, _spec=spec, _operator=self.operator,
         )  # fmt: skip
         if due[1]:
             handle.due_at = clock.from_ms(due[1] if due[0] == "at" else clock.wall() * 1000 + due[1])
         return call, handle
+
+    async def _copy(self, job: Job, changes: Mapping[str, Any], operator: Operator) -> Job:
+        """Add a copy of `job`, with `changes`."""
+        broker = self._running("rerun")
+        if "name" in changes:
+            changes = {**changes, "name": self.spec(changes["name"]).name}
+        call, group = await copy_of(broker, self._specs, self._max_payload, job, changes)
+        (reply,) = await broker.add(await self._bounds.laid_over(broker, [call]))
+        name, keys = call.place.name, call.place.keys
+        due, record = await broker.read(keys, call.job_id)
+        copied = read_job(
+            broker,
+            self._specs.get(name),
+            name,
+            keys,
+            group,
+            call.job_id,
+            due,
+            record or {"d": call.data},
+            None,
+            operator,
+        )
+        copied.added = reply.added
+        return copied
 
     def _added(self, job: Job, added: bool, added_at: datetime) -> Job:
         job.added = added
@@ -204,10 +228,12 @@ class Queue:
     ) -> Job | None:
         """A job as it stands, or None if there is none with that id (any more)."""
         broker, spec = self._running("get_job"), self.spec(name)
-        group = _group(spec, group_id)
+        group = group_of(spec, group_id)
         keys = broker.queue_keys(spec.name, group)
-        due, record = await broker.read(keys, _text(job_id, "job_id"))
-        return read_job(broker, spec, spec.name, keys, group, job_id, due, record) if "d" in record else None
+        due, record = await broker.read(keys, id_text(job_id, "job_id"))
+        if "d" not in record:
+            return None
+        return read_job(broker, spec, spec.name, keys, group, job_id, due, record, operator=self.operator)
 
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
         """How many jobs are in each state; of a grouped job without a group: of all its groups together.
@@ -218,7 +244,7 @@ class Queue:
         if group_id is None:
             counts = await broker.total_counts(spec.name)
         else:
-            counts = await broker.counts(broker.queue_keys(spec.name, _group(spec, group_id)))
+            counts = await broker.counts(broker.queue_keys(spec.name, group_of(spec, group_id)))
         return counts_of(counts)
 
     def select(
@@ -251,15 +277,16 @@ class Queue:
         if name is not None:
             known = self._specs.get(checked_name(name, "job")) if isinstance(name, str) else self.spec(name)
         if group_id is not None:
-            group_id = _group_text(group_id) if known is None else _group(known, group_id)
+            group_id = group_text(group_id) if known is None else group_of(known, group_id)
         asked = known.name if known is not None else None if name is None else str(name)
         wanted = Wanted.of(text, error, tag, since, until)
         plan = Plan(asked, group_id, states(state), wanted, flag(newest_first, "newest_first"))
-        return Selection(self._running, self._specs, plan)
+        return Selection(self._running, self._specs, plan, self.operator)
 
     async def find(self, job_id: str) -> list[Job]:
         """Every job with that id, over all names and groups, registered here or not."""
-        return await find(self._running("find"), self._specs, _text(job_id, "job_id"))
+        found = await find(self._running("find"), self._specs, id_text(job_id, "job_id"))
+        return in_the_name_of(self.operator, found)
 
     async def all_names(self) -> dict[str, dict[str, int]]:
         """Every job name that a process has ever registered, with how many jobs are in each state."""
@@ -273,16 +300,28 @@ class Queue:
         """The job names that others have registered and this runtime has not, with what is left of them by state."""
         return await strangers(self._running("strangers"), self._specs)
 
-    async def tell_strangers(self) -> None:
-        """Warn of jobs that no handler is registered for: a file was renamed, or a release was rolled back."""
-        await tell_strangers(self._running("tell_strangers"), self._specs)
-
     async def groups(self, name: str | Callable[..., Any]) -> list[str]:
         """The ids of the groups that are not reaped, sorted."""
         broker, spec = self._running("groups"), self.spec(name)
         if not spec.grouped:
             raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
+
+    # Acting -----------------------------------------------------------------------------------------------
+    def acting_as(self, by: str, source: str = "python") -> Queue:
+        """This queue, for acts in the name of `by`: the audit trail and the record of each job tell it.
+
+        Args:
+            by: who acts, 1 to 100 characters.
+            source: from where, such as "cli" or the name of an admin page.
+        """
+        queue = copy.copy(self)
+        queue.operator = self.operator.called(id_text(by, "by"), id_text(source, "source"))
+        return queue
+
+    def audit(self) -> AsyncIterator[AuditEntry]:
+        """The acts of operators, newest first; about the last 10,000 are kept."""
+        return trail(self._running("audit"))
 
     def job(self, name: str | Callable[..., Any]) -> QueueControls:
         """Pause, resume, limit a whole job name, in all processes, while they run; for a grouped job, each group."""
@@ -292,21 +331,15 @@ class Queue:
     def group(self, name: str | Callable[..., Any], group_id: str | int) -> QueueControls:
         """The same for one group."""
         spec = self.spec(name)
-        return QueueControls(self._running("group"), spec, _group(spec, group_id))
+        return QueueControls(self._running("group"), spec, group_of(spec, group_id))
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
         """The registered job called or handled by `job`."""
-        name = job if isinstance(job, str) else self._name_of(job)
+        name = job if isinstance(job, str) else _name_of(job, self._names, self._specs)
         spec = self._specs.get(name)
         if spec is None:
             raise UnknownJobError(name, self._specs)
         return spec
-
-    def _name_of(self, handle: Any) -> str:
-        name, _ = self._names.get(_reference(handle), (None, None))
-        if name is None:
-            raise UnknownJobError(getattr(handle, "__qualname__", None) or shown(handle), self._specs)
-        return name
 
     def _running(self, what: str) -> Broker:
         """The broker, for the method `what` that was called.
@@ -324,20 +357,11 @@ class Queue:
         return self._broker
 
 
-def _group(spec: JobSpec, group_id: Any) -> str | None:
-    if not spec.grouped:
-        if group_id is not None:
-            raise ConfigError(f"{spec.name} has no groups, so it takes no group_id; set group=True to give it some")
-        return None
-    if group_id is None:
-        raise ConfigError(f"{spec.name} is a grouped job: name its group, group_id='…'")
-    return _group_text(group_id)
-
-
-def _group_text(group_id: Any) -> str:
-    if isinstance(group_id, int) and not isinstance(group_id, bool):
-        return str(group_id)
-    return _text(group_id, "group_id")
+def _name_of(handle: Any, names: Mapping[Any, tuple[str, Any]], known: Iterable[str]) -> str:
+    name, _ = names.get(_reference(handle), (None, None))
+    if name is None:
+        raise UnknownJobError(getattr(handle, "__qualname__", None) or shown(handle), known)
+    return name
 
 
 def _reference(handle: Any) -> Any:
@@ -345,37 +369,3 @@ def _reference(handle: Any) -> Any:
     if isinstance(handle, (staticmethod, classmethod)):
         handle = handle.__func__
     return handle if inspect.isroutine(handle) else (id(handle), type(handle))
-
-
-def _text(value: Any, option: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{option}={shown(value)}: expected a text that is not empty")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise ConfigError(f"{option}={value!a}: a lone surrogate is no text") from None
-    if size > LONGEST_ID:
-        raise ConfigError(f"{option}={shown(value)}: {size} bytes of UTF-8, at most {LONGEST_ID}")
-    return value
-
-
-def _is_aware(at: datetime) -> bool:
-    """Whether it says which instant it is; a timezone may be the app's own, and raise anything."""
-    try:
-        return at.utcoffset() is not None
-    except Exception:
-        return False
-
-
-def _due(delay: Any, at: Any) -> tuple[str, int]:
-    """When a job is due, as the script takes it; rounded up, so never too early."""
-    if at is not None:
-        if delay is not None:
-            raise ConfigError("delay and at both say when a job is due; give one of them")
-        if not isinstance(at, datetime) or not _is_aware(at):
-            raise ConfigError(f"at={shown(at)}: expected a timezone-aware datetime, datetime.now(UTC) + …")
-        due = clock.to_ms(at)
-        if due / 1000 - clock.wall() > FOREVER:
-            raise ConfigError(f"at={shown(at)}: expected an instant that is at most 100 years away")
-        return "at", max(0, due)
-    return "in", -int(-seconds(delay, "delay") * 1000 // 1)

@@ -27,6 +27,7 @@ from asyncjobs.home import Home
 from asyncjobs.idle import idle
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live_updates import LiveUpdates
+from asyncjobs.operate.names import tell_strangers
 from asyncjobs.queue import Queue
 from asyncjobs.registrations import JOB_OPTIONS, WORKER_OPTIONS, Function, Registrations, name_of
 
@@ -285,7 +286,8 @@ class Runtime:
         parts.supervisor.start("live update", self.io.run)
         await parts.launch(self.loaded.jobs if self.config.consume else [])
         if not self._looking:
-            parts.supervisor.once("looking for jobs that nobody here runs", self._queue.tell_strangers)
+            tell = functools.partial(tell_strangers, self._queue.strangers)
+            parts.supervisor.once("looking for jobs that nobody here runs", tell)
 
     async def load(self) -> loader.Loaded:
         """Load and check both folders without a store, as `python -m asyncjobs check` does.

@@ -1,5 +1,6 @@
 """Everything that talks to Redis, and the only folder that imports it. Start at `broker.py`."""
 
+from asyncjobs.broker.acting import DONE, DONE_BEFORE, GONE, Act
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
@@ -20,9 +21,13 @@ from asyncjobs.broker.working import (
 )
 
 __all__ = [
+    "DONE",
+    "DONE_BEFORE",
+    "GONE",
     "NO_LIMIT",
     "REPLY_TIMEOUT",
     "WORK_CONNECTIONS",
+    "Act",
     "AddCall",
     "Broker",
     "BrokerBusyError",

@@ -1,4 +1,4 @@
-"""Acting: what operators do to jobs that do not run: retry, promote, remove. One script reaches many jobs of one queue."""
+"""Acting: what operators do to jobs that do not run: retry, promote, remove. Each reaches many jobs of one queue."""
 
 from __future__ import annotations
 
@@ -78,8 +78,7 @@ class Acting(RetryingCaller):
         found: dict[str, str] = {}
         after = "-"
         while True:
-            last, pairs = await self._ask(scripts.LOCATE(keys.stream, after, MOST_AUDITED: Final = 10_000  # entries of the trail, give or take the last node
-ENTRIES_A_LOOK, *job_ids))
+            last, pairs = await self._ask(scripts.LOCATE(keys.stream, after, ENTRIES_A_LOOK, *job_ids))
             found |= {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
             if not last or len(found) == len(job_ids):
                 return found
@@ -107,7 +106,7 @@ ENTRIES_A_LOOK, *job_ids))
             await self._ask(scripts.REGISTER(groups_key(self.prefix, name), keys.group))
 
     async def _unlist(self, name: str, keys: Keys, now: int, job_ids: Sequence[str]) -> None:
-        """Jobs of a group that are finished no more leave the listings of their name; what finishes anew stays there."""
+        """Jobs of a group that are finished no more leave the listings of their name. One that finishes anew stays."""
         if keys.group:
             members = [index_member(keys.group, job_id) for job_id in job_ids]
             for index in index_keys(self.prefix, name):

@@ -32,6 +32,7 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     t: float | msgspec.UnsetType | None = msgspec.UNSET  # timeout
     c: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # remove_on_complete: count, age in ms
     f: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # remove_on_fail
+    n: tuple[str, str | None, str] | msgspec.UnsetType = msgspec.UNSET  # copied from: name, group, id
 
     @classmethod
     def of(cls, given: Mapping[str, Any], checked: JobOptions) -> Overrides:
@@ -66,6 +67,11 @@ class Overrides(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     def encode(self) -> bytes:
         raw = msgspec.json.encode(self)
         return b"" if raw == b"{}" else raw
+
+    def over(self, other: Overrides) -> Overrides:
+        """The options of `other`, and those of `self` over them."""
+        mine = ((one, getattr(self, one)) for one in self.__struct_fields__)
+        return msgspec.structs.replace(other, **{one: value for one, value in mine if value is not msgspec.UNSET})
 
     def attempts(self, options: JobOptions) -> int | None:
         return options.attempts if isinstance(self.a, msgspec.UnsetType) else self.a
@@ -109,11 +115,11 @@ def _overrides(raw: bytes) -> Overrides:
     if not isinstance(rule, dict):
         return made
     if rule.get("type", "fixed") not in get_args(BackoffType):
-        made = NewerOverrides(made.a, msgspec.UNSET, made.t, made.c, made.f)
+        made = NewerOverrides(made.a, msgspec.UNSET, made.t, made.c, made.f, made.n)
     else:
         known = {key: value for key, value in rule.items() if key in BACKOFF}
         if len(known) < len(rule):
-            made = NewerOverrides(made.a, known, made.t, made.c, made.f)
+            made = NewerOverrides(made.a, known, made.t, made.c, made.f, made.n)
         try:
             _backoff(known)
         except ConfigError as error:

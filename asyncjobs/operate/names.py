@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -85,9 +85,9 @@ async def strangers(broker: Broker, specs: Mapping[str, JobSpec]) -> dict[str, d
     return {name: await left_of(broker, name) for name in sorted(known.keys() - specs.keys())[:MOST_STRANGERS]}
 
 
-async def tell_strangers(broker: Broker, specs: Mapping[str, JobSpec]) -> None:
+async def tell_strangers(look: Callable[[], Awaitable[Mapping[str, Mapping[str, int]]]]) -> None:
     """Warn of jobs that no handler is registered for: a file was renamed, or a release was rolled back."""
-    for name, counts in (await strangers(broker, specs)).items():
+    for name, counts in (await look()).items():
         left = counts["waiting"] + counts["active"] + counts["delayed"]
         if left:
             logger.warning(

@@ -10,10 +10,11 @@ from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.values import whole
-from asyncjobs.job import Job
+from asyncjobs.job import Job, in_the_name_of
 from asyncjobs.operate.counting import Count, count
 from asyncjobs.operate.place import Cursor
 from asyncjobs.operate.walk import Plan, Walk
+from asyncjobs.operator import Operator
 
 MOST_A_PAGE: Final = 1000
 A_PAGE: Final = 50
@@ -48,8 +49,8 @@ class Found:
         of: how many there were to look at when it began; None until it has.
     """
 
-    def __init__(self, make: Callable[[], Walk], searches: bool) -> None:
-        self._make, self._searches = make, searches
+    def __init__(self, make: Callable[[], Walk], searches: bool, operator: Operator) -> None:
+        self._make, self._searches, self._operator = make, searches, operator
         self._walk: Walk | None = None
         self._ready: list[Job] = []
         self._closed = False
@@ -77,7 +78,7 @@ class Found:
             self.of = await walk.total()
             self._walk = walk
         elif not self._walk.done:
-            self._ready = (await self._walk.further(AT_ONCE))[::-1]
+            self._ready = in_the_name_of(self._operator, await self._walk.further(AT_ONCE))[::-1]
             if self._searches:
                 await asyncio.sleep((clock.monotonic() - began) * (1 / SHARE - 1))
 
@@ -95,8 +96,10 @@ class Selection:
     ``asyncjobs/operate/walk.py``.
     """
 
-    def __init__(self, running: Callable[[str], Broker], specs: Mapping[str, JobSpec], plan: Plan) -> None:
-        self._running, self._specs, self._plan = running, specs, plan
+    def __init__(
+        self, running: Callable[[str], Broker], specs: Mapping[str, JobSpec], plan: Plan, operator: Operator
+    ) -> None:
+        self._running, self._specs, self._plan, self._operator = running, specs, plan, operator
         self._latest: Found | None = None
 
     def __repr__(self) -> str:
@@ -118,7 +121,7 @@ class Selection:
         return None if self._latest is None else self._latest.of
 
     def __aiter__(self) -> Found:
-        self._latest = Found(self._walk, self._plan.wanted.searches)
+        self._latest = Found(self._walk, self._plan.wanted.searches, self._operator)
         return self._latest
 
     async def page(self, after: str | None = None, limit: int = A_PAGE) -> Page:
@@ -165,7 +168,7 @@ class Selection:
         jobs: list[Job] = []
         before, first = walk.looked_at, True
         while not walk.done and len(jobs) < limit and (first or walk.trips + walk.next_trips <= most_trips):
-            jobs += await walk.further(limit - len(jobs), data)
+            jobs += in_the_name_of(self._operator, await walk.further(limit - len(jobs), data))
             first = False
         cursor = walk.cursor()
         scope = self.scope

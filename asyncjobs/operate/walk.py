@@ -21,7 +21,8 @@ from asyncjobs.broker.keys import split_member, text_of
 from asyncjobs.broker.looking import Listed, Piece, Place, Question
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import ConfigError, UnknownJobError
-from asyncjobs.job import Job, number_of, read_job
+from asyncjobs.job import Job, read_job
+from asyncjobs.job_record import number_of
 from asyncjobs.operate.place import Cursor
 from asyncjobs.operate.states import EVERY, State
 from asyncjobs.operate.wanted import Wanted

@@ -14,7 +14,8 @@ from asyncjobs import clock
 from asyncjobs.declare import payload
 from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError
-from asyncjobs.job import Job, number_of
+from asyncjobs.job import Job
+from asyncjobs.job_record import number_of
 from asyncjobs.operate.states import State
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

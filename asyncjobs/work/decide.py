@@ -16,7 +16,7 @@ from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Op, Settlement
 from asyncjobs.declare.options import Backoff
 from asyncjobs.declare.values import FOREVER
-from asyncjobs.job import StoredError
+from asyncjobs.job_record import StoredError
 from asyncjobs.logs import Told, log, said, say, told
 from asyncjobs.record import Record
 from asyncjobs.work.executor import Aside, Completed, Failed, Held, Later, Lost, Outcome, Released

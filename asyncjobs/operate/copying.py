@@ -1,0 +1,53 @@
+"""Copying: a new job that is made from one that is there, in whatever state, with changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from asyncjobs.broker import AddCall, Broker
+from asyncjobs.declare import payload
+from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, id_text
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import JobOptions
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
+from asyncjobs.declare.values import keywords
+from asyncjobs.errors import JobGoneError, named
+from asyncjobs.job import Job, new_id
+
+
+async def copy_of(
+    broker: Broker, specs: Mapping[str, JobSpec], most: int, job: Job, changes: Mapping[str, Any]
+) -> tuple[AddCall, str | None]:
+    """The add of a copy of `job` as it stands in the store, and the group of the copy.
+
+    Args:
+        specs: name → registered job; a name that is not registered keeps its groups and its payload as they are.
+        most: bytes of a payload that is among the `changes`.
+    Raises:
+        JobGoneError: the record of `job` is gone.
+        ConfigError, PayloadError: a change that cannot be.
+    """
+    given = keywords(changes, ("data", "name", *ADD_OPTIONS), "a rerun")
+    _, record = await broker.read(broker.queue_keys(job.name, job.group_id), job.id)
+    if "d" not in record:
+        raise JobGoneError(
+            f"the record of {named(job.name, job.id, job.group_id)} is gone: it was removed, or is no longer kept"
+        )
+    name = given.pop("name", job.name)
+    spec = specs.get(name)
+    group, job_id, delay, at = (given.pop(option, None) for option in ADD_OPTIONS[:4])
+    if group is None and (spec is None or spec.grouped):
+        group = job.group_id
+    group = group if spec is None else group_of(spec, group)
+    raw = record["d"]
+    if "data" in given:
+        raw = (payload.Codec() if spec is None else spec.codec).encode(given.pop("data"), most)
+    chosen = Overrides.of(given, JobOptions(**given)) if given else NO_OVERRIDES
+    options = chosen.over(Overrides.decode(record.get("o", b"")))
+    options = msgspec.structs.replace(options, n=(job.name, job.group_id, job.id))
+    kind, when = AT_ONCE if delay is None and at is None else due_of(delay, at)
+    identity = new_id() if job_id is None else id_text(job_id, "job_id")
+    return AddCall(broker.place(name, group), identity, kind, when, raw, options.encode(), job_id is not None), group
