@@ -156,4 +156,8 @@ class Operator:
         """Add a copy of `job`, with `changes`; the new job."""
         target = {"name": job.name, "group_id": job.group_id, "ids": [job.id], "changes": sorted(changes)}
         await self.write(broker, "rerun", target, reason=reason)
+        return await self.copy(job, changes)
+
+    async def copy(self, job: Any, changes: Mapping[str, Any]) -> Any:
+        """The same for an operation, which is in the audit trail already."""
         return await self._copy(job, changes, self)

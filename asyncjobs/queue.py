@@ -22,6 +22,7 @@ from asyncjobs.limits.controls import Bounds, QueueControls
 from asyncjobs.operate.copying import copy_of
 from asyncjobs.operate.finding import find
 from asyncjobs.operate.names import all_names, announce, strangers
+from asyncjobs.operate.operations import Operations
 from asyncjobs.operate.selection import Selection
 from asyncjobs.operate.states import states
 from asyncjobs.operate.walk import Plan
@@ -318,6 +319,11 @@ class Queue:
         queue = copy.copy(self)
         queue.operator = self.operator.called(id_text(by, "by"), id_text(source, "source"))
         return queue
+
+    @property
+    def operations(self) -> Operations:
+        """Acts on many jobs that are kept in the store: those under way, and the last hundred."""
+        return Operations(self._running("operations"), self._specs, self.operator)
 
     def audit(self) -> AsyncIterator[AuditEntry]:
         """The acts of operators, newest first; about the last 10,000 are kept."""

@@ -26,6 +26,7 @@ from asyncjobs.broker.keys import (
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
 from asyncjobs.broker.looking import Looking
+from asyncjobs.broker.operating import Operating
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.reading import Finish, Reading
@@ -38,7 +39,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Acting, Working, Keeping, Ticking, Limiting):
+class Broker(Reading, Looking, Acting, Operating, Working, Keeping, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
     def __init__(

@@ -11,6 +11,9 @@
       :names      hash    job name → JSON, what every process that started knew of it
       :cancels    zset    cancels that were asked of jobs that ran, as told on their channel → ms of that; an hour
       :audit      stream  acts of operators: what, by, source, target, before, after, reason; the last 10,000
+      :op:<id>    hash    an operation: what is done to which jobs, and how far it has come
+      :ops        zset    operation → ms when it began; the last 100
+      :openops    zset    operation that is under way → ms until which its driver has it
       :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
@@ -51,7 +54,22 @@ from urllib.parse import quote
 LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
 KEY: Final = re.compile(r"(?P<tag>\{(?P<inside>[^}]+)\}):(?P<kind>[a-z]+[0-9]*)(:(?P<rest>.*))?", re.DOTALL)
 OF_INSTALLATION: Final = frozenset(
-    {"processes", "due", "leases", "swept", "ticks", "running", "gate", "epoch", "names", "cancels", "audit"}
+    {
+        "processes",
+        "due",
+        "leases",
+        "swept",
+        "ticks",
+        "running",
+        "gate",
+        "epoch",
+        "names",
+        "cancels",
+        "audit",
+        "op",
+        "ops",
+        "openops",
+    }
 )
 OF_NAME: Final = frozenset({"groups", "gate"})
 OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "k", "j"})
@@ -198,6 +216,18 @@ def swept_key(prefix: str, process: str) -> str:
 
 def cancels_key(prefix: str) -> str:
     return f"{{{prefix}}}:cancels"
+
+
+def operation_key(prefix: str, operation_id: str) -> str:
+    return f"{{{prefix}}}:op:{operation_id}"
+
+
+def operations_key(prefix: str) -> str:
+    return f"{{{prefix}}}:ops"
+
+
+def open_operations_key(prefix: str) -> str:
+    return f"{{{prefix}}}:openops"
 
 
 def audit_key(prefix: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from asyncjobs import ConfigError, JobFailedError, JobGoneError, Runtime, StateError
+from asyncjobs import ConfigError, JobFailedError, JobGoneError, NotRunningError, StateError
 from tests.helpers import Watcher, eventually
 
 ALWAYS = {"limiter": None, "remove_on_complete": 1000}
@@ -40,7 +40,7 @@ async def crew(request, make_runtime):
         yield desk, fails, group
 
 
-async def failed(desk: Runtime, group: dict, **options):
+async def failed(desk, group: dict, **options):
     job = await desk.queue.add("send", {"n": 1}, **group, **options)
     with pytest.raises(JobFailedError):
         await job.wait(20)
@@ -177,3 +177,125 @@ async def test_who_acts_is_told(crew):
     assert (entry.by, entry.source, entry.what) == ("ana", "cli", "retry")
     trail = [one async for one in desk.queue.audit()]
     assert [(one.by, one.source, one.what, one.target["name"]) for one in trail] == [("ana", "cli", "retry", "send")]
+
+
+# Many jobs ---------------------------------------------------------------------------------------------------
+async def many_failed(desk, fails: Fails, group: dict, number: int) -> None:
+    await desk.queue.add_bulk([("send", n, {**group, "attempts": 1}) for n in range(number)])
+    await eventually(lambda: sum(fails.ran.values()) >= number, 60)
+
+    async def settled() -> bool:
+        return bool((await desk.queue.counts("send"))["failed"] == number)
+
+    await eventually(settled, 30)
+
+
+@pytest.mark.parametrize("number", [7, 1200], ids=["few", "an operation"])
+async def test_all_failed_jobs_are_retried_each_once(crew, number):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, number)
+    failed = desk.queue.select("send", state="failed")
+    dry = await failed.retry(dry_run=True)
+    assert (dry.number, dry.exact, len(dry.sample)) == (number, True, 5)
+    assert (await desk.queue.counts("send"))["failed"] == number
+    fails.works = True
+    done = await failed.retry(reason="the mail server is back")
+    assert (done.done, done.skipped) == (number, {})
+    assert (done.operation is None) == (number == 7)
+
+    await eventually(lambda: sum(fails.ran.values()) == 2 * number, 60)
+    assert set(fails.ran.values()) == {2}
+    assert (await failed.count()).number == 0
+    (entry,) = [one async for one in desk.queue.audit()]
+    assert (entry.what, entry.reason) == ("retry", "the mail server is back")
+    if done.operation:
+        operation = await desk.queue.operations.read(done.operation)
+        assert (operation.state, operation.done, operation.of) == ("done", number, number)
+
+
+async def test_what_fails_again_meanwhile_is_not_swept_in(crew):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 1100)
+    done = await desk.queue.select("send", state="failed").retry()
+    assert (done.done, sum(done.skipped.values())) == (1100, 0)
+    await eventually(lambda: set(fails.ran.values()) == {2}, 60)
+
+
+async def test_an_operation_is_done_again_from_where_its_driver_died_and_reaches_each_job_once(crew, monkeypatch):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 1700)
+    monkeypatch.setattr("asyncjobs.operate.operations.LEASE", 0.2)
+    real, calls = desk._assembly.broker.drive, 0
+
+    async def dies(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the second step is done, and not kept
+            raise NotRunningError
+        return await real(*args)
+
+    monkeypatch.setattr(desk._assembly.broker, "drive", dies)
+    with pytest.raises(NotRunningError):
+        await desk.queue.select("send", state="failed").retry()
+    monkeypatch.setattr(desk._assembly.broker, "drive", real)
+    (operation,) = await desk.queue.operations.all()
+    assert (operation.state, operation.done) == ("running", 0)
+    await desk.queue.operations.drive(operation.id)
+    operation = await desk.queue.operations.read(operation.id)
+    assert (operation.state, operation.done, operation.skipped) == ("done", 1700, {})
+    await eventually(lambda: set(fails.ran.values()) == {2}, 60)
+
+
+async def test_an_operation_can_be_stopped(crew, monkeypatch):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 1200)
+    real = desk._assembly.broker.drive
+
+    async def stops(operation_id, driver, lease, changes):
+        if changes:
+            await desk.queue.operations.stop(operation_id)
+        return await real(operation_id, driver, lease, changes)
+
+    monkeypatch.setattr(desk._assembly.broker, "drive", stops)
+    fails.works = True
+    done = await desk.queue.select("send", state="failed").retry()
+    assert done.done in (0, 500)
+    assert (await desk.queue.operations.read(done.operation)).state == "stopped"
+    with pytest.raises(ConfigError, match="no operation"):
+        await desk.queue.operations.stop("nonsense")
+
+
+async def test_many_are_removed_and_copied(crew):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 30)
+    fails.works = True
+    done = await desk.queue.select("send", state="failed").rerun(delay=3600)
+    assert done.done == 30
+    assert (await desk.queue.counts("send"))["delayed"] == 30
+    assert (await desk.queue.select("send", state="failed").remove()).done == 30
+    assert (await desk.queue.select("send", state="delayed").promote()).done == 30
+    await eventually(lambda: sum(fails.ran.values()) == 60, 30)
+    with pytest.raises(ConfigError):
+        await desk.queue.select("send").rerun(job_id="x")
+
+
+async def test_another_process_goes_on_where_one_has_died(make_runtime, monkeypatch):
+    monkeypatch.setattr("asyncjobs.operate.operations.LEASE", 0.2)
+    fails = Fails()
+    desk, worker = make_runtime(consume=False), make_runtime(sweep_interval=0.2)
+    for runtime in (desk, worker):
+        runtime.job("send", attempts=1, **ALWAYS)(fails)
+    async with worker:
+        async with desk:
+            await many_failed(desk, fails, {}, 1200)
+            fails.works = True
+            operations = desk.queue.operations
+            plan = desk.queue.select("send", state="failed")._plan
+            operation_id = await operations.begin(plan, "retry", {}, "", 1200)
+
+        async def ended() -> bool:
+            return (await worker.queue.operations.read(operation_id)).state == "done"
+
+        await eventually(ended)
+        assert (await worker.queue.operations.read(operation_id)).done == 1200
+        await eventually(lambda: sum(fails.ran.values()) == 2400, 60)
