@@ -299,3 +299,44 @@ async def test_another_process_goes_on_where_one_has_died(make_runtime, monkeypa
         await eventually(ended)
         assert (await worker.queue.operations.read(operation_id)).done == 1200
         await eventually(lambda: sum(fails.ran.values()) == 2400, 60)
+
+
+# Records of the release before -------------------------------------------------------------------------------
+@pytest.fixture(params=["", "acme"], ids=["alone", "group"])
+async def old(request, make_runtime, redis, prefix):
+    """A runtime that only adds, jobs as the release before has added them, and how they are addressed."""
+    group = {"group_id": request.param} if request.param else {}
+    runtime = make_runtime(consume=False)
+    runtime.job("send", group=bool(group), **ALWAYS)(lambda data: None)
+    async with runtime:
+        tag = f"{{{prefix}:send:acme}}" if group else f"{{{prefix}:send}}"
+        if group:
+            await redis.zadd(f"{{{prefix}:send}}:groups", {"acme": 1})
+        await redis.xgroup_create(f"{tag}:s", "w", "0", mkstream=True)
+        for n in range(20):
+            await redis.hset(f"{tag}:j:waiting-{n}", mapping={"d": "1", "t": "1700000000000"})
+            await redis.xadd(f"{tag}:s", {"j": f"waiting-{n}"})
+        await redis.hset(f"{tag}:j:delayed", mapping={"d": "1", "t": "1700000000000"})
+        await redis.zadd(f"{tag}:d", {"delayed": 4_000_000_000_000})
+        await redis.hset(
+            f"{tag}:j:failed",
+            mapping={"d": "1", "t": "1", "x": "f", "a": "1", "F": "1700000000000", "e1": '{"t":"x","s":"","a":1}'},
+        )
+        await redis.zadd(f"{tag}:f", {"failed": 1_700_000_000_000})
+        if group:
+            await redis.zadd(f"{{{prefix}:send}}:f", {"4:acmefailed": 1_700_000_000_000})
+        yield runtime.queue, group
+
+
+async def test_jobs_of_the_release_before_are_shown_and_acted_on(old):
+    queue, group = old
+    jobs = [job async for job in queue.select("send")]
+    assert len(jobs) == 22
+    for job_id, act in (("waiting-7", "remove"), ("delayed", "promote"), ("failed", "retry"), ("waiting-0", "remove")):
+        job = await queue.get_job("send", job_id, **group)
+        await getattr(job, act)()
+    assert dict(await queue.counts("send", **group)) == {
+        "waiting": 20, "active": 0, "delayed": 0, "completed": 0, "failed": 0,
+    }  # fmt: skip
+    assert (await queue.select("send", state="waiting").remove()).done == 20
+    assert sum((await queue.counts("send")).values()) == 0
