@@ -123,6 +123,7 @@ class Assembly:
             lambda: self.queues.leases(),
             lambda dead, silent, done: self.recovery.sweep(dead, silent, done),
             lambda process: self.queues.keep_owned(process),
+            lambda message: self.queues.cancel(message),
         )
         process = lambda: self.heartbeat.process  # noqa: E731 - it has another name after a lapse
         self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
@@ -146,6 +147,8 @@ class Assembly:
         if works:
             self.queues.expected = list(jobs)
             await self.join()
+        if works:
+            await self.broker.listen_for_cancels(self.queues.cancel)
         for spec in jobs:
             await self.queues.consume(spec)
         supervisor.start("subscriber", self.broker.subscriber.run)

@@ -101,6 +101,9 @@ PROMOTE: Final = Script("promote", 2, rare=True)
 REMOVE: Final = Script("remove", 5, rare=True)
 LOCATE: Final = Script("locate", 1, rare=True)
 UNLIST: Final = Script("unlist", 1, rare=True)
+CANCEL: Final = Script("cancel", 3, rare=True)
+REMIND: Final = Script("remind", 1, rare=True)
+HEAR: Final = Script("hear", 1)
 PERMIT: Final = Script("permit", 0)
 
 BY_SHA: Final = {script.sha: script for script in tuple(globals().values()) if isinstance(script, Script)}
