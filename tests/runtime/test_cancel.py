@@ -636,6 +636,76 @@ async def test_a_job_that_is_held_beyond_its_slot_is_cancelled_as_well(pair, gro
         assert two.notes == ["first"]
 
 
+@SHAPES
+async def test_a_cancelled_job_that_is_retried_runs_and_no_message_of_before_harms_it(pair, all_in_place, group):
+    async with pair(group) as two:
+        two.act = hang
+        job = await two.add("job")
+        await two.began.wait()
+        told = []
+        broker = two.worker._assembly.broker
+        handlers = broker.subscriber._handlers
+        handler, confirmed = handlers[broker.channels.cancels]
+        handlers[broker.channels.cancels] = (lambda message: (told.append(message), handler(message)), confirmed)
+        assert await job.cancel("by mistake") == "requested"
+        job = await cancelled(two.asker, job)
+        two.began.clear()
+        two.act = lambda data, job: two.go.wait()
+        await job.retry()
+        await two.began.wait()
+        again = await two.asker.queue.get_job("job", job.id, group)
+        assert (again.state, again.cancelled_by) == ("active", None)
+        for message in told:
+            two.worker._assembly.queues.cancel(message)
+        two.go.set()
+        assert await again.wait(10) is True
+        assert await two.asker.queue.counts("job") == {"waiting": 0, "active": 0, "delayed": 0, "completed": 1,
+                                                       "failed": 0}  # fmt: skip
+        assert await all_in_place(two.worker) == []
+
+
+async def test_who_has_cancelled_stands_in_the_audit_trail(pair):
+    from asyncjobs.operator import trail
+
+    async with pair() as two:
+        job = await two.add("job", delay=60)
+        ana = two.asker.queue.acting_as("ana", source="cli")
+        theirs = await ana.get_job("job", job.id)
+        assert await theirs.cancel("tidying up") == "cancelled"
+        after = await two.asker.queue.get_job("job", job.id)
+        assert (after.cancelled_by.by, after.cancelled_by.source) == ("ana", "cli")
+        (entry,) = [one async for one in trail(two.asker.queue._running("add"))]
+        assert (entry.what, entry.by, entry.reason, entry.target["ids"]) == ("cancel", "ana", "tidying up", [job.id])
+
+
+async def test_a_link_that_is_cut_again_and_again_loses_no_cancel(make_runtime, own_server, prefix):
+    """Each message may come while the process does not listen; the beat brings it within a quarter of the lease."""
+    runtimes = [make_runtime(own_server.url), make_runtime(own_server.url, consume=False)]
+    for runtime in runtimes:
+
+        @runtime.job("job", limiter=None, concurrency=20, lease=2)
+        async def handle(data, job):
+            await asyncio.Event().wait()
+
+    worker, asker = runtimes
+    async with worker, asker, own_server.client() as redis:
+        jobs = [await asker.queue.add("job", n) for n in range(20)]
+        await eventually(lambda: worker._assembly.queues.running() == 20)
+
+        async def cut() -> None:
+            while True:
+                await redis.client_kill_filter(_type="pubsub")
+                await asyncio.sleep(0.01)
+
+        cutting = asyncio.ensure_future(cut())
+        try:
+            assert {await job.cancel() for job in jobs} == {"requested"}
+            for job in jobs:
+                await cancelled(asker, job)
+        finally:
+            cutting.cancel()
+
+
 # What is kept -----------------------------------------------------------------------------------------------------
 @SHAPES
 @pytest.mark.parametrize("runs", [False, True])
