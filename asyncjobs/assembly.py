@@ -13,7 +13,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, Final, TypeAlias
 
@@ -35,6 +35,7 @@ from asyncjobs.logs import said
 from asyncjobs.supervisor import Supervisor
 from asyncjobs.upkeep.heartbeat import Heartbeat
 from asyncjobs.upkeep.recovery import Recovery
+from asyncjobs.upkeep.resuming import run_resuming
 from asyncjobs.upkeep.retention import Trimmer
 from asyncjobs.upkeep.watchdog import Watchdog
 from asyncjobs.work.attempts import STUBBORN
@@ -123,6 +124,7 @@ class Assembly:
             lambda: self.queues.leases(),
             lambda dead, silent, done: self.recovery.sweep(dead, silent, done),
             lambda process: self.queues.keep_owned(process),
+            lambda message: self.queues.cancel(message),
         )
         process = lambda: self.heartbeat.process  # noqa: E731 - it has another name after a lapse
         self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
@@ -146,6 +148,8 @@ class Assembly:
         if works:
             self.queues.expected = list(jobs)
             await self.join()
+        if works:
+            await self.broker.listen_for_cancels(self.queues.cancel)
         for spec in jobs:
             await self.queues.consume(spec)
         supervisor.start("subscriber", self.broker.subscriber.run)
@@ -205,6 +209,11 @@ class Assembly:
             except BrokerError as error:
                 self.pump.throttled.warning(f"begin {spec.name}", "%s is not consumed yet: %s", spec.name, error)
                 await asyncio.sleep(AGAIN)
+
+    def resume(self, take_up: Callable[[], Awaitable[Any]]) -> None:
+        """From now on `take_up` the operations that nobody drives any more."""
+        interval = duration(self.config.sweep_interval)
+        self.supervisor.start("operations", functools.partial(run_resuming, take_up, interval))
 
     def show_life(self) -> None:
         """Beat from now on."""

@@ -30,7 +30,6 @@ from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.operate.names import tell_strangers
 from asyncjobs.queue import Queue
 from asyncjobs.registrations import JOB_OPTIONS, WORKER_OPTIONS, Function, Registrations, name_of
-from asyncjobs.upkeep.resuming import run_resuming
 
 logger = logging.getLogger("asyncjobs")
 
@@ -287,9 +286,7 @@ class Runtime:
         parts.supervisor.start("live update", self.io.run)
         await parts.launch(self.loaded.jobs if self.config.consume else [])
         if self.config.consume:
-            take_up = lambda: self._queue.operations.take_up()  # noqa: E731 - they are those of the queue that is open
-            interval = duration(self.config.sweep_interval)
-            parts.supervisor.start("operations", functools.partial(run_resuming, take_up, interval))
+            parts.resume(lambda: self._queue.operations.take_up())
         if not self._looking:
             tell = functools.partial(tell_strangers, self._queue.strangers)
             parts.supervisor.once("looking for jobs that nobody here runs", tell)

@@ -4,6 +4,7 @@ from asyncjobs.broker.acting import DONE, DONE_BEFORE, GONE, Act
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
+from asyncjobs.broker.cancelling import Mark, Target, read_mark
 from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
@@ -33,6 +34,7 @@ __all__ = [
     "BrokerBusyError",
     "Excess",
     "Keys",
+    "Mark",
     "OnWork",
     "Op",
     "Place",
@@ -40,7 +42,9 @@ __all__ = [
     "Silent",
     "Store",
     "TakenJob",
+    "Target",
     "WorkCall",
     "WorkReply",
     "bounds",
+    "read_mark",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from asyncjobs.broker import Act, Broker
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import AsyncjobsError, JobGoneError
 from asyncjobs.job import Job
 from asyncjobs.job_record import Origin
@@ -52,13 +53,17 @@ class DryRun(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What is done to each job: the verb, its arguments, who does it, why, and the act that reaches each job once."""
+    """What is done to each job: the verb, its arguments, who does it, why, and the act that reaches each job once.
+
+    `specs`: the jobs that are registered here, by name.
+    """
 
     what: str
     args: Mapping[str, Any]
     operator: Operator
     reason: str
     act: Act
+    specs: Mapping[str, JobSpec]
 
 
 async def act_on(broker: Broker, order: Order, jobs: Sequence[Origin]) -> tuple[int, Counter[str]]:
@@ -79,6 +84,10 @@ async def act_on(broker: Broker, order: Order, jobs: Sequence[Origin]) -> tuple[
 async def _reach(broker: Broker, order: Order, queue: tuple[str, str | None], job_ids: Sequence[str]) -> list[str]:
     name, group_id = queue
     spot = Spot(name, group_id, broker.queue_keys(name, group_id))
+    if order.what == "cancel":
+        spec = order.specs.get(name)
+        answers = await order.operator.cancel(broker, spot, spec, job_ids, order.reason, audited=True)
+        return ["done" if answer in ("cancelled", "requested") else answer for answer in answers]
     reset = bool(order.args.get("reset"))
     return await order.operator.act(broker, order.what, spot, job_ids, reason=order.reason, reset=reset, act=order.act)
 
@@ -87,7 +96,7 @@ async def _copied(broker: Broker, order: Order, jobs: Sequence[Origin]) -> list[
     """A copy of each, under an id that tells of which: what is done again adds nothing."""
 
     async def one(job: Origin) -> str:
-        changes = {**order.args, "job_id": f"{order.act.id}-{job.id}"[-500:]}
+        changes = {**order.args, "job_id": "-".join((order.act.id, job.id))[-500:]}
         try:
             await order.operator.copy(job, changes)
         except JobGoneError:

@@ -195,7 +195,7 @@ class Operations:
         operator = self._operator.called(fields["by"], fields["source"])
         return Order(
             fields["what"], args, operator, fields["reason"],
-            operator.new_act(fields["what"], fields["reason"], operation_id),
+            operator.new_act(fields["what"], fields["reason"], operation_id), self._specs,
         )  # fmt: skip
 
     async def read(self, operation_id: str) -> Operation:

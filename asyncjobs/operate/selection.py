@@ -169,6 +169,10 @@ class Selection:
         return await count(walk)
 
     # Acting -----------------------------------------------------------------------------------------------
+    async def cancel(self, reason: str = "", *, dry_run: bool = False) -> Done | DryRun:
+        """`Job.cancel` for all that match and have not finished. Those that run are told, and count as done."""
+        return await self._act("cancel", {}, reason, dry_run)
+
     async def retry(self, reset: bool = False, *, reason: str = "", dry_run: bool = False) -> Done | DryRun:
         """`Job.retry` for all that match and are failed or cancelled."""
         return await self._act("retry", {"reset": reset}, reason, dry_run)
@@ -212,7 +216,7 @@ class Selection:
 
     async def _act_at_once(self, broker: Broker, what: str, args: Mapping[str, Any], reason: str) -> Done:
         act = self._operator.new_act(what, reason)
-        order = Order(what, args, self._operator, reason, act)
+        order = Order(what, args, self._operator, reason, act, self._specs)
         await self._operator.write(
             broker, what, {"name": self._plan.name, "group_id": self._plan.group_id, "scope": self.scope}, reason=reason
         )

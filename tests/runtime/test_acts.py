@@ -340,3 +340,27 @@ async def test_jobs_of_the_release_before_are_shown_and_acted_on(old):
     }  # fmt: skip
     assert (await queue.select("send", state="waiting").remove()).done == 20
     assert sum((await queue.counts("send")).values()) == 0
+
+
+async def test_many_are_cancelled(make_runtime):
+    runtime, begun = make_runtime(), asyncio.Event()
+
+    @runtime.job("long", concurrency=2, **ALWAYS)
+    async def long(data):
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async with runtime:
+        await runtime.queue.add_bulk([("long", n) for n in range(10)])
+        await runtime.queue.add_bulk([("long", n, {"delay": 3600}) for n in range(5)])
+        await begun.wait()
+        done = await runtime.queue.select("long").cancel("all of it was a mistake")
+        assert (done.done, done.skipped) == (15, {})
+
+        async def over() -> bool:
+            return dict(await runtime.queue.counts("long")) == {
+                "waiting": 0, "active": 0, "delayed": 0, "completed": 0, "failed": 0, "cancelled": 15,
+            }  # fmt: skip
+
+        await eventually(over)
+        assert (await runtime.queue.select("long", state="cancelled").retry(dry_run=True)).number == 15
