@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
-from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, group_text, id_text
-from asyncjobs.declare.definition import JobSpec, checked_name
+from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, id_text
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import Backoff, JobOptions, KeepRule
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
-from asyncjobs.declare.values import UNSET, Seconds, Unset, flag, keywords, shown
+from asyncjobs.declare.values import UNSET, Seconds, Unset, keywords, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
-from asyncjobs.job import Job, counts_of, in_the_name_of, new_id, read_job
-from asyncjobs.limits.controls import Bounds, QueueControls
+from asyncjobs.job import Job, counts_of, new_id, read_job
+from asyncjobs.limits.bounds import Bounds
 from asyncjobs.operate.copying import Copier
-from asyncjobs.operate.finding import find
-from asyncjobs.operate.names import all_names, announce, strangers
-from asyncjobs.operate.operations import Operations
-from asyncjobs.operate.selection import Selection
-from asyncjobs.operate.states import states
-from asyncjobs.operate.walk import Plan
-from asyncjobs.operate.wanted import Wanted
-from asyncjobs.operator import AuditEntry, Operator, trail
+from asyncjobs.operate.desk import Desk
+from asyncjobs.operator import Operator
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
@@ -35,7 +28,7 @@ if TYPE_CHECKING:
 NOTHING: Final[Mapping[str, Any]] = {}
 
 
-class Queue:
+class Queue(Desk):
     """All jobs of a runtime: add them, and look at them. The same object is `runtime.queue` and a handler's `queue`.
 
     State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while
@@ -225,96 +218,12 @@ class Queue:
             counts = await broker.counts(broker.queue_keys(spec.name, group_of(spec, group_id)))
         return counts_of(counts)
 
-    def select(
-        self,
-        name: str | Callable[..., Any] | None = None,
-        *,
-        state: str | Iterable[str] | None = None,
-        group_id: str | int | None = None,
-        text: str | None = None,
-        error: str | None = None,
-        tag: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        newest_first: bool = True,
-    ) -> Selection:
-        """Jobs to look at; nothing is asked until the selection is iterated, paged or counted.
-
-        Args:
-            name: registered here or not, or a handler; None: every name that a process has ever registered.
-            state: one or several of waiting, active, delayed, completed, failed, cancelled; None: all.
-            group_id: None: all groups, and what has none.
-            text: plain text in the payload, or ``key:value`` against what it says; a key may be a path, ``order.id:7``.
-            error: text in the last error, which begins with its type.
-            tag: of the job.
-            since, until: aware datetimes, both inclusive; when it finished, started, comes due, or was added.
-        Raises:
-            ConfigError: a value that cannot be.
-        """
-        known = None
-        if name is not None:
-            known = self._specs.get(checked_name(name, "job")) if isinstance(name, str) else self.spec(name)
-        if group_id is not None:
-            group_id = group_text(group_id) if known is None else group_of(known, group_id)
-        asked = known.name if known is not None else None if name is None else str(name)
-        wanted = Wanted.of(text, error, tag, since, until)
-        plan = Plan(asked, group_id, states(state), wanted, flag(newest_first, "newest_first"))
-        return Selection(self._running, self._specs, plan, self.operator)
-
-    async def find(self, job_id: str) -> list[Job]:
-        """Every job with that id, over all names and groups, registered here or not."""
-        found = await find(self._running("find"), self._specs, id_text(job_id, "job_id"))
-        return in_the_name_of(self.operator, found)
-
-    async def all_names(self) -> dict[str, dict[str, int]]:
-        """Every job name that a process has ever registered, with how many jobs are in each state."""
-        return await all_names(self._running("all_names"), self._specs)
-
-    async def announce(self) -> None:
-        """Leave it in the store which names there are here, and what holds for them."""
-        await announce(self._running("announce"), self._specs)
-
-    async def strangers(self) -> dict[str, dict[str, int]]:
-        """The job names that others have registered and this runtime has not, with what is left of them by state."""
-        return await strangers(self._running("strangers"), self._specs)
-
     async def groups(self, name: str | Callable[..., Any]) -> list[str]:
         """The ids of the groups that are not reaped, sorted."""
         broker, spec = self._running("groups"), self.spec(name)
         if not spec.grouped:
             raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
-
-    # Acting -----------------------------------------------------------------------------------------------
-    def acting_as(self, by: str, source: str = "python") -> Queue:
-        """This queue, for acts in the name of `by`: the audit trail and the record of each job tell it.
-
-        Args:
-            by: who acts, 1 to 100 characters.
-            source: from where, such as "cli" or the name of an admin page.
-        """
-        queue = copy.copy(self)
-        queue.operator = self.operator.called(id_text(by, "by"), id_text(source, "source"))
-        return queue
-
-    @property
-    def operations(self) -> Operations:
-        """Acts on many jobs that are kept in the store: those under way, and the last hundred."""
-        return Operations(self._running("operations"), self._specs, self.operator)
-
-    def audit(self) -> AsyncIterator[AuditEntry]:
-        """The acts of operators, newest first; about the last 10,000 are kept."""
-        return trail(self._running("audit"))
-
-    def job(self, name: str | Callable[..., Any]) -> QueueControls:
-        """Pause, resume, limit a whole job name, in all processes, while they run; for a grouped job, each group."""
-        spec = self.spec(name)
-        return QueueControls(self._running("job"), spec, None)
-
-    def group(self, name: str | Callable[..., Any], group_id: str | int) -> QueueControls:
-        """The same for one group."""
-        spec = self.spec(name)
-        return QueueControls(self._running("group"), spec, group_of(spec, group_id))
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
         """The registered job called or handled by `job`."""
