@@ -150,7 +150,7 @@ class Connection:
         return BrokerUnavailableError(f"{text} is out of reach: {reason}")
 
     def known_down(self, *keys: str) -> bool:
-        """True if a call about `keys` would wait in vain, as far as known. Then it is sent once, without a wait."""
+        """True if a call about `keys` would probably wait in vain. Then it is sent once, without a wait."""
         return self.reach.known_down or self._balking.known_down
 
     def still(self) -> float:
