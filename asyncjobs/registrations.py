@@ -25,7 +25,7 @@ TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.na
 
 
 class Registrations:
-    """State: `jobs` and `tasks`, registered in code, by name; `_loaded`, what the folders held when last loaded."""
+    """State: `jobs` and `tasks`, registered in code, by name; `_loaded`, found in the folders at the last load."""
 
     def __init__(self, config: RuntimeConfig, queue: Queue) -> None:
         self._config, self._queue = config, queue
@@ -35,11 +35,11 @@ class Registrations:
 
     @property
     def loaded(self) -> loader.Loaded:
-        """All jobs and tasks that are registered in code and, since the last load, found in files."""
+        """All jobs and tasks that are registered in code, or were found in files at the last load."""
         return loader.Loaded([*self.jobs.values(), *self._loaded.jobs], [*self.tasks.values(), *self._loaded.tasks])
 
     def definition(self, function: Callable[..., Any], options: Mapping[str, Any]) -> JobDefinition:
-        """The record of a job whose options are given flat."""
+        """The definition of a job whose options are given flat."""
         return JobDefinition(
             handle=function,
             job_options=JobOptions(**{key: options[key] for key in JOB_OPTIONS if key in options}),
@@ -60,7 +60,7 @@ class Registrations:
         return spec
 
     def keep_job(self, spec: JobSpec) -> None:
-        """From now on it can be added."""
+        """Let a job be added from now on."""
         self.jobs[spec.name] = spec
         self._queue.register(spec)
 
@@ -110,7 +110,7 @@ class Registrations:
             self._queue.register(spec)
 
     def with_add(self, function: Function, name: str) -> Function:
-        """`function` with an `add`; a method, or an object with an `add` of its own, is wrapped to have one."""
+        """Give `function` an `add`. A method, or an object with an `add` of its own, is wrapped."""
         add = functools.partial(self._add, name)
         plain: Any = getattr(function, "__func__", function) if isinstance(function, staticmethod) else function
         other = getattr(plain, "add", None)
@@ -131,7 +131,7 @@ class Registrations:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name that a function registers under, unless it is given one."""
+    """The name under which a function is registered, unless another one is given."""
     name = getattr(function, "__name__", "")
     if not name or name == "<lambda>":
         raise ConfigError(f"{shown(function)} has no name to be called by; give one")

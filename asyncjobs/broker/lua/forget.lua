@@ -6,7 +6,7 @@
 -- ARGV[2] listed     'c', 'f' or 'k': the jobs leave the listing of completed, failed or cancelled jobs
 -- ARGV[3…] per group: jobs prefix · completed · failed · cancelled · number of ids · the ids
 --
--- Returns one character a job: '1' record deleted · '2' it had no record · '0' it is not finished (any more), and stays ·
+-- Returns one character a job: '1' record deleted · '2' it had no record · '0' not finished (any more), it stays ·
 -- '3' it has finished otherwise than this listing says, and stays: its settlement was refused after it was listed
 local answers, before, listed, i = {}, tonumber(ARGV[1]), ARGV[2], 3
 while i <= #ARGV do
