@@ -25,10 +25,13 @@ TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.na
 
 
 class Registrations:
-    """State: `jobs` and `tasks`, registered in code, by name; `_loaded`, found in the folders at the last load."""
+    """State: `jobs` and `tasks`, registered in code, by name; `_loaded`, found in the folders at the last load.
 
-    def __init__(self, config: RuntimeConfig, queue: Queue) -> None:
-        self._config, self._queue = config, queue
+    The runtime's config may be replaced between two starts, so each call gets the present one.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
         self.jobs: dict[str, JobSpec] = {}
         self.tasks: dict[str, TaskSpec] = {}
         self._loaded = loader.Loaded([], [])
@@ -47,13 +50,13 @@ class Registrations:
             group=options.get("group", False),
         )
 
-    def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> JobSpec:
+    def add_job(self, config: RuntimeConfig, name: str, definition: JobDefinition | Mapping[str, Any]) -> JobSpec:
         """Register a job.
 
         Raises:
             ConfigError: the name is taken, or an option is bad.
         """
-        spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", self._config.max_result)
+        spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", config.max_result)
         if name in self._queue.names:
             raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
         check_limiters(spec, self.loaded.jobs)
@@ -64,7 +67,9 @@ class Registrations:
         self.jobs[spec.name] = spec
         self._queue.register(spec)
 
-    def task(self, cron_time: str, name: str | None, options: Mapping[str, Any]) -> Callable[[Function], Function]:
+    def task(
+        self, config: RuntimeConfig, cron_time: str, name: str | None, options: Mapping[str, Any]
+    ) -> Callable[[Function], Function]:
         """A decorator that registers a task."""
         cron_time = normalise(cron_time)
         given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
@@ -72,7 +77,7 @@ class Registrations:
         def register(function: Function) -> Function:
             known = name_of(function) if name is None else name
             definition = TaskDefinition(task=function, cron_time=cron_time, **given)
-            spec = TaskSpec(known, definition, self._config.timezone, "in code")
+            spec = TaskSpec(known, definition, config.timezone, "in code")
             if known in self.tasks:
                 raise ConfigError(f"a task called {known!r} is registered already; name this one, name='…'")
             self.tasks[known] = spec
@@ -100,11 +105,11 @@ class Registrations:
             jobs,
             tasks if config.schedule and config.environment != "test" else None,
             given=given,
-            timezone=self._config.timezone,
+            timezone=config.timezone,
             known=tuple(self.jobs.values()),
             known_tasks=tuple(self.tasks.values()),
-            strict=self._config.strict_load,
-            max_result=self._config.max_result,
+            strict=config.strict_load,
+            max_result=config.max_result,
         )
         for spec in self._loaded.jobs:
             self._queue.register(spec)

@@ -131,7 +131,7 @@ class Runtime:
         self._io = LiveUpdates(io)
         self._home = Home()
         self._queue = Queue(self._bus, max_payload, self._home)
-        self._registered = Registrations(self.config, self._queue)
+        self._registered = Registrations(self._queue)
         self._looking = False
         self._state: State = "stopped"
         self._lock = asyncio.Lock()  # replaced in each new loop
@@ -177,7 +177,7 @@ class Runtime:
         Raises:
             ConfigError: the name is taken, or an option is bad.
         """
-        spec = self._registered.add_job(name, definition)
+        spec = self._registered.add_job(self.config, name, definition)
         parts = self._assembly if self.config.consume and spec.worker_options.autorun else None
         if parts is not None:
             self._home.check("runtime.add_job with autorun=True")
@@ -187,7 +187,7 @@ class Runtime:
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``. Its `is_active` is True by default."""
-        return self._registered.task(cron_time, name, options)
+        return self._registered.task(self.config, cron_time, name, options)
 
     def on(self, event_type: str, callback: Subscriber | None = None) -> Any:
         """Call `callback`, sync or async, with each `Event` of a type, ``"*"`` for all. Also a decorator.
