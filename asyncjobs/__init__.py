@@ -4,7 +4,7 @@ queue.py ──► broker/ ══ Redis stream ══► work/pump ─► consum
  add()                                   turns         one queue    one try      outcome     settle      the edges
     ▲                                      ▲
     └ cron/scheduler.py  ticks             └ groups.py  one consumer a group, reaped when idle
-                                             upkeep/  the dead, the lost, the old
+                                             upkeep/  stalled, lost and finished jobs
 """
 
 from asyncjobs.active_job import ActiveJob

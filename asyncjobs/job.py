@@ -1,4 +1,4 @@
-"""Jobs as they are seen: `Job`, the handle that `add` and `get_job` return, and `ActiveJob`, a handler's view."""
+"""The Job: the handle that `add` and `get_job` return."""
 
 from __future__ import annotations
 
@@ -105,16 +105,16 @@ NEEDED: Final = {
 
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """A job as it stood when it was added or read; read it again with `queue.get_job` for news.
+    """A job as it stood when it was added or read. `queue.get_job` reads its present state.
 
     Attributes:
         added: False on the handle of an `add` whose `job_id` existed already.
         state: None on the handle of an `add` that added nothing.
-        error: the failed tries, oldest first; empty for none. Of many the first and the last ten are kept.
-        due_at: when a delayed job comes due.
-        history: what operators did to it, oldest first; the last 20 acts.
-        copied_from: the job that it is a rerun of.
-        cancelled_by: who cancelled it, or has asked for that while it runs; None: nobody.
+        error: the failed tries, oldest first; empty for none. Only the first and the last ten are kept.
+        due_at: the instant at which a delayed job is due.
+        history: the acts of operators on the job, oldest first; the last 20.
+        copied_from: the job of which this one is a rerun.
+        cancelled_by: who has cancelled the job, or has asked for that while it runs; None: it was not cancelled.
     """
 
     id: str
@@ -173,17 +173,17 @@ class Job:
 
     @property
     def queue_name(self) -> str:
-        """The queue as it is shown: the name, and the group behind a dash."""
+        """The name of the queue in texts: the job's name, and the group behind a dash."""
         return self.name if self.group_id is None else f"{self.name}-{self.group_id}"
 
     async def wait(self, timeout: Seconds | None = None) -> Any:
-        """Wait until the job has finished, in whatever process, and return its result.
+        """Wait until the job has finished, in any process, and return its result.
 
         Raises:
-            JobFailedError: it failed for good.
-            JobCancelledError: it was cancelled; a JobFailedError, too.
-            JobTimeoutError: not finished after `timeout` seconds; it goes on all the same.
-            ConfigError: called in a handler of the same queue at concurrency 1, where it could never end.
+            JobFailedError: the job failed for good.
+            JobCancelledError: the job was cancelled; a JobFailedError, too.
+            JobTimeoutError: the job has not finished after `timeout` seconds. It goes on all the same.
+            ConfigError: the caller is a handler of the same queue at concurrency 1, so the wait could never end.
         """
         import asyncio
 
@@ -323,7 +323,7 @@ def read_job(
     if state is None:
         state = MARKS.get(record.get("x", b""), "waiting" if due is None else "delayed")
     overrides = NO_OVERRIDES
-    with suppress(Exception):  # what cannot be read cannot be run either, and its error says so
+    with suppress(Exception):  # a job with unreadable options cannot run, and its error says so
         overrides = Overrides.decode(record.get("o", b""))
     errors = [try_error_before(value) for _, value in numbered(record, "E")]
     errors += (try_error(number, value) for number, value in numbered(record, "e"))

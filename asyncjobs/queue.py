@@ -1,4 +1,4 @@
-"""The Queue: the front door. Checks, builds, hands over to the broker; never starts a consumer."""
+"""The Queue: the front door. It checks jobs, builds them and gives them to the broker; it never starts a consumer."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Queue(Desk):
-    """All jobs of a runtime: add them, and look at them. The same object is `runtime.queue` and a handler's `queue`.
+    """Adds jobs of a runtime, and looks at them. `runtime.queue` and a handler's `queue` are the same object.
 
-    State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while
-    the runtime runs.
+    State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while the
+    runtime runs.
     """
 
     def __init__(self, bus: EventBus, max_payload: int, home: Home) -> None:
@@ -71,7 +71,7 @@ class Queue(Desk):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every job that may be added."""
+        """The names of all jobs that may be added."""
         return tuple(sorted(self._specs))
 
     # Adding -----------------------------------------------------------------------------------------------
@@ -90,22 +90,23 @@ class Queue(Desk):
         remove_on_complete: KeepRule | Mapping[str, Any] | Unset = UNSET,
         remove_on_fail: KeepRule | Mapping[str, Any] | Unset = UNSET,
     ) -> Job:
-        """Add one job; once this returns it will run, through any crash of any process.
+        """Add one job. Once this call returns, the job will run, through any crash of any process.
 
         Args:
-            job: its name, or its handler.
-            data: the payload, JSON, or what the handler's `data` is annotated with.
-            group_id: the group of a grouped job; required there, refused elsewhere.
-            job_id: your own id. If a job has it, in any state, nothing is added and `added` is False.
+            job: the job's name, or its handler.
+            data: the payload: JSON, or a value of the type that the handler declares for `data`.
+            group_id: the group of a grouped job; required for it, refused for other jobs.
+            job_id: your own id. If any job has this id, in any state, no job is added, and `added` is False.
             delay: seconds from now, 0 for at once; or `at`, an aware datetime.
-            attempts, backoff, timeout, remove_on_complete, remove_on_fail: this job's own, over its definition's.
+            attempts, backoff, timeout, remove_on_complete, remove_on_fail: this job's own options, over those of its
+                definition.
         Raises:
-            UnknownJobError, PayloadError, ConfigError: nothing was sent.
+            UnknownJobError, PayloadError, ConfigError: the job was not sent.
             NotRunningError: the runtime is not started.
-            BrokerUnavailableError: no answer; the job is wholly there or not at all, and a repeat with the id
-                in `job_ids` cannot add it twice.
-            BrokerError: the store refused, nothing was added.
-            QueueFullError: as many wait as `max_waiting` allows.
+            BrokerUnavailableError: no answer. The job is wholly there or not at all, and a repeat with the id in
+                `job_ids` cannot add it twice.
+            BrokerError: the store refused, and no job was added.
+            QueueFullError: as many jobs wait as `max_waiting` allows.
         """
         own = (attempts, backoff, timeout, remove_on_complete, remove_on_fail)
         given: Mapping[str, Any] = NOTHING
@@ -121,7 +122,7 @@ class Queue(Desk):
     async def add_bulk(self, jobs: Iterable[tuple[Any, ...]]) -> list[Job]:
         """Add many jobs in one round trip: ``(job, data)`` or ``(job, data, options)`` each.
 
-        All are checked before any is sent; a bad one is named by its place and nothing is added.
+        All jobs are checked before any is sent. The error names a bad job by its index, and then no job is added.
         """
         broker = self._running("add_bulk")
         calls, handles = [], []
@@ -146,7 +147,7 @@ class Queue(Desk):
         replies = await broker.add(await self._bounds.laid_over(broker, calls))
         at_ms, added_at = -1, None
         for handle, reply in zip(handles, replies, strict=True):
-            if added_at is None or reply.at_ms != at_ms:  # a script adds hundreds at one instant
+            if added_at is None or reply.at_ms != at_ms:  # computed once, since a script adds hundreds at one instant
                 at_ms, added_at = reply.at_ms, clock.from_ms(reply.at_ms)
             self._added(handle, reply.added, added_at)
             await broker.loop.breathe()
@@ -197,7 +198,7 @@ class Queue(Desk):
     async def get_job(
         self, name: str | Callable[..., Any], job_id: str, group_id: str | int | None = None
     ) -> Job | None:
-        """A job as it stands, or None if there is none with that id (any more)."""
+        """Read a job; None if there is no job with that id (any more)."""
         broker, spec = self._running("get_job"), self.spec(name)
         group = group_of(spec, group_id)
         keys = broker.queue_keys(spec.name, group)
@@ -207,9 +208,9 @@ class Queue(Desk):
         return read_job(broker, spec, spec.name, keys, group, job_id, due, record, operator=self.operator)
 
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
-        """How many jobs are in each state; of a grouped job without a group: of all its groups together.
+        """How many jobs are in each state. For a grouped job without `group_id`: over all its groups.
 
-        `cancelled` is a key only where some are; a state that is missing counts 0.
+        `cancelled` is a key only if there are such jobs. A state that is missing counts 0.
         """
         broker, spec = self._running("counts"), self.spec(name)
         if group_id is None:
@@ -226,7 +227,7 @@ class Queue(Desk):
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
 
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
-        """The registered job called or handled by `job`."""
+        """The registered job with this name or handler."""
         name = job if isinstance(job, str) else _name_of(job, self._names, self._specs)
         spec = self._specs.get(name)
         if spec is None:
@@ -234,10 +235,10 @@ class Queue(Desk):
         return spec
 
     def _running(self, what: str) -> Broker:
-        """The broker, for the method `what` that was called.
+        """The broker, for a call of the method `what`.
 
         Raises:
-            NotRunningError: the runtime is not running, or not in this loop.
+            NotRunningError: the runtime does not run, or runs in another loop.
         """
         if self._broker is None:
             raise NotRunningError(
@@ -257,7 +258,7 @@ def _name_of(handle: Any, names: Mapping[Any, tuple[str, Any]], known: Iterable[
 
 
 def _reference(handle: Any) -> Any:
-    """What a handler is found by: a function or a method by itself, an object that can be called by its identity."""
+    """The key under which a handler is found: a function or a method itself, or the identity of a callable object."""
     if isinstance(handle, (staticmethod, classmethod)):
         handle = handle.__func__
     return handle if inspect.isroutine(handle) else (id(handle), type(handle))

@@ -1,4 +1,4 @@
-"""Ticks: which firings of a task were claimed, and by whom."""
+"""Ticks: claims of a task's firings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Ticking(RetryingCaller):
     ) -> tuple[str, float]:
         """Claim a firing: 'fire', 'taken', 'overlap', 'queued', or 'early' and the seconds until it is due.
 
-        `busy`: whether `process` itself runs the task right now.
+        `busy`: `process` itself runs the task right now.
         """
         reply = await self._ask(
             scripts.TICK(
@@ -27,15 +27,15 @@ class Ticking(RetryingCaller):
         return reply[0].decode(), reply[1] / 1000 if len(reply) > 1 else 0.0
 
     async def end_run(self, task: str, process: str, more: bool) -> int | None:
-        """A run has ended: the scheduled ms of the tick queued behind it, if any."""
+        """A run has ended. Returns the scheduled ms of the tick queued behind it, if any."""
         command = scripts.END_RUN(running_key(self.prefix), task, process, "1" if more else "0")
         queued = await self._ask(command, patient=True)
         return int(queued) if queued else None
 
     async def last_tick(self, task: str, baseline_ms: int) -> int:
-        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`.
+        """The last claimed tick, in ms. A task that was never seen before counts as ticked at `baseline_ms`.
 
-        A baseline in Redis's future, by a clock that is ahead, would keep the others' ticks out until it is reached.
+        A baseline in Redis's future, from a clock that is ahead, would block other processes' ticks until then.
         """
         key = ticks_key(self.prefix)
         seconds, micros = await self._ask(("TIME",))

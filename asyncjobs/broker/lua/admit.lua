@@ -1,20 +1,20 @@
 #!lua flags=allow-oom
--- admit: let a process start some jobs under a limit that holds over many queues, and say what runs there.
+-- admit: let a process start some jobs under a limit over many queues, and record how many jobs the process runs.
 --
--- KEYS[1] gate       hash: 'h ' .. process → 'running ms of this word'; 'u' .. window → tokens out; 'w' a process was
---                    refused a token since one was given back last
---                    and beside it a zset a window, gate:1 …: 'token n' → µs of return
+-- KEYS[1] gate       hash: 'h ' .. process → 'running, ms at which the process said so'; 'u' .. window → tokens out;
+--                    'w' a process was refused a token since one was given back last;
+--                    beside it a zset for each window, gate:1 …: 'token n' → µs of return
 -- ARGV[1] process
--- ARGV[2] running    jobs under this gate in that process, without those asked for
--- ARGV[3] want       how many more it would start
+-- ARGV[2] running    jobs under this gate in that process, without the wanted ones
+-- ARGV[3] want       how many more jobs the process would start
 -- ARGV[4] slots      most running over all processes, 0 for no such bound
--- ARGV[5] lease      ms after which the word of a process that fell silent does not count
+-- ARGV[5] lease      ms after which the number of a silent process does not count
 -- ARGV[6] windows    'max:µs max:µs …', '' for none
 -- ARGV[7] margin     µs that a start may lag
 -- ARGV[8] token      unique for this call
--- ARGV[9] spare      tokens of each window that are left to others
+-- ARGV[9] spare      tokens of each window that are left to other queues
 -- ARGV[10] news      channel told when the gate was full and has room again
--- ARGV[11] message   for it
+-- ARGV[11] message   for that channel
 --
 -- Returns {granted, ms until a token is back or -1}
 local gate, me, want, slots = KEYS[1], 'h ' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -50,7 +50,7 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
   end
   local left = tonumber(most) - tonumber(redis.call('HGET', gate, field) or 0)
   local first = left - spare < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
-  if left < want and not first then  -- no token is out, whatever was counted: an operator may have deleted the zset
+  if left < want and not first then  -- no token is out, whatever the count says: an operator may have deleted the zset
     redis.call('HDEL', gate, field)
     left = tonumber(most)
   end
@@ -59,7 +59,7 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
     want = math.max(0, left)
     redis.call('HSET', gate, 'w', '1')
     if first then
-      -- Not longer than a duration or two, whatever the clock did.
+      -- At most one or two durations, even if the clock was set back.
       wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now_us, 3600000000) / 1000))
     end
   end
@@ -68,7 +68,7 @@ if want > 0 then
   place = 0
   for _, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
     place = place + 1
-    -- A question that is sent again may be granted what it was granted before; that is out once.
+    -- A repeated question may get the same grant again. Its tokens are out once.
     if redis.call('ZADD', gate .. ':' .. place, now_us + window + ARGV[7], ARGV[8] .. ' ' .. want) == 1 then
       redis.call('HINCRBY', gate, 'u' .. place, want)
     end

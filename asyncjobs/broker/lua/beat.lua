@@ -1,20 +1,20 @@
 #!lua flags=allow-oom
--- beat: a process's sign of life, and what it hears of those that were silent for longest.
+-- beat: record that a process lives, and return the processes that were silent for longest.
 --
 -- KEYS[1] processes  zset process → ms of its last beat
--- KEYS[2] epoch      string: drawn when it is missing, so that it changes only with the loss of the data
+-- KEYS[2] epoch      string, drawn if it is missing, so that it changes only with the loss of the data
 -- KEYS[3] due        zset process → ms when its shortest lease ends
 -- KEYS[4] leases     hash process → its leases, as the caller gives them
--- KEYS[5] swept      hash of this process, see `claim`: whoever shows a sign of life may be given up anew
+-- KEYS[5] swept      hash of this process, see `claim`: deleted, since a process that lives may be given up anew
 -- ARGV[1] process
--- ARGV[2] joining    '1' when it has just taken this name
+-- ARGV[2] joining    '1' when the process has just taken this name
 -- ARGV[3] draw       an epoch never used before
--- ARGV[4] lease      ms, the shortest of its own
--- ARGV[5] leases     of its job names
+-- ARGV[4] lease      ms, the shortest lease of the process
+-- ARGV[5] leases     of the process's job names
 --
--- Returns {1 alive or 0 declared dead (not written), epoch, name, ms since its last beat, its leases or '', …}; at most
--- those 200 whose leases end first, and the 200 that were silent for longest: an earlier release tells no lease.
--- A beat in the future is one by a clock that was set back since; it counts as now, or its death would go unnoticed.
+-- Returns {1 alive or 0 declared dead (not written), epoch, name, ms since its last beat, its leases or '', …}: at most
+-- the 200 processes whose leases end first, and the 200 that were silent for longest. Earlier releases tell no lease.
+-- A beat in the future comes from a clock that was set back since. It counts as now, else the death would go unnoticed.
 -- @include clock
 local me, reply = ARGV[1], {1, redis.call('GET', KEYS[2])}
 if not reply[2] then
@@ -52,7 +52,7 @@ if #names > 0 then
     if beat then
       reply[n + 1], reply[n + 2], reply[n + 3] = name, math.max(0, now - tonumber(beat)), leases[i] or ''
     else
-      -- An earlier release has buried it, or taken it off the list.
+      -- An earlier release has buried the process, or taken it off the list.
       redis.call('ZREM', KEYS[3], name)
       redis.call('HDEL', KEYS[4], name)
     end

@@ -1,22 +1,22 @@
 #!lua flags=allow-oom
--- tick: claim one firing of a task, once over all processes.
+-- tick: claim one firing of a task for one process of all.
 --
 -- KEYS[1] ticks      hash task → 'scheduled ms process' of the last tick claimed
 -- KEYS[2] running    hash task → process that runs it; task .. ' queued' → scheduled ms
 -- KEYS[3] processes  zset process → ms of its last beat
 -- KEYS[4] due        zset process → ms when its shortest lease ends
 -- ARGV[1] task
--- ARGV[2] scheduled  ms, the instant the tick is due
+-- ARGV[2] scheduled  ms, the instant at which the tick is due
 -- ARGV[3] process
 -- ARGV[4] overlap    'skip', 'queue' or 'allow'
--- ARGV[5] lease      ms of silence after which a running process counts as dead that tells no lease of its own
+-- ARGV[5] lease      ms of silence after which a running process without a lease of its own counts as dead
 -- ARGV[6] busy       '1' while the calling process itself runs the task
 --
--- A claim in the future was made by a clock of the store that was set back since: it must not keep later ticks out.
+-- A claim in the future was made before the store's clock was set back, so it must not block later ticks.
 --
 -- Returns {'fire'} · {'fire', ms that the last claim lay in the future} · {'early', ms until due} · {'taken'} ·
 -- {'overlap'} · {'queued'}
--- Sent again after a lost reply by the same process it answers 'fire' again.
+-- If the same process sends the call again after a lost reply, the script answers 'fire' again.
 -- @include clock
 local task, scheduled, process = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if scheduled > now then return {'early', scheduled - now} end
@@ -31,11 +31,11 @@ redis.call('HSET', KEYS[1], task, string.format('%.0f ', scheduled) .. process)
 if ARGV[4] ~= 'allow' then
   local runner = redis.call('HGET', KEYS[2], task)
   local beat = runner and redis.call('ZSCORE', KEYS[3], runner)
-  -- A run whose end could not be recorded is known to be over by its own process.
+  -- The end of a run may not have been recorded. The process of that run knows that it is over.
   if runner == process and ARGV[6] ~= '1' then beat = nil end
   local due = beat and redis.call('ZSCORE', KEYS[4], runner)
   if due and tonumber(due) > now or not due and beat and now - tonumber(beat) < tonumber(ARGV[5]) then
-    -- The mark above is not a claim to run: a repeat must hear 'taken'.
+    -- The mark above is no claim to run, so a repeated call must hear 'taken'.
     redis.call('HSET', KEYS[1], task, string.format('%.0f -', scheduled))
     if ARGV[4] == 'skip' then return {'overlap'} end
     redis.call('HSET', KEYS[2], task .. ' queued', ARGV[2])
