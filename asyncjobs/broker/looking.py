@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.connection import BYTES_A_PIPELINE
-from asyncjobs.broker.keys import Keys, groups_key, names_key
+from asyncjobs.broker.keys import Keys, groups_key, names_key, split_member, text_of
 
 TALLIED_AT_ONCE: Final = 500  # queues, about 0.3 ms of server time
 LISTED_AT_ONCE: Final = 20_000  # groups, about 2 ms
+SCANNED_AT_ONCE: Final = 2000  # members of a listing, about 0.5 ms
+GLOB: Final = re.compile(r"[\\*?\[\]^-]")
 LAST_OF_MS: Final = "-18446744073709551615"  # behind the ms of an entry: none of that ms comes after it
 
 
@@ -132,6 +135,17 @@ class Looking(RetryingCaller):
             self._ask(scripts.SEEK(some[0].job(job_id), job_id, *(one.tag for one in some))) for some in calls
         )
         return [some[place] for some, places in zip(calls, replies, strict=True) for place in places]
+
+    async def listed(self, name: str, suffix: str, job_id: str) -> AsyncIterator[list[str]]:
+        """The groups of a name that have a job of that id among those listed, in pieces; one may come twice."""
+        key, cursor = f"{self.queue_keys(name, None).tag}:{suffix}", b"0"
+        pattern = "*:*" + GLOB.sub(r"\\\g<0>", job_id)
+        while True:
+            cursor, rows = await self._ask(("ZSCAN", key, cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE))
+            parted = (split_member(text_of(member)) for member in rows[::2])
+            yield [group_id for group_id, listed in parted if group_id is not None and listed == job_id]
+            if cursor == b"0":
+                return
 
     async def page(self, keys: Keys, asked: Question, place: Place, listing: bool = False, one: bool = True) -> Piece:
         """The jobs of a queue that follow `place`; of a `listing` of many queues without their records.

@@ -31,6 +31,7 @@ LOOKS: Final = 500  # jobs at a time, if they have to be looked into
 GROUPS_AT_ONCE: Final = 2000  # whose jobs are counted in one go, about 1.5 ms of server time
 QUEUES_AT_ONCE: Final = 50  # that are looked at in one go
 MOST_UNREAD: Final = 20  # keys that are told of
+NAMES_REMEMBERED: Final = 10  # with their groups
 MOST_SKEW: Final = 1.0  # seconds by which clocks of a Cluster may differ
 
 
@@ -80,8 +81,8 @@ class Part(NamedTuple):
 
 
 class Walk:
-    """State: `stops`, what there is to walk, and `_stop`, where in it the walk is; `_queues`, the groups of that stop;
-    `_group` and `_place`, of what was looked at last; `_ran`, the jobs that were met running.
+    """State: `stops`, what there is to walk, and `_stop`, where in it the walk is; `_groups_of`, names by their
+    groups; `_group` and `_place`, of what was looked at last; `_ran`, the jobs that were met running.
 
     Attributes:
         looked_at: how many jobs have been looked at.
@@ -95,7 +96,7 @@ class Walk:
         self.begun_ms = after.begun_ms if after is not None else 0
         self.stops: list[Stop] = []
         self._stop = 0
-        self._queues: list[str | None] | None = None
+        self._groups_of: dict[str, list[str | None]] = {}
         self._group: str | None = None
         self._place = Place()
         self._ran: set[tuple[str, str | None, str]] = set()
@@ -184,12 +185,21 @@ class Walk:
         for stop in self.stops:
             if not stop.groups:
                 continue
-            groups = [None, *await self._broker.group_ids(stop.name, stop.groups)]
+            groups = await self._queues_of(stop)
             for start in range(0, len(groups), GROUPS_AT_ONCE):
                 some = [self._broker.queue_keys(stop.name, one) for one in groups[start : start + GROUPS_AT_ONCE]]
                 numbers = await self._broker.tally(some, stop.state.letter, *self._plan.wanted.scores(stop.state))
                 number += sum(max(0, one) for one in numbers)
         return number
+
+    async def _queues_of(self, stop: Stop) -> list[str | None]:
+        """The groups of a name as they were when they were first asked for, behind None for what has no group."""
+        if stop.name not in self._groups_of:
+            if len(self._groups_of) >= NAMES_REMEMBERED:
+                self._groups_of.clear()
+            self._groups_of[stop.name] = [None, *await self._broker.group_ids(stop.name, stop.groups)]
+            self.trips += 1
+        return self._groups_of[stop.name]
 
     @property
     def next_trips(self) -> int:
@@ -197,9 +207,9 @@ class Walk:
         if self.done:
             return 0
         stop = self.stops[self._stop]
-        return (
-            1 if not stop.groups and not stop.state.listed else 2 if self._queues is not None or not stop.groups else 3
-        )
+        if not stop.groups:
+            return 2 if stop.state.listed else 1
+        return 2 if stop.name in self._groups_of else 3
 
     # One piece --------------------------------------------------------------------------------------------
     async def further(self, finds: int, whole: bool = True) -> list[Job]:
@@ -230,11 +240,9 @@ class Walk:
         """The same of the next groups that have some."""
         stop = self.stops[self._stop]
         asked = self._question(stop.state, finds, whole)
-        if self._queues is None:
-            self._queues = [None, *await self._broker.group_ids(stop.name, stop.groups)]
-            self.trips += 1
-        first = 0 if self._group is None else bisect.bisect_left(self._queues, self._group, lo=1)  # type: ignore[type-var]
-        window = self._queues[first : first + GROUPS_AT_ONCE]
+        every = await self._queues_of(stop)
+        first = 0 if self._group is None else bisect.bisect_left(every, self._group, lo=1)  # type: ignore[type-var]
+        window = every[first : first + GROUPS_AT_ONCE]
         queues = [self._broker.queue_keys(stop.name, group_id) for group_id in window]
         numbers = await self._broker.tally(queues, stop.state.letter, *self._plan.wanted.scores(stop.state))
         self.trips += 1
@@ -253,15 +261,15 @@ class Walk:
         jobs, unfinished = await self._look_at(parts, finds)
         if unfinished < len(parts):
             self._group = parts[unfinished].group_id
-        elif first + behind < len(self._queues):
-            self._group, self._place = self._queues[first + behind], Place()
+        elif first + behind < len(every):
+            self._group, self._place = every[first + behind], Place()
         else:
             self._next_stop(1)
         return jobs
 
     def _next_stop(self, further: int) -> None:
         self._stop += further
-        self._queues, self._group, self._place = None, None, Place()
+        self._group, self._place = None, Place()
 
     def _question(self, state: State, finds: int, whole: bool) -> Question:
         wanted = self._plan.wanted
