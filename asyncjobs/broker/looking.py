@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -78,13 +79,8 @@ class Looking(RetryingCaller):
 
     async def clock_ms(self) -> tuple[int, int]:
         """What the clock of the store says, and by how much the clocks of a Cluster's primaries differ, in ms."""
-        if not self._scattered:
-            replies = [await self._ask(("TIME",))]
-        else:
-            replies = [reply for (reply,) in await self._misc.everywhere([("TIME",)])]
-        clocks = [int(s) * 1000 + int(us) // 1000 for s, us in (one for one in replies if isinstance(one, list))]
-        if not clocks:
-            clocks = [int((await self._ask(("TIME",)))[0]) * 1000]
+        keys = await self._misc.key_of_each(f"{{{self.prefix}:instant-%d}}")
+        clocks: list[int] = await asyncio.gather(*(self._ask(scripts.INSTANT(key)) for key in keys))
         return max(clocks), max(clocks) - min(clocks)
 
     async def tell_names(self, names: Mapping[str, bytes]) -> None:

@@ -1,8 +1,9 @@
 """The Walk: over the jobs of many queues in a documented order, a bounded piece at a time.
 
 State by state, in the order of `operate/states.py`. Within a state name by name, sorted. Jobs that have finished are
-walked by their instant, over all groups of the name. Jobs that wait, run or are delayed are walked group by group:
-those without a group first, then by group id, and within a group by their place.
+walked by their instant; those of all groups of a name by that of their listing, which comes a moment before. Jobs that
+wait, run or are delayed are walked group by group: those without a group first, then by group id, and within a group by
+their place.
 
 What had come to its state when the walk began is walked, and nothing that came later. So a job that goes on meanwhile
 is met once or not at all, and one that stays is met once.
@@ -129,10 +130,10 @@ class Walk:
             self._go_to(self._after)
 
     async def _lay_out(self, names: Sequence[str]) -> None:
-        plan, wanted = self._plan, self._plan.wanted
+        plan = self._plan
         queues = [self._broker.queue_keys(name, plan.group_id) for name in names]
         tallies = await asyncio.gather(
-            *(self._broker.tally(queues, one.letter, *wanted.scores(one)) for one in plan.states),
+            *(self._numbers(one, names, queues) for one in plan.states),
             *([self._broker.tally(queues, "groups")] if plan.group_id is None else []),
         )
         self.trips += 1
@@ -144,6 +145,16 @@ class Walk:
                 of_groups = 0 if state.listed else max(0, in_groups)
                 if number > 0 or of_groups:
                     self.stops.append(Stop(state, name, max(0, number), of_groups))
+
+    async def _numbers(self, state: State, names: Sequence[str], queues: Sequence[Keys]) -> list[int]:
+        """How many jobs stand in a state under each name, and where they are listed how many may be wanted."""
+        wanted = self._plan.wanted
+        exact = self._broker.tally(queues, state.letter, *wanted.scores(state))
+        if not wanted.timed or not state.listed:
+            return await exact
+        loose = self._broker.tally(queues, state.letter, *wanted.bounds(state, True))
+        every = zip(names, await exact, await loose, strict=True)
+        return [more if self._is_listing(state, name) else number for name, number, more in every]
 
     def _cannot_read(self, state: State, name: str, group_id: str | None) -> None:
         if len(self.unread) < MOST_UNREAD:
@@ -176,8 +187,8 @@ class Walk:
     def tells_number(self) -> bool:
         """Whether the store knows how many jobs are wanted, without a look at each."""
         wanted = self._plan.wanted
-        timed = wanted.since_ms is not None or wanted.until_ms is not None
-        return not (wanted.searches or (timed and not all(one.scored for one in self._plan.states)))
+        scored = all(one.state.scored and not self._is_listing(one.state, one.name) for one in self.stops)
+        return not (wanted.searches or (wanted.timed and not scored))
 
     async def total(self) -> int:
         """How many jobs there are to look at, those of each group included."""
@@ -221,9 +232,9 @@ class Walk:
         for stop in self.stops[self._stop : self._stop + QUEUES_AT_ONCE]:
             if stop.groups:
                 break
-            asked = self._question(stop.state, finds, whole)
+            listing = self._is_listing(stop.state, stop.name)
+            asked = self._question(stop.state, finds, whole, listing)
             keys = self._broker.queue_keys(stop.name, self._plan.group_id)
-            listing = self._plan.group_id is None and stop.state.listed and self._has_groups(stop.name)
             place = Place() if parts else self._place
             parts.append(Part(stop, keys, self._plan.group_id, listing, asked, place))
             total += stop.number
@@ -271,17 +282,19 @@ class Walk:
         self._stop += further
         self._group, self._place = None, Place()
 
-    def _question(self, state: State, finds: int, whole: bool) -> Question:
+    def _question(self, state: State, finds: int, whole: bool, listing: bool = False) -> Question:
         wanted = self._plan.wanted
-        least, most = wanted.bounds(state)
+        least, most = wanted.bounds(state, listing)
         if state.listed or state.letter == "w":
             most = self.begun_ms if most is None else min(most, self.begun_ms)
         packed = wanted.packed()
         looks = LOOKS if packed else finds
         return Question(state.letter, state.suffix, whole, packed, self._plan.newest_first, least, most, looks, finds)
 
-    def _has_groups(self, name: str) -> bool:
-        return name not in self._specs or self._specs[name].grouped
+    def _is_listing(self, state: State, name: str) -> bool:
+        """Whether what stands there are jobs of all groups, whose records lie elsewhere."""
+        has_groups = name not in self._specs or self._specs[name].grouped
+        return self._plan.group_id is None and state.listed and has_groups
 
     async def _look_at(self, parts: Sequence[Part], finds: int) -> tuple[list[Job], int]:
         """What is wanted of `parts`, and the index of the one that is not finished, where `_place` then stands."""
