@@ -117,12 +117,24 @@ class Looking(RetryingCaller):
     ) -> list[int]:
         """How many jobs each of `queues` has in a state, of sorted sets those with a score from `least` to `most`; -1
         where an operator has made something else of the key."""
-        about = (state, *_bounds(least, most))
+        about = (state, *_bounds(least, most), 0)
         replies = await self.loop.gather(
             self._ask(scripts.TALLY(f"{some[0].tag}:{state}", *about, *(one.tag for one in some)))
             for some in self._pieces(queues)
         )
         return [number for reply in replies for number in reply]
+
+    async def first_tally(
+        self, queues: Sequence[Keys], state: str, least: int | None, most: int | None, enough: int
+    ) -> list[int]:
+        """The same of the first queues that have `enough` jobs together, or of fifty that have any; at least of one."""
+        if self._scattered:
+            return await self.tally(queues, state, least, most)
+        about = (state, *_bounds(least, most), enough)
+        numbers: list[int] = await self._ask(
+            scripts.TALLY(f"{queues[0].tag}:{state}", *about, *(one.tag for one in queues))
+        )
+        return numbers
 
     async def seek(self, queues: Sequence[Keys], job_id: str) -> list[Keys]:
         """Those of `queues` that have a job of that id."""

@@ -29,8 +29,9 @@ from asyncjobs.operate.states import EVERY, State
 from asyncjobs.operate.wanted import Wanted
 
 LOOKS: Final = 500  # jobs at a time, if they have to be looked into
+GROUPS_OF_A_CLUSTER: Final = 200  # the same, each by a call of its own
 GROUPS_AT_ONCE: Final = 2000  # whose jobs are counted in one go, about 1.5 ms of server time
-QUEUES_AT_ONCE: Final = 50  # that are looked at in one go
+QUEUES_AT_ONCE: Final = 50  # that are looked at in one go, see also lua/tally.lua
 MOST_UNREAD: Final = 20  # keys that are told of
 NAMES_REMEMBERED: Final = 10  # with their groups
 MOST_SKEW: Final = 1.0  # seconds by which clocks of a Cluster may differ
@@ -253,12 +254,17 @@ class Walk:
         asked = self._question(stop.state, finds, whole)
         every = await self._queues_of(stop)
         first = 0 if self._group is None else bisect.bisect_left(every, self._group, lo=1)  # type: ignore[type-var]
-        window = every[first : first + GROUPS_AT_ONCE]
+        at_once = GROUPS_AT_ONCE if not self._broker.is_cluster else GROUPS_OF_A_CLUSTER
+        window = every[first : first + at_once]
+        if not window:
+            self._next_stop(1)
+            return []
         queues = [self._broker.queue_keys(stop.name, group_id) for group_id in window]
-        numbers = await self._broker.tally(queues, stop.state.letter, *self._plan.wanted.scores(stop.state))
+        bounds = self._plan.wanted.scores(stop.state)
+        numbers = await self._broker.first_tally(queues, stop.state.letter, *bounds, asked.looks)
         self.trips += 1
         parts: list[Part] = []
-        behind, total = len(window), 0
+        behind, total = len(numbers), 0
         for i, number in enumerate(numbers):
             if number < 0:
                 self._cannot_read(stop.state, stop.name, window[i])

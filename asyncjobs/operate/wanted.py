@@ -71,12 +71,12 @@ class Wanted:
         """As the scripts take it: what has to be there at least, see ``lua/include/look.lua``."""
         terms: dict[str, list[list[str]]] = {}
         if self.text:
-            terms["d"] = [[self.text], [_inside_json(self.text)]]
+            terms["d"] = _written(self.text)
             if self.pair is not None:
                 key, value = self.pair
                 terms["d"].append([*(part for part in key.split(".") if part), _inside_json(value)])
         if self.error:
-            terms["e"] = [[self.error], [_inside_json(self.error)]]
+            terms["e"] = _written(self.error)
         return msgspec.msgpack.encode(terms) if terms else b""
 
     @property
@@ -143,6 +143,12 @@ def _instant(given: Any, option: str) -> int | None:
     except Exception:  # of a timezone of the app
         pass
     raise ConfigError(f"{option}={shown(given)}: expected a timezone-aware datetime, datetime.now(UTC) - …")
+
+
+def _written(text: str) -> list[list[str]]:
+    """`text` as it is, or as JSON has it."""
+    inside = _inside_json(text)
+    return [[text]] if inside == text else [[text], [inside]]
 
 
 def _inside_json(text: str) -> str:

@@ -158,23 +158,23 @@ async def test_what_stays_is_met_once_while_others_come_finish_are_retried_and_t
             name, attempts=3, backoff=0.01, limiter=None, group=grouped, remove_on_complete=rule, remove_on_fail=rule,
             concurrency=5,
         )(handle)  # fmt: skip
-    runtime.job("still", limiter=None, group=grouped)(handle)
-    async with runtime:
+    adder = make_runtime(consume=False)
+    adder.job("still", group=grouped)(handle)
+    async with runtime, adder:
         queue = runtime.queue
-        await queue.job("still").pause()
 
         def where(n) -> dict:
             return {"group_id": f"g{n % 5}"} if grouped else {}
 
         for n in range(40):
-            await queue.add("still", {"n": n}, **where(n))
-            await queue.add("still", {"n": n}, delay=3600, **where(n))
+            await adder.queue.add("still", {"n": n}, **where(n))
+            await adder.queue.add("still", {"n": n}, delay=3600, **where(n))
             await queue.add("keep", {"n": n}, **where(n))
         await eventually(lambda: _settled(queue, "keep"))
         staying = {}
         for kind in ("waiting", "delayed", "completed", "failed"):
             staying[kind] = {(one.name, one.group_id, one.id) async for one in queue.select(state=kind)}
-        assert len(staying["waiting"]) == len(staying["delayed"]) == 40
+        assert len(staying["waiting"]) == len(staying["delayed"]) == 40, await queue.counts("still")
         assert len(staying["completed"]) + len(staying["failed"]) == 40
         wanted = set().union(*staying.values()) if state == "all" else staying[state]
         stop = asyncio.Event()
