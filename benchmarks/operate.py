@@ -2,9 +2,9 @@
 
     python -m benchmarks.operate [--jobs N] [--groups N] [--server …] [--quick] [--json]
 
-Server time is that of the commands that were sent, by ``INFO commandstats``; a script's is that of all it calls. Round
-trips are those of the connection that all reads share. Half of the jobs wait, half have failed; every tenth group holds
-jobs.
+Server time is that of the commands that were sent, by ``INFO commandstats``; a script's is that of all it calls. Of the
+rounds the one that the machine disturbed least counts; of a search, the CPU of the server. Round trips are those of the
+connection that all reads share. Half of the jobs wait, half have failed; every tenth group holds jobs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.report import Report, script
 PAGE_MS = 5.0
 PAGE_TRIPS = 6
 SEARCH_US = 2.0
-FIND_MS = 60.0
+FIND_MS = 30.0
 HOLDING = 10  # each tenth group holds jobs
 
 
@@ -51,6 +51,11 @@ class Look:
         """µs of server time of the commands that were sent; a script may have called the same ones."""
         stats = await self._redis.info("commandstats")
         return sum(number * stats[f"cmdstat_{name}"]["usec_per_call"] for name, number in self._sent.items())
+
+    async def cpu(self) -> float:
+        """Seconds of CPU that the server has used."""
+        info = await self._redis.info("cpu")
+        return float(info["used_cpu_user"] + info["used_cpu_sys"])
 
     async def cost(self, act: Callable[[], Awaitable[Any]]) -> tuple[float, int, float, Any]:
         """ms of server, round trips, seconds, and what it came to."""
@@ -128,7 +133,7 @@ async def measure(options: argparse.Namespace) -> Report:
                         ms = [one[0] for one in costs]
                         assert len(costs[0][3].jobs) == 50
                         report.add(f"{state}, {order} first: page {where}", "ms", ms, f"{costs[0][1]} trips")
-                        dearest, most_trips = max(dearest, sorted(ms)[len(ms) // 2]), max(most_trips, costs[0][1])
+                        dearest, most_trips = max(dearest, min(ms)), max(most_trips, costs[0][1])
             for what, selection in (
                 ("waiting over all groups", queue.select("tenant", state="waiting")),
                 ("all states, all names", queue.select()),
@@ -136,7 +141,7 @@ async def measure(options: argparse.Namespace) -> Report:
                 costs = [await look.cost(lambda s=selection: s.page(limit=50)) for _ in range(options.rounds)]
                 ms = [one[0] for one in costs]
                 report.add(f"{what}: first page", "ms", ms, f"{costs[0][1]} trips, {len(costs[0][3].jobs)} jobs")
-                dearest, most_trips = max(dearest, sorted(ms)[len(ms) // 2]), max(most_trips, costs[0][1])
+                dearest, most_trips = max(dearest, min(ms)), max(most_trips, costs[0][1])
             for what, selection in (
                 ("of a state", queue.select("noop", state="failed")),
                 ("over all groups", queue.select("tenant", state="waiting")),
@@ -165,7 +170,10 @@ async def search(report: Report, look: Look, queue: Any, jobs: int) -> None:
             assert len(found) == 1
             return int(selection.looked_at)
 
-        ms, _, took, looked = await look.cost(run)
+        before, began = await look.cpu(), time.perf_counter()
+        looked = await run()
+        took = time.perf_counter() - began
+        ms = 1000 * (await look.cpu() - before)
         report.add(f"search for {what}, a job", "µs", [1000 * ms / looked], f"{looked:,} jobs in {took:.1f} s")
         report.add(f"search for {what}, share of the server", "", [ms / 1000 / took])
         report.claim(f"server µs to search a job for {what}", 1000 * ms / looked, SEARCH_US, at_least=False)

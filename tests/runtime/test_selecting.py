@@ -10,7 +10,17 @@ import msgspec
 import pytest
 from redis.asyncio import RedisCluster
 
-from asyncjobs import ConfigError, Count, JobFailedError, JobGoneError, NotRunningError, Retention, UnknownJobError
+from asyncjobs import (
+    ConfigError,
+    Count,
+    JobFailedError,
+    JobGoneError,
+    NotRunningError,
+    RateLimited,
+    Retention,
+    RetryLater,
+    UnknownJobError,
+)
 from asyncjobs.broker.keys import groups_key, names_key
 from asyncjobs.operate import walk as walking
 from tests.helpers import eventually
@@ -207,6 +217,33 @@ async def test_what_stays_is_met_once_while_others_come_finish_are_retried_and_t
             assert len(set(paged)) == len(paged)
         stop.set()
         await churning
+
+
+@pytest.mark.parametrize("error", [RetryLater(3600), RateLimited(3600)])
+async def test_a_job_that_was_met_running_is_not_met_again_where_it_is_put_back_to(make_runtime, monkeypatch, error):
+    """Its entry, or the place where it is delayed to, tells nothing of when it came there."""
+    monkeypatch.setattr("asyncjobs.operate.selection.AT_ONCE", 1)
+    runtime = make_runtime()
+    gate = asyncio.Event()
+
+    async def handle(data) -> None:
+        await gate.wait()
+        raise error
+
+    runtime.job("job", limiter=None, concurrency=1)(handle)
+    async with runtime:
+        first = await runtime.queue.add("job")
+        others = [await runtime.queue.add("job"), await runtime.queue.add("job", delay=3600)]
+        await eventually(lambda: _is(first, "active"))
+        for newest_first in (True, False):
+            search = aiter(runtime.queue.select("job", newest_first=newest_first))
+            assert (await anext(search)).id == first.id
+            if newest_first:
+                await search.aclose()
+        await runtime.queue.job("job").pause()
+        gate.set()
+        await eventually(lambda: _is(first, "delayed" if isinstance(error, RetryLater) else "waiting"))
+        assert {job.id async for job in search} <= {one.id for one in others}
 
 
 async def _settled(queue, name) -> bool:
