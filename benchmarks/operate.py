@@ -2,32 +2,45 @@
 
     python -m benchmarks.operate [--jobs N] [--groups N] [--server …] [--quick] [--json]
 
-Server time is that of the commands that were sent, by ``INFO commandstats``; a script's is that of all it calls. Of the
-rounds the one that the machine disturbed least counts; of a search, the CPU of the server. Round trips are those of the
-connection that all reads share. Half of the jobs wait, half have failed; every tenth group holds jobs.
+Server time is CPU, by ``INFO cpu``, a page's the mean of twenty; of the rounds the one that the machine disturbed
+least counts. Round trips are those of the connection that all reads share. Half of the jobs wait, half have failed;
+every tenth group holds jobs. A search is compared with a script that reads the data of each job, 500 at a time, and
+does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncjobs import Runtime
-from asyncjobs.broker.keys import groups_key
+from asyncjobs.broker.keys import Keys, groups_key
 from benchmarks import machine
 from benchmarks.load import Load
 from benchmarks.report import Report, script
 
 PAGE_MS = 5.0
 PAGE_TRIPS = 6
-SEARCH_US = 2.0
+SEARCH_RATIO = 2.0
 FIND_MS = 30.0
 HOLDING = 10  # each tenth group holds jobs
+BARE = """#!lua flags=no-writes
+local ids = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[2] + 499)
+for i = 1, #ids do redis.call('HGET', ARGV[1] .. ids[i], 'd') end
+return #ids
+"""
+
+
+class Cost(NamedTuple):
+    """`ms` of server time, round trips, seconds, and what was found."""
+
+    ms: float
+    trips: int
+    took: float
+    found: Any
 
 
 class Look:
@@ -36,36 +49,45 @@ class Look:
     def __init__(self, load: Load, runtime: Runtime) -> None:
         self._redis = load.redis
         assert runtime._assembly is not None
-        self._connection: Any = runtime._assembly.broker._misc
-        self._real = self._connection.run
-        self._connection.run = self._run
+        connection: Any = runtime._assembly.broker._misc
+        self._real = connection.run
+        connection.run = self._run
         self.trips = 0
-        self._sent: Counter[str] = Counter()
+        self._of_asking = 0.0
 
     async def _run(self, commands: Any, needs: Any = ()) -> Any:
         self.trips += 1
-        self._sent.update(command[0].lower() for command in commands)
         return await self._real(commands, needs)
-
-    async def _spent_us(self) -> float:
-        """µs of server time of the commands that were sent; a script may have called the same ones."""
-        stats = await self._redis.info("commandstats")
-        return sum(number * stats[f"cmdstat_{name}"]["usec_per_call"] for name, number in self._sent.items())
 
     async def cpu(self) -> float:
         """Seconds of CPU that the server has used."""
         info = await self._redis.info("cpu")
-        return float(info["used_cpu_user"] + info["used_cpu_sys"])
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
-    async def cost(self, act: Callable[[], Awaitable[Any]]) -> tuple[float, int, float, Any]:
-        """ms of server, round trips, seconds, and what it came to."""
-        await self._redis.config_resetstat()
-        self.trips = 0
-        self._sent.clear()
-        began = time.perf_counter()
-        found = await act()
+    async def cost(self, act: Callable[[], Awaitable[Any]], times: int = 1) -> Cost:
+        """What `act` costs; of several times the mean, and what the last one came to."""
+        self.trips, found = 0, None
+        before, began = await self.cpu(), time.perf_counter()
+        for _ in range(times):
+            found = await act()
         took = time.perf_counter() - began
-        return await self._spent_us() / 1000, self.trips, took, found
+        spent = await self.cpu() - before - self._of_asking
+        return Cost(max(0.0, 1000 * spent / times), self.trips // times, took / times, found)
+
+    async def begin(self) -> None:
+        """Find out what it costs to ask for that."""
+        before = await self.cpu()
+        for _ in range(20):
+            await self.cpu()
+        self._of_asking = (await self.cpu() - before) / 21
+
+    async def floor(self, keys: Keys, jobs: int) -> float:
+        """ms of server to read the data of so many failed jobs, and nothing else."""
+        sha = await self._redis.script_load(BARE)
+        before = await self.cpu()
+        for start in range(0, jobs, 500):
+            await self._redis.evalsha(sha, 1, keys.failed, keys.jobs, start)
+        return 1000 * (await self.cpu() - before)
 
 
 @asynccontextmanager
@@ -103,14 +125,14 @@ async def filled(load: Load, jobs: int, groups: int) -> AsyncIterator[Runtime]:
         yield runtime
 
 
-async def page_at(selection: Any, share: float, of: int) -> Callable[[], Awaitable[Any]]:
-    """A page of 50 behind about that share of a selection."""
+async def page_at(selection: Any, share: float, of: int) -> str | None:
+    """The place behind about that share of a selection."""
     after, seen = None, 0
     async for page in selection.pages(1000, data=False):
         after, seen = page.next, seen + len(page.jobs)
         if seen >= share * of:
             break
-    return lambda: selection.page(after, limit=50)
+    return after
 
 
 async def measure(options: argparse.Namespace) -> Report:
@@ -120,65 +142,73 @@ async def measure(options: argparse.Namespace) -> Report:
         load = Load(url)
         async with filled(load, options.jobs, options.groups) as runtime:
             queue, look = runtime.queue, Look(load, runtime)
-            await queue.select("noop").page()  # the scripts are there from now on
-            await queue.select("tenant").page()
-            dearest, most_trips = 0.0, 0
-            for state in ("waiting", "failed"):
-                for newest in (True, False):
-                    selection = queue.select("noop", state=state, newest_first=newest)
-                    order = "newest" if newest else "oldest"
-                    for where, share in (("first", 0.0), ("in the middle", 0.5)):
-                        act = await page_at(selection, share, half) if share else (lambda s=selection: s.page(limit=50))
-                        costs = [await look.cost(act) for _ in range(options.rounds)]
-                        ms = [one[0] for one in costs]
-                        assert len(costs[0][3].jobs) == 50
-                        report.add(f"{state}, {order} first: page {where}", "ms", ms, f"{costs[0][1]} trips")
-                        dearest, most_trips = max(dearest, min(ms)), max(most_trips, costs[0][1])
-            for what, selection in (
-                ("waiting over all groups", queue.select("tenant", state="waiting")),
-                ("all states, all names", queue.select()),
-            ):
-                costs = [await look.cost(lambda s=selection: s.page(limit=50)) for _ in range(options.rounds)]
-                ms = [one[0] for one in costs]
-                report.add(f"{what}: first page", "ms", ms, f"{costs[0][1]} trips, {len(costs[0][3].jobs)} jobs")
-                dearest, most_trips = max(dearest, min(ms)), max(most_trips, costs[0][1])
-            for what, selection in (
-                ("of a state", queue.select("noop", state="failed")),
-                ("over all groups", queue.select("tenant", state="waiting")),
-                ("of a text", queue.select("noop", state="waiting", text="user-7@")),
-            ):
-                ms, trips, _, found = await look.cost(selection.count)
-                report.add(f"count {what}", "ms", [ms], f"{trips} trips, {found}")
-            ms, trips, _, found = await look.cost(lambda: queue.find("f0000007"))
-            assert len(found) == 1
-            report.add("find an id", "ms", [ms], f"{trips} trips")
-            report.claim("server ms to find an id over all groups", ms, FIND_MS, at_least=False)
-            await search(report, look, queue, half)
+            for selection in (queue.select("noop"), queue.select("tenant")):
+                await selection.page()  # the scripts are there from now on
+            await look.begin()
+            await pages(report, look, queue, half, options.rounds)
+            await others(report, look, queue)
+            await search(report, look, runtime, half)
         await load.close()
-    report.claim("server ms a page", dearest, PAGE_MS, at_least=False)
-    report.claim("round trips a page", most_trips, PAGE_TRIPS, at_least=False)
     return report
 
 
-async def search(report: Report, look: Look, queue: Any, jobs: int) -> None:
+async def pages(report: Report, look: Look, queue: Any, half: int, rounds: int) -> None:
+    """What a page costs."""
+    kinds: list[tuple[str, Any, str | None]] = []
+    for state in ("waiting", "failed"):
+        for newest in (True, False):
+            selection = queue.select("noop", state=state, newest_first=newest)
+            what = f"{state}, {'newest' if newest else 'oldest'} first"
+            middle = await page_at(selection, 0.5, half)
+            kinds += [(f"{what}: first page", selection, None), (f"{what}: page in the middle", selection, middle)]
+    kinds.append(("waiting over all groups: first page", queue.select("tenant", state="waiting"), None))
+    kinds.append(("all states, all names: first page", queue.select(), None))
+    dearest, most_trips = 0.0, 0
+    for what, selection, after in kinds:
+        costs = [await look.cost(lambda s=selection, a=after: s.page(a, limit=50), 20) for _ in range(rounds)]  # type: ignore[misc]
+        ms, trips = [one.ms for one in costs], costs[-1].trips
+        report.add(what, "ms", ms, f"{trips} trips, {len(costs[-1].found.jobs)} jobs")
+        dearest, most_trips = max(dearest, min(ms)), max(most_trips, trips)
+    report.claim("server ms a page", dearest, PAGE_MS, at_least=False)
+    report.claim("round trips a page", most_trips, PAGE_TRIPS, at_least=False)
+
+
+async def others(report: Report, look: Look, queue: Any) -> None:
+    """What counts cost, and an id."""
+    for what, selection in (
+        ("of a state", queue.select("noop", state="failed")),
+        ("over all groups", queue.select("tenant", state="waiting")),
+        ("of a text", queue.select("noop", state="waiting", text="user-7@")),
+    ):
+        cost = await look.cost(selection.count)
+        report.add(f"count {what}", "ms", [cost.ms], f"{cost.trips} trips, {cost.found}")
+    cost = await look.cost(lambda: queue.find("f0000007"))
+    assert len(cost.found) == 1
+    report.add("find an id", "ms", [cost.ms], f"{cost.trips} trips")
+    report.claim("server ms to find an id over all groups", cost.ms, FIND_MS, at_least=False)
+
+
+async def search(report: Report, look: Look, runtime: Any, jobs: int) -> None:
     """What it costs to look into all jobs of a state, and which share of the server that takes."""
+    keys = runtime._assembly.broker.queue_keys("noop", None)
+    floor = await look.floor(keys, jobs)
+    report.add("reading the data alone, a job", "µs", [1000 * floor / jobs])
     for what, options in (("a text", {"text": f"user-{jobs // 2}@"}), ("an error", {"error": f"from {jobs // 2}"})):
+        selection = runtime.queue.select("noop", state="failed", **options)
 
-        async def run(options: dict[str, str] = options) -> int:
-            selection = queue.select("noop", state="failed", **options)
-            found = [job async for job in selection]
-            assert len(found) == 1
-            return int(selection.looked_at)
+        async def run(selection: Any = selection) -> list[Any]:
+            return [job async for job in selection]
 
-        before, began = await look.cpu(), time.perf_counter()
-        looked = await run()
-        took = time.perf_counter() - began
-        ms = 1000 * (await look.cpu() - before)
-        report.add(f"search for {what}, a job", "µs", [1000 * ms / looked], f"{looked:,} jobs in {took:.1f} s")
-        report.add(f"search for {what}, share of the server", "", [ms / 1000 / took])
-        report.claim(f"server µs to search a job for {what}", 1000 * ms / looked, SEARCH_US, at_least=False)
-        report.claim(f"share of the server that a search for {what} takes", ms / 1000 / took, 0.25, at_least=False)
-        await asyncio.sleep(0)
+        cost = await look.cost(run)
+        assert len(cost.found) == 1
+        looked = selection.looked_at
+        report.add(
+            f"search for {what}, a job", "µs", [1000 * cost.ms / looked], f"{looked:,} jobs in {cost.took:.1f} s"
+        )
+        report.claim(f"search for {what}, of reading the data alone", cost.ms / floor, SEARCH_RATIO, at_least=False)
+        report.claim(
+            f"share of the server that a search for {what} takes", cost.ms / 1000 / cost.took, 0.25, at_least=False
+        )
 
 
 def more(parser: argparse.ArgumentParser) -> None:
@@ -186,4 +216,4 @@ def more(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    script(__doc__, measure, more=more, jobs=1_000_000, rounds=5, quick={"jobs": 5000, "groups": 500, "rounds": 1})
+    script(__doc__, measure, more=more, jobs=1_000_000, rounds=3, quick={"jobs": 5000, "groups": 500, "rounds": 1})

@@ -162,7 +162,8 @@ class Looking(RetryingCaller):
             one: the first job is brought even if its record is larger than `asked` allows for.
         """
         key = f"{keys.tag}:{asked.suffix}"
-        common = (asked.state, "1" if asked.whole else "", asked.filter, "1" if asked.down else "")
+        packed = b"" if listing else asked.filter  # of a listing the records are looked into by `peek`
+        common = (asked.state, "1" if asked.whole else "", packed, "1" if asked.down else "")
         bounds = (asked.looks, asked.looks if listing else asked.finds, asked.size, "1" if one else "")
         if asked.suffix == "s":
             least = "-" if asked.least is None else str(asked.least)

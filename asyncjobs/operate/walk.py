@@ -30,7 +30,7 @@ from asyncjobs.operate.wanted import Wanted
 
 LOOKS: Final = 500  # jobs at a time, if they have to be looked into
 GROUPS_OF_A_CLUSTER: Final = 200  # the same, each by a call of its own
-GROUPS_AT_ONCE: Final = 2000  # whose jobs are counted in one go, about 1.5 ms of server time
+GROUPS_AT_ONCE: Final = 1000  # whose jobs are counted in one go, about 1 ms of server time
 QUEUES_AT_ONCE: Final = 50  # that are looked at in one go, see also lua/tally.lua
 MOST_UNREAD: Final = 20  # keys that are told of
 NAMES_REMEMBERED: Final = 10  # with their groups
