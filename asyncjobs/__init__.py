@@ -35,6 +35,8 @@ from asyncjobs.errors import (
 from asyncjobs.events import Event
 from asyncjobs.job import Job
 from asyncjobs.job_record import Cancellation
+from asyncjobs.operate.counting import Count
+from asyncjobs.operate.selection import Page, Selection
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 
@@ -49,6 +51,7 @@ __all__ = [
     "BrokerUnavailableError",
     "Cancellation",
     "ConfigError",
+    "Count",
     "Discard",
     "Event",
     "Job",
@@ -62,6 +65,7 @@ __all__ = [
     "Limiter",
     "LoadError",
     "NotRunningError",
+    "Page",
     "PayloadError",
     "Queue",
     "QueueFullError",
@@ -69,6 +73,7 @@ __all__ = [
     "Retention",
     "RetryLater",
     "Runtime",
+    "Selection",
     "StateError",
     "TaskDefinition",
     "UnknownJobError",

@@ -21,6 +21,7 @@ from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import Seconds, seconds
 from asyncjobs.errors import (
+    BrokerError,
     ConfigError,
     JobCancelledError,
     JobFailedError,
@@ -35,6 +36,7 @@ from asyncjobs.operator import CancelAnswer, Operator, Spot
 
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
+    from asyncjobs.broker.reading import Finish
 from asyncjobs.job_record import (
     NO_ERRORS,
     Cancellation,
@@ -103,6 +105,9 @@ NEEDED: Final = {
 }
 
 
+OF_AN_END: Final = ("state", "result", "error", "finished_at", "cancelled_by", "_record")
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A job as it stood when it was added or read. `queue.get_job` reads its present state.
@@ -160,11 +165,17 @@ class Job:
                 f"the record of {named(self.name, self.id, self.group_id)} is gone: it was removed, let go by "
                 "retention, or never added"
             )
-        now = read_job(self._broker, self._spec, self.name, self._keys, self.group_id, self.id, due, record)
+        now = self._read(due, record)
         for one in fields(self):
             if one.name != "added":
                 setattr(self, one.name, getattr(now, one.name))
         return self
+
+    def _read(self, due: float | None, record: Mapping[str, bytes], state: JobState | None = None) -> Job:
+        assert self._broker is not None
+        assert self._keys is not None
+        where = (self.name, self._keys, self.group_id, self.id)
+        return read_job(self._broker, self._spec, *where, due, record, state, self._operator)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -204,6 +215,7 @@ class Job:
         except TimeoutError:
             who = named(self.name, self.id, self.group_id)
             raise JobTimeoutError(f"job {who} had not finished after {limit:g} s") from None
+        await self._take_end(finish)
         if finish.op == "c":
             return self._result(finish.body)
         if finish.op == "f":
@@ -213,6 +225,23 @@ class Job:
             known = cancellation(finish.body)
             raise JobCancelledError(self.name, self.id, "" if known is None else known.reason)
         raise JobFailedError(self.name, self.id, "its record is gone: it was removed on completion, or never added")
+
+    async def _take_end(self, finish: Finish) -> None:
+        """This object says how the job has ended: as its record tells it, or, where none is kept, as the news did."""
+        assert self._broker is not None
+        assert self._keys is not None
+        op, record = finish.op.encode(), {}
+        state = MARKS.get(op)
+        if state is None:
+            return
+        with suppress(BrokerError):  # the job has finished, and that is known
+            _, record = await self._broker.read(self._keys, self.id)
+        if record.get("x") != op:
+            field = {b"c": "v", b"f": "e1"}.get(op, "k")
+            record = {"x": op, field: finish.body, "F": b"%d" % (clock.wall() * 1000)}
+        end = self._read(None, record, state)
+        for name in OF_AN_END:
+            setattr(self, name, getattr(end, name))
 
     # Acts -------------------------------------------------------------------------------------------------
     async def cancel(self, reason: str = "") -> CancelAnswer:

@@ -184,6 +184,8 @@ class Runtime:
         self._registered.keep_job(spec)
         if parts is not None:
             parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))
+        if self._assembly is not None and self._state == "running" and self._home.is_here():
+            self._assembly.supervisor.once(f"announcing {name}", self._queue.announce)
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``. Its `is_active` is True by default."""

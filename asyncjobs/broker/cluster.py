@@ -23,6 +23,7 @@ LAG: Final = 1.0  # seconds that a node may take, or may take longer than anothe
 SHORTEST_REST: Final = 0.05
 LONGEST_REST: Final = 5.0
 LONGEST_REFUSED_REST: Final = 0.5  # seconds for a node that refuses at once, because asking it costs nothing
+MOST_KEYS_TRIED: Final = 10_000  # until one is found for each primary, which may hold a single slot
 STAGGER: Final = 0.1  # seconds after which the next node is asked for the slots
 MOVED = ("MovedError", "AskError", "ClusterDownError", "TryAgainError", "ReadOnlyError")
 
@@ -194,6 +195,16 @@ class ClusterConnection(Connection):
             if isinstance(answer, BaseException):
                 raise answer
         return answers  # type: ignore[return-value]
+
+    async def key_of_each(self, pattern: str) -> list[str]:
+        found: dict[Node, str] = {}
+        every = len(await self._topology.primaries())
+        for number in range(MOST_KEYS_TRIED):
+            if len(found) >= every:
+                break
+            key = pattern % number
+            found.setdefault(await self._topology.node_of(key.encode()), key)
+        return list(found.values())
 
     async def _run(
         self, commands: Sequence[Command], needs: Sequence[int], send: _Send, lag: float

@@ -174,6 +174,10 @@ class Connection:
         """`run` commands without keys on each primary. Returns one list of replies for each."""
         return [await self.run(commands)]
 
+    async def key_of_each(self, pattern: str) -> list[str]:
+        """One key for each primary, that it holds: `pattern` with a number."""
+        return [pattern % 0]
+
     def _check_shut(self) -> None:
         if self._shut:
             raise stopped()
