@@ -43,8 +43,8 @@ from asyncjobs.job_record import (
     JobAct,
     Origin,
     TryErrors,
-    acts_of,
     cancellation,
+    history_of,
     instant_of,
     number_of,
     numbered,
@@ -117,7 +117,7 @@ class Job:
         state: None on the handle of an `add` that added nothing.
         error: the failed tries, oldest first; empty for none. Only the first and the last ten are kept.
         due_at: the instant at which a delayed job is due.
-        history: the acts of operators on the job, oldest first; the last 20.
+        history: what has befallen the job, oldest first: failed tries, its cancel, and the last 20 acts of operators.
         copied_from: the job of which this one is a rerun.
         cancelled_by: who has cancelled the job, or has asked for that while it runs; None: it was not cancelled.
     """
@@ -230,7 +230,7 @@ class Job:
         """This object says how the job has ended: as its record tells it, or, where none is kept, as the news did."""
         assert self._broker is not None
         assert self._keys is not None
-        op, record = finish.op.encode(), {}
+        op, record = finish.op.encode(), dict[str, bytes]()
         state = MARKS.get(op)
         if state is None:
             return
@@ -374,7 +374,7 @@ def read_job(
         finished_at=instant_of(record.get("F")),
         due_at=instant_of(due),
         cancelled_by=None if state in ("completed", "failed") else cancellation(record.get("k")),
-        history=acts_of(record.get("y", b"")),
+        history=history_of(record, errors),
         copied_from=None if isinstance(overrides.n, msgspec.UnsetType) else Origin(*overrides.n),
         _broker=broker,
         _keys=keys,

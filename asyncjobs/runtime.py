@@ -64,8 +64,7 @@ class Runtime:
         blocking_warning: seconds after which the log names the code that blocks the event loop; None: never.
         loop_budget: most seconds in a row that the runtime's own steps take before the loop serves the app again. A job
             may compute for longer by itself. None: no bound, for a process that only runs jobs.
-        gc_freeze: the start ends with `gc.freeze()`, which leaves the objects of the process out of garbage
-            collections. Each collection would stop the app while it looks through all of them.
+        gc_freeze: the start ends with `gc.freeze()`, so no garbage collection stops the app to look at its objects.
     Raises:
         ConfigError: an option has a value that is not allowed. The call does no I/O, so it is safe at import.
     """
