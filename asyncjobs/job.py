@@ -230,7 +230,8 @@ class Job:
         """This object says how the job has ended: as its record tells it, or, where none is kept, as the news did."""
         assert self._broker is not None
         assert self._keys is not None
-        op, record = finish.op.encode(), {}
+        op = finish.op.encode()
+        record: dict[str, bytes] = {}
         state = MARKS.get(op)
         if state is None:
             return
