@@ -105,7 +105,10 @@ NEEDED: Final = {
 }
 
 
-OF_AN_END: Final = ("state", "result", "error", "finished_at", "cancelled_by", "_record")
+OF_AN_END: Final = (
+    "state", "result", "error", "finished_at", "cancelled_by",
+    "started_at", "attempts_made", "stalled_count", "progress", "logs", "_record",
+)  # fmt: skip
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -230,7 +233,8 @@ class Job:
         """This object says how the job has ended: as its record tells it, or, where none is kept, as the news did."""
         assert self._broker is not None
         assert self._keys is not None
-        op, record = finish.op.encode(), dict[str, bytes]()
+        op = finish.op.encode()
+        record: dict[str, bytes] = {}
         state = MARKS.get(op)
         if state is None:
             return
@@ -240,7 +244,7 @@ class Job:
             field = {b"c": "v", b"f": "e1"}.get(op, "k")
             record = {"x": op, field: finish.body, "F": b"%d" % (clock.wall() * 1000)}
         end = self._read(None, record, state)
-        for name in OF_AN_END:
+        for name in OF_AN_END if "d" in record else OF_AN_END[:5]:
             setattr(self, name, getattr(end, name))
 
     # Acts -------------------------------------------------------------------------------------------------

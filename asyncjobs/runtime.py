@@ -180,10 +180,9 @@ class Runtime:
         parts = self._assembly if self.config.consume and spec.worker_options.autorun else None
         if parts is not None:
             self._home.check("runtime.add_job with autorun=True")
+            parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))  # in the next loop turn
         self._registered.keep_job(spec)
-        if parts is not None:
-            parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))
-        if self._assembly is not None and self._state == "running" and self._home.is_here():
+        if self._state == "running" and self._assembly is not None and self._home.is_here():
             self._assembly.supervisor.once(f"announcing {name}", self._queue.announce)
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
