@@ -48,11 +48,12 @@ class Limiting(RetryingCaller):
         windows: str,
         margin: int,
         token: str,
-        spare: int,
+        spare: Sequence[int],
     ) -> tuple[int, float | None]:
         """Ask a shared limit how many jobs may start, and after how many seconds more may. See ``lua/admit.lua``."""
         news = self.channels.news(name)
-        asked = (shared_limit, self._process, running, want, slots, int(lease * 1000), windows, margin, token, spare)
+        left = " ".join(map(str, spare))
+        asked = (shared_limit, self._process, running, want, slots, int(lease * 1000), windows, margin, token, left)
         granted, wait = await self._ask(scripts.ADMIT(*asked, news, f"{ROOM}|"))
         return granted, None if wait < 0 else wait / 1000
 

@@ -68,8 +68,7 @@ class QueueControls:
         Args:
             limiter: one or several `Limiter`; None: no limiter.
             concurrency: most tries at once; None: the concurrency of the code.
-            weight: from 1 to 1000, how many jobs the queue may start in its turn if the process has too few slots for
-                all queues; None: 1.
+            weight: from 1 to 1000, the queue's share of the starts where there is too little for all queues; None: 1.
             max_waiting: adds are refused while so many jobs wait or are delayed; None: no bound.
         Raises:
             ConfigError: a value is not allowed. No setting was changed.

@@ -12,13 +12,23 @@
 -- ARGV[6] windows    'max:µs max:µs …', '' for none
 -- ARGV[7] margin     µs that a start may lag
 -- ARGV[8] token      unique for this call
--- ARGV[9] spare      tokens of each window that are left to other queues
+-- ARGV[9] spare      tokens of each window that are left to other queues before the first start, the second, …: 'n n …',
+--                    the last number for all that follow as well; '' for none
 -- ARGV[10] news      channel told when the gate was full and has room again
 -- ARGV[11] message   for that channel
 --
 -- Returns {granted, ms until a token is back or -1}
 local gate, me, want, slots = KEYS[1], 'h ' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
-local spare = tonumber(ARGV[9])
+local spare = {}
+for n in string.gmatch(ARGV[9], '%d+') do spare[#spare + 1] = tonumber(n) end
+
+-- How many of those that are wanted may start where so many tokens are left.
+local function fitting(left)
+  local most = math.min(want, left)
+  while most > 0 and most + (spare[math.min(most, #spare)] or 0) > left do most = most - 1 end
+  return math.max(0, most)
+end
+
 -- @include clock
 local running, wait = tonumber(ARGV[2]), -1
 local others, before = 0, 0
@@ -39,7 +49,7 @@ if slots > 0 then
   want = math.max(0, math.min(want, slots - others - running))
 end
 local place = 0
-for most in string.gmatch(ARGV[6], '(%d+):%d+') do
+for most, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
   place = place + 1
   local zset, field = gate .. ':' .. place, 'u' .. place
   local back, returned = redis.call('ZRANGEBYSCORE', zset, '-inf', now_us, 'LIMIT', 0, 1000), 0
@@ -49,18 +59,20 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
     redis.call('HINCRBY', gate, field, -returned)
   end
   local left = tonumber(most) - tonumber(redis.call('HGET', gate, field) or 0)
-  local first = left - spare < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
+  local fit = fitting(left)
+  local first = fit < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
   if left < want and not first then  -- no token is out, whatever the count says: an operator may have deleted the zset
     redis.call('HDEL', gate, field)
-    left = tonumber(most)
+    fit = fitting(tonumber(most))
   end
-  left = left - spare
-  if left < want then
-    want = math.max(0, left)
+  if fit < want then
+    want = fit
     redis.call('HSET', gate, 'w', '1')
     if first then
       -- At most one or two durations, even if the clock was set back.
       wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now_us, 3600000000) / 1000))
+    elseif want > 0 then  -- all that is out then is what is taken now
+      wait = math.max(wait, math.ceil(math.min(window + ARGV[7], 3600000000) / 1000))
     end
   end
 end
