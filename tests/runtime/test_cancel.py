@@ -636,7 +636,6 @@ async def test_a_job_that_is_held_beyond_its_slot_is_cancelled_as_well(pair, gro
         ((reply,), _) = await two.worker._assembly.broker.work(0, process, [call])
         (taken,) = reply.jobs
         consumer.ahead.hold([Prefetched(taken, 0.0, 0.0)])
-        two.worker._assembly.pump.patience(consumer)
         assert await job.cancel("ahead") == "requested"
         await cancelled(two.asker, job)
         assert held.leaving == ""
