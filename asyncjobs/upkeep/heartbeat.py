@@ -132,7 +132,10 @@ class Heartbeat:
         )
         gap, self._last = self.since_last_beat(), clock.monotonic()
         for message in told:
-            self._on_told(message)
+            try:
+                self._on_told(message)
+            except Exception as error:  # somebody else has written it
+                logger.debug("a cancel that cannot be read is left out: %s", error)
         lost_data = epoch != self._epoch
         if lost_data:
             self._epoch, self.data_lost_at = epoch, clock.now()
