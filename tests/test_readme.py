@@ -118,6 +118,28 @@ async def test_its_ways_to_find_jobs_work(make_runtime):
         assert got["names"] == {"send-mail": {"waiting": 0, "active": 0, "delayed": 1, "completed": 0, "failed": 3}}
 
 
+async def test_its_ways_to_act_on_jobs_work(make_runtime):
+    """The part on acts, among some that have failed."""
+    (code,) = re.findall(r"```python run=act\n(.*?)```", README, re.DOTALL)
+    runtime = make_runtime()
+
+    async def fails(data):
+        raise TimeoutError("Timeout")
+
+    runtime.job("send-mail", attempts=1)(fails)
+    async with runtime:
+        for n in range(3):
+            await runtime.queue.add("send-mail", {"company": n})
+        await runtime.wait_idle(10)
+        body = textwrap.indent(code, "    ")
+        names = {"queue": runtime.queue, "timedelta": timedelta}
+        exec(f"async def run():\n{body}\n    return locals()", names)
+        got = await names["run"]()
+        assert got["copy"].copied_from.id == got["job"].id
+        assert got["done"].done in (2, 3)
+        assert sum((await runtime.queue.counts("send-mail")).values()) == 0
+
+
 def table_keys(heading: str) -> list[str]:
     """The first column of the table that begins with `heading`."""
     lines = README[README.index(f"| {heading} |") :].splitlines()[2:]
