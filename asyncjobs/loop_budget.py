@@ -136,6 +136,7 @@ class LoopBudget:
 
         A job that waits in this way has no aio_task yet, and costs little.
         """
+        self.now()
         heapq.heappush(self._waiting, Step(next(self._ranks), None, owner, job, sent_at, margin))
 
     async def breathe(self) -> None:

@@ -39,6 +39,7 @@ SETTLE = 0.3  # seconds after the start of a drain that are not measured
 OURS, UNBOUND, FROZEN = "asyncjobs", "asyncjobs, no budget", "asyncjobs, gc_freeze"
 EMBEDDABLE = ("saq", "arq", "streaq", "taskiq", "docket", "repid")
 BUDGET = 0.005  # the default
+PLAIN = ("jobs/s", "failed", "full collections a second", "young collections per 1,000 jobs")  # no milliseconds
 
 
 class Backlog(NamedTuple):
@@ -207,7 +208,8 @@ def one_round(system: System, frame: str, backlog: Backlog, url: str, options: a
         "p50": percentile(load, 0.5), "p99": percentile(load, 0.99), "max": max(load),
         "echo p99": percentile(echoes, 0.99), "timer late p99": 1000 * told["lag p99"],
         "longest stretch": 1000 * told["stretch max"], "longest stretch without": 1000 * quiet["stretch max"],
-        "longest collection": 1000 * told["collection max"], "jobs/s": told["jobs"] / told["seconds"],
+        "longest collection": 1000 * told["collection max"], "full collections a second": told["collections"] / told["seconds"],
+        "young collections per 1,000 jobs": 1000 * told["young collections"] / max(1, told["jobs"]), "jobs/s": told["jobs"] / told["seconds"],
         "failed": float(plain["failed"] + busy["failed"]),
     }  # fmt: skip
 
@@ -236,7 +238,7 @@ async def measure(options: argparse.Namespace) -> Report:
         figures = middle[frame, name, who] = {}
         for what in rounds[0]:
             values = [one[what] for one in rounds]
-            unit = "" if what in ("jobs/s", "failed") else "ms"
+            unit = "" if what in PLAIN else "ms"
             figures[what] = report.add(f"{frame}, {name}, {who}: {what}", unit, values).median
         for share in ("p50", "p99"):
             values = [one[share] / one[f"{share} without"] for one in rounds]

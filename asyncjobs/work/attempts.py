@@ -82,7 +82,7 @@ class Attempts:
         job = self._enter(taken)
         if job is None:
             return
-        if self._shared.rounds.governs:
+        if self._shared.rounds.governs or self._shared.rounds.spent():
             self._shared.rounds.defer(self, job, sent_at, margin)
         else:
             self.begin(job, sent_at, margin, None)
@@ -136,7 +136,7 @@ class Attempts:
                 return
             held = self._ended(job, outcome)
             following = None
-            if held is not None and slot.fit():
+            if held is not None and not self._shared.rounds.spent() and slot.fit():
                 following = self._enter(held.job)
             elif held is not None:
                 self.start(held.job, held.sent_at, held.margin)

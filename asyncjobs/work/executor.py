@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.declare import payload
@@ -23,47 +23,48 @@ from asyncjobs.errors import (
 from asyncjobs.guests.threads import InThread, Threads
 from asyncjobs.job_record import cancellation
 from asyncjobs.logs import is_closing, said
+from asyncjobs.record import Record
 
 DATA_ALONE: Final = ("data",)
 STEERING: Final = (Discard, RateLimited, RetryLater)
 
 
-class Completed(NamedTuple):
+class Completed(Record, frozen=True, gc=False):
     body: bytes  # the result as JSON, empty for None
 
 
-class Failed(NamedTuple):
+class Failed(Record, frozen=True, gc=False):
     error: BaseException
     final: bool = False  # no further try, whatever the options say
 
 
-class Later(NamedTuple):
+class Later(Record, frozen=True, gc=False):
     delay: float
 
 
-class Aside(NamedTuple):
+class Aside(Record, frozen=True, gc=False):
     """The job has not begun, because another suspect has the turn. The job comes again after a while, uncounted."""
 
     delay: float
 
 
-class Held(NamedTuple):
+class Held(Record, frozen=True, gc=False):
     """The job goes back to the head of the queue, uncounted, and the queue waits."""
 
     delay: float
 
 
-class Released(NamedTuple):
+class Released(Record, frozen=True, gc=False):
     """The try was cancelled, because the process stops. The job goes back to the head of the queue, uncounted."""
 
 
-class Cancelled(NamedTuple):
+class Cancelled(Record, frozen=True, gc=False):
     """An operator has cancelled the job. The job is over, whatever its handler still does."""
 
     mark: bytes  # who and why, as the record of the job has it
 
 
-class Lost(NamedTuple):
+class Lost(Record, frozen=True, gc=False):
     """The try was cancelled, because another process owns the job now. Nothing is recorded."""
 
 

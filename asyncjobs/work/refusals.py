@@ -12,7 +12,7 @@ from asyncjobs import clock
 from asyncjobs.errors import BrokerError, PayloadError, named
 from asyncjobs.work.decide import decide
 from asyncjobs.work.executor import Failed
-from asyncjobs.work.turn import Finished
+from asyncjobs.work.turn import Ended, Finished
 
 SETTLED_A_TURN: Final = 500
 SMALL: Final = 16_384  # bytes; no larger body is ever refused for its size
@@ -80,10 +80,9 @@ class Refusals:
 
 def smaller_than(finished: Finished, error: BrokerError) -> Finished | None:
     """A failure in place of a result that the store refuses for its size; None if it refuses for another reason."""
-    body = finished.decision.settlement.body
-    if len(body) <= SMALL or any(word in str(error) for word in NOT_FOR_ITSELF):
+    job, body = finished.job, finished.decision.settlement.body
+    if len(body) <= SMALL or isinstance(job, Ended) or any(word in str(error) for word in NOT_FOR_ITSELF):
         return None
-    job = finished.job
     who = named(job.name, job.id, job.group_id)
     why = PayloadError(f"the result of {who}, {len(body)} bytes of JSON, was not kept: {error}")
     decision = decide(job, Failed(why, final=True))

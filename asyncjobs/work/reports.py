@@ -11,7 +11,7 @@ from asyncjobs.events import EventBus
 from asyncjobs.job_record import cancellation
 from asyncjobs.logs import Told, log, said, say
 from asyncjobs.work.decide import Decision
-from asyncjobs.work.turn import Finished
+from asyncjobs.work.turn import Ended, Finished
 
 logger = logging.getLogger("asyncjobs")
 
@@ -33,12 +33,12 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
             _tell(bus, job, decision)
     except BaseException as error:
         say(logger, logging.ERROR, "the outcome of %r could not be reported: %s", job, said(error))
-    if decision.error is not None and decision.told is not None:
+    if decision.error is not None and decision.told is not None and not isinstance(job, Ended):
         with suppress(BaseException):
             _log(job, decision, decision.error, decision.told)
 
 
-def _tell(bus: EventBus, job: ActiveJob, decision: Decision) -> None:
+def _tell(bus: EventBus, job: ActiveJob | Ended, decision: Decision) -> None:
     # RetryLater and a release count no attempt.
     counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
     error: BaseException | str | None = decision.error
@@ -69,6 +69,7 @@ def overtaken(finished: Finished) -> ActiveJob:
         The job, as it is to be settled now.
     """
     job, words, settlement = finished.job, finished.decision.told, finished.decision.settlement
+    assert isinstance(job, ActiveJob), "a completed job is not overtaken"
     job.entry, job.token = settlement.entry, settlement.token  # it may have been adopted since it ended
     if finished.decision.error is not None and words is not None:
         who = named(job.name, job.id, job.group_id)

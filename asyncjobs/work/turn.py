@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import NO_LIMIT, Keys, TakenJob, WorkCall
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.queue_limits import QueueLimits
+from asyncjobs.errors import named
 from asyncjobs.limits.shared_limit import Grant
 from asyncjobs.record import Record
 from asyncjobs.work.decide import Decision
 
 
+class Ended(Record, frozen=True, gc=False):
+    """A job as it is told of once its try has ended, without what it held while it ran: see `ActiveJob`."""
+
+    spec: JobSpec
+    id: str
+    group_id: str | None
+    attempts_made: int
+    raw: bytes
+    context: Any
+
+    @classmethod
+    def of(cls, job: ActiveJob) -> Self:
+        """Of a job whose handler has returned."""
+        return cls(job.spec, job.id, job.group_id, job.attempts_made, job.raw, job.context)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def data(self) -> Any:
+        """As they were added; nobody wanted to know when the try ended."""
+        return self.spec.codec.decode(self.raw)
+
+    def __repr__(self) -> str:
+        return f"<ActiveJob {named(self.name, self.id, self.group_id)} try {self.attempts_made + 1}>"
+
+
 class Finished(Record, frozen=True, gc=False):
     """A decision on its way to the store."""
 
-    job: ActiveJob
+    job: ActiveJob | Ended
     decision: Decision
     resent: bool = False
 

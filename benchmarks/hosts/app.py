@@ -60,6 +60,7 @@ class Probe:
         self.lags: list[float] = []
         self.stretches: list[float] = []
         self.collections: list[float] = []
+        self.young = 0  # collections of the first generation
         self._collecting = 0.0
         self._due = self._cpu = 0.0
 
@@ -86,6 +87,8 @@ class Probe:
     def _collected(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._collecting = time.perf_counter()
+        elif info["generation"] == 0:
+            self.young += 1
         elif info["generation"] == 2:
             self.collections.append(time.perf_counter() - self._collecting)
 
@@ -95,9 +98,9 @@ class Probe:
             "lag p50": lags[len(lags) // 2], "lag p99": lags[len(lags) * 99 // 100], "lag max": lags[-1],
             "stretch p50": stretches[len(stretches) // 2], "stretch p99": stretches[len(stretches) * 99 // 100],
             "stretch max": stretches[-1], "collection max": max(self.collections, default=0.0),
-            "collections": len(self.collections),
+            "collections": len(self.collections), "young collections": self.young,
         }  # fmt: skip
-        self.lags, self.stretches, self.collections = [], [], []
+        self.lags, self.stretches, self.collections, self.young = [], [], [], 0
         return found
 
 
