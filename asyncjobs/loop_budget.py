@@ -1,15 +1,16 @@
-"""The LoopBudget: bounds the runtime's share of the event loop between two looks at the app's sockets and timers.
+"""The LoopBudget: what the loop does between two looks at the app's sockets and timers, and how much of it is ours.
 
-asyncio runs all ready callbacks before it looks at sockets again: that is a round. A hundred jobs that begin at once
-are one round, in which no request is read. With a budget, steps of the runtime begin only until the slice of the round
-is used up, and further steps wait here. After each slice the loop is left to the app, until a round had nothing to do
-or the app has had its share.
+asyncio runs all that is ready before it looks for more. A hundred jobs that begin at once are one such round, in which
+no request is read. So with a budget a step of ours begins only while those before it have not used up the slice; the
+others wait here. After each slice the loop is left to the app, until a round went by in which there was nothing to do
+or the app has had its share. Then as many of those that wait are called as fit, to run in the next round.
 
-       a step finds the slice used up                   nothing to do there, or enough time was left to the app
-free ──────────────────────────────────► left to the app ────────────────────────────────────────────────► ours
- ▲                                                 ▲                                                         │
- │                                                 └────────────── some still wait ──────────────────────────┤
- └──────────────────────────────── nobody waits any more ────────────────────────────────────────────────────┘
+       a step finds the slice used up        a round had nothing to do, or the app has had its share
+free ─────────────────────────► left to the app ────────────────────────► called ──────────► ours
+ ▲                                       ▲                                   ▲                 │
+ │                                       │                                   └─── some is left ┤
+ │                                       └──────────── the slice is used up ───────────────────┤
+ └──────────────────────────────── nobody waits any more ──────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -25,26 +26,27 @@ import msgspec
 
 from asyncjobs import clock
 
-SLICES: Final = 10  # slices of a budget; the app is served after each slice
+SLICES: Final = 10  # of a budget; the app is served after each
 QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
-SHARE: Final = 2  # slices of time that the app gets after a slice of the runtime, if it has that much to do
-PAUSE: Final = 4  # slices between two trips to the store, while this process has enough to do
-FIRST: Final = 1 << 62  # subtracted from a rank that has to come before all ordinary ranks
+SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
+PAUSE: Final = 4  # slices between two trips to the store, while there is enough to do here
+FIRST: Final = 1 << 62  # ahead of all that has no such rank
 
-AT_ONCE: Final = 50  # calls that begin together, with a budget
+DIRECTLY: Final = 4  # jobs that begin in a round without having waited; of more it is seen first what one costs
+AT_ONCE: Final = 50  # calls that are begun together where there is a budget
 T = TypeVar("T")
 
-FREE, LEFT, OURS = range(3)
+FREE, LEFT, CALLED, OURS = range(4)
 
 
 class Starter(Protocol):
-    """The attempts whose job waits for room."""
+    """Whose job waits for room."""
 
     def begin(self, job: Any, sent_at: float, margin: float, rank: int | None) -> None: ...
 
 
 class Step(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A step that waits for room: an aio_task by its future, or a job without an aio_task. Each rank is unique."""
+    """A step that waits: an aio_task by its future, or a job that has none yet. No two have the same rank."""
 
     rank: int
     future: asyncio.Future[None] | None = None
@@ -55,20 +57,20 @@ class Step(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class LoopBudget:
-    """Counts the rounds of the loop in which jobs begin, and lets only as many steps begin as fit into a slice.
+    """Counts the rounds of the loop in which a job has begun, and lets no more begin in one than fits its slice.
 
-    State: `number`, of the present round; `_counted`, whether its end is awaited.
-    `until`, the monotonic instant at which the slice of this round is used up; infinite without a budget.
-    `_waiting`, a heap of steps that wait for room, by rank; `_most`, how many of them are woken for a round: more than
-    last time if all had room then, else as many as had room; `_woken` and `_again`, how many were woken, and how many
-    of these wait again.
-    `_phase`, of the drawing above; `_fresh`, the first step of a round of the runtime is still to come; `_left_at`,
-    the instant since which the loop is left to the app; `_began_at`, the beginning of this round.
+    State: `number`, of the present one; `_counted`, whether its end is awaited.
+    `until`, the monotonic instant at which the slice is used up; without a budget none ever is.
+    `begun`, jobs, in all; `_fits`, how many began in the last slice, and `_begun`, in all before it.
+    `_waiting`, a heap of steps that wait for room, by rank; `_called`, how many of them run in this round, and
+    `_again`, how many of those found no room; `_cost`, seconds that one took, with all that it has begun in its place.
+    `_phase`, of the drawing above; `_fresh`, whether the first step of a slice is still to come; `_left_at`, since when
+    the loop is left to the app, and `_began_at`, when this round began.
     """
 
     __slots__ = (
-        "_again", "_began_at", "_counted", "_fresh", "_left_at", "_most", "_pauses", "_phase", "_ranks", "_slice",
-        "_waiting", "_woken", "budget", "number", "until",
+        "_again", "_began_at", "_begun", "_called", "_cost", "_counted", "_fits", "_fresh", "_left_at", "_pauses", "_phase",
+        "_ranks", "_slice", "_waiting", "begun", "budget", "number", "until",
     )  # fmt: skip
 
     def __init__(self, budget: float | None = None) -> None:
@@ -79,33 +81,46 @@ class LoopBudget:
         self._slice = 0.0 if budget is None else budget / SLICES
         self._waiting: list[Step] = []
         self._ranks = itertools.count()
-        self._most = 1
-        self._woken = self._again = 0
+        self.begun = self._begun = 0
+        self._fits = 1
+        self._called = self._again = 0
+        self._cost = self._slice
         self._phase = FREE
         self._fresh = False
         self._left_at = self._began_at = 0.0
         self._pauses: list[tuple[float, asyncio.Future[None]]] = []
 
     def now(self) -> int:
-        """The number of this round. Each round has another number."""
+        """The number of this round, another in the next one."""
         if not self._counted:
             self._counted = True
             asyncio.get_running_loop().call_soon(self._over)
             if self._slice:
-                self.until = clock.monotonic() + self._slice
+                self._began_at = clock.monotonic()
+                self.until = self._began_at + self._slice
+                self._called, self._again, self._begun = 0, 0, self.begun
         return self.number
 
     def spent(self) -> bool:
-        """True if the slice of this round is used up."""
+        """Whether the slice of this round is used up."""
         if not self._slice:
             return False
         self.now()
         return clock.monotonic() >= self.until
 
+    def calls(self) -> bool:
+        """Whether a job may have an aio_task at once: no more of them than are expected to have room."""
+        if not self._slice:
+            return True
+        if self._phase != FREE or self.spent() or self._called >= DIRECTLY:
+            return False
+        self._called += 1
+        return True
+
     def has_room(self) -> bool:
-        """True if a step may begin in this round."""
+        """Whether a step may begin in this round."""
         now = clock.monotonic()
-        if self._fresh:  # each round of the runtime has at least one step, even if other code has used it up
+        if self._fresh:  # one step there is in each slice, whatever else has run in its first round
             self._fresh = False
             self.until = now + self._slice
         return now < self.until
@@ -114,8 +129,8 @@ class LoopBudget:
         """Wait until a round has room for another step.
 
         Args:
-            rank: the rank of a step that was told to begin, and found no room after all.
-            first: the step comes before all steps without `first`.
+            rank: of a step that was told to begin, and found no room after all.
+            first: before all that do not say so.
         """
         self.now()
         if rank is None:
@@ -134,18 +149,24 @@ class LoopBudget:
     def defer(self, owner: Starter, job: Any, sent_at: float, margin: float) -> None:
         """Have `owner` begin a job before a round that may have room for it.
 
-        A job that waits in this way has no aio_task yet, and costs little.
+        What waits so has no aio_task yet, and costs little until then.
         """
         self.now()
         heapq.heappush(self._waiting, Step(next(self._ranks), None, owner, job, sent_at, margin))
 
+    def next_of(self, owner: Starter) -> Step | None:
+        """The job that is to begin next, if it is one of `owner` and has room now."""
+        if not self._waiting or self._waiting[0].owner is not owner or not self.has_room():
+            return None
+        return heapq.heappop(self._waiting)
+
     async def breathe(self) -> None:
-        """Wait for room if the slice is used up. Long work calls this between its steps."""
+        """Where the slice is used up, wait for room: between two steps of what is long."""
         if self.spent():
             await self.room()
 
     async def gather(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """The results of all `calls`, in order. With a budget only some calls run at a time."""
+        """What all `calls` return, in order; with a budget some of them at a time."""
         if not self._slice:
             return await asyncio.gather(*calls)
         left, found = iter(calls), []
@@ -155,20 +176,25 @@ class LoopBudget:
         return found
 
     @property
+    def holds(self) -> bool:
+        """Whether some wait for room."""
+        return bool(self._waiting)
+
+    @property
     def governs(self) -> bool:
-        """True if steps wait for room, so that each new step has to wait behind them."""
+        """Whether some wait for room, so that whatever else begins stands behind them."""
         return self._phase != FREE
 
     @property
     def crowded(self) -> bool:
-        """True if more steps wait for room than the runtime's next round is expected to have."""
-        return len(self._waiting) > self._most
+        """Whether more waits for room than the next slice is expected to have."""
+        return len(self._waiting) > self._fits
 
     async def pause(self, since: float) -> None:
-        """Wait for some slices since `since`, or until the budget is not crowded any more.
+        """Wait for some slices since `since`, or until this is not crowded any more.
 
-        A trip to the store that settles only a few jobs costs as much as the jobs themselves. And the more often the
-        loop is left to the app, the fewer jobs have ended by the next trip.
+        A trip to the store costs as much as the jobs themselves where it settles a few of them, and the more often the
+        loop is left to others the fewer have ended.
         """
         if self.crowded:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -191,35 +217,42 @@ class LoopBudget:
         if not (self._waiting or self._phase):
             self._counted = False
             return
-        asyncio.get_running_loop().call_soon(self._over)  # ahead of what is woken here
+        asyncio.get_running_loop().call_soon(self._over)  # ahead of what is called here
         now = clock.monotonic()
-        if self._phase != LEFT:
-            if self._phase == OURS:
-                if self._again:
-                    self._most = max(1, self._woken - self._again)
-                elif self._waiting:  # else it is not known whether more would have had room
-                    self._most += self._most // 2 + 1
-            self._left_at = now
-            self._leave(now)
-        elif self._woken and (now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice):
-            self._phase, self._fresh = OURS, True
+        if self._phase == LEFT:
+            if now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice:
+                self._call(now, self._slice)
+        elif self._phase == CALLED:
+            self._phase = OURS
+            if not self.until:
+                self._fresh, self._begun = True, self.begun
         else:
-            self._leave(now)
+            if self._called:
+                cost = (now - self._began_at) / max(1, self._called - self._again)
+                self._cost = max(cost, self._cost / 2)
+            if now < self.until:
+                self._call(now, self.until - now)
+            else:
+                self._fits = max(1, self.begun - self._begun)
+                self._phase, self.until, self._left_at = LEFT, 0.0, now
         self._began_at = now
         if self._pauses:
             self._end_pauses(now)
 
-    def _leave(self, now: float) -> None:
-        """Leave this round to the app, unless no step waits. Steps woken here run in the runtime's next round."""
-        self._woken = self._again = 0
-        while self._waiting and self._woken < self._most:
+    def _call(self, now: float, left: float) -> None:
+        """Have some of those that wait run in the next round, as many as fit into the seconds that are `left`."""
+        most = max(1, int(left / self._cost))
+        self._called = self._again = 0
+        while self._waiting and self._called < most:
             one = heapq.heappop(self._waiting)
             future, owner = one.future, one.owner
             if future is None or not future.done():
-                self._woken += 1
+                self._called += 1
                 if future is not None:
                     future.set_result(None)
                 elif owner is not None:
                     owner.begin(one.job, one.sent_at, one.margin, one.rank)
         self._fresh = False
-        self._phase, self.until = (LEFT, 0.0) if self._woken else (FREE, now + self._slice)
+        self._phase = CALLED if self._called else FREE
+        if not self._called:  # nobody waits any more
+            self.until = now + self._slice

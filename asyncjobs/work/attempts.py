@@ -82,10 +82,10 @@ class Attempts:
         job = self._enter(taken)
         if job is None:
             return
-        if self._shared.rounds.governs or self._shared.rounds.spent():
-            self._shared.rounds.defer(self, job, sent_at, margin)
-        else:
+        if self._shared.rounds.calls():
             self.begin(job, sent_at, margin, None)
+        else:
+            self._shared.rounds.defer(self, job, sent_at, margin)
 
     def begin(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> None:
         """Make an aio_task for a job that has its slot. `rank` is set if the job has waited for room."""
@@ -134,17 +134,24 @@ class Attempts:
             if job.thread is not None:
                 self._leave_to(job, job.thread)
                 return
-            held = self._ended(job, outcome)
-            following = None
-            if held is not None and not self._shared.rounds.spent() and slot.fit():
-                following = self._enter(held.job)
-            elif held is not None:
-                self.start(held.job, held.sent_at, held.margin)
+            following = self._next(slot, self._ended(job, outcome))
             job.aio_task = None  # a waiting settlement must not count as a reference that a library keeps
             self._shared.pump.slot_freed()
-            if held is None or following is None:
+            if following is None:
                 return
-            job, sent_at, margin, rank = following, held.sent_at, held.margin, None
+            (job, sent_at, margin), rank = following, None
+
+    def _next(self, slot: Slot, held: Prefetched | None) -> tuple[ActiveJob, float, float] | None:
+        """What begins now in the place of a job that has ended: `held`, or one of this queue that waits for room."""
+        rounds = self._shared.rounds
+        if held is None:
+            step = rounds.next_of(self) if rounds.holds and slot.fit() else None
+            return None if step is None else (step.job, step.sent_at, step.margin)
+        if slot.fit():
+            job = self._enter(held.job)
+            return None if job is None else (job, held.sent_at, held.margin)
+        self.start(held.job, held.sent_at, held.margin)
+        return None
 
     async def _try(self, job: ActiveJob, sent_at: float, margin: float, rank: int | None) -> Outcome:
         """Make one try, from its token to its outcome. Never raises."""
@@ -153,6 +160,7 @@ class Attempts:
             if job.began_at >= self._shared.rounds.until and not self._shared.rounds.has_room():
                 await self._shared.rounds.room(rank)
                 job.began_at = clock.monotonic()
+            self._shared.rounds.begun += 1
             job.began = True
             if job.leaving:
                 return given_up(job)

@@ -28,7 +28,7 @@ except ImportError:  # aio_tasks that cannot be inspected are never used again
 HAS_CONTEXT: Final = sys.version_info >= (3, 12)
 MAKES_NAMES: Final = sys.version_info >= (3, 12)  # asyncio makes a task's name at the first question for it
 LESSONS: Final = 64  # the first aio_tasks; their references are counted before their first job
-IN_A_ROW: Final = 8  # jobs that end without waiting for anything, before the loop has its turn
+IN_A_ROW: Final = 8  # jobs that end without waiting for anything, before the loop has its turn; without a budget
 
 Counts: TypeAlias = tuple[int, ...]
 
@@ -100,7 +100,10 @@ class Slot:
         reference to its aio_task anywhere: in a registry of database sessions, in a timer that cancels the task, as
         the key of a weak dictionary. False also if the loop has waited for long enough.
         """
-        self._in_a_row = self._in_a_row + 1 if self._round == self._rounds.number else 0
+        if self._rounds.budget is None:
+            self._in_a_row = self._in_a_row + 1 if self._round == self._rounds.number else 0
+        elif self._rounds.spent():
+            return False
         aio_task: Any = self.aio_task
         if (
             self._in_a_row >= IN_A_ROW
