@@ -69,8 +69,8 @@ class LoopBudget:
     """
 
     __slots__ = (
-        "_again", "_began_at", "_begun", "_called", "_cost", "_counted", "_fits", "_fresh", "_left_at", "_pauses", "_phase",
-        "_ranks", "_slice", "_waiting", "begun", "budget", "number", "until",
+        "_again", "_began_at", "_begun", "_called", "_cost", "_counted", "_fits", "_fresh", "_left_at", "_pauses",
+        "_phase", "_ranks", "_slice", "_waiting", "begun", "budget", "number", "until",
     )  # fmt: skip
 
     def __init__(self, budget: float | None = None) -> None:

@@ -208,8 +208,10 @@ def one_round(system: System, frame: str, backlog: Backlog, url: str, options: a
         "p50": percentile(load, 0.5), "p99": percentile(load, 0.99), "max": max(load),
         "echo p99": percentile(echoes, 0.99), "timer late p99": 1000 * told["lag p99"],
         "longest stretch": 1000 * told["stretch max"], "longest stretch without": 1000 * quiet["stretch max"],
-        "longest collection": 1000 * told["collection max"], "full collections a second": told["collections"] / told["seconds"],
-        "young collections per 1,000 jobs": 1000 * told["young collections"] / max(1, told["jobs"]), "jobs/s": told["jobs"] / told["seconds"],
+        "longest collection": 1000 * told["collection max"],
+        "full collections a second": told["collections"] / told["seconds"],
+        "young collections per 1,000 jobs": 1000 * told["young collections"] / max(1, told["jobs"]),
+        "jobs/s": told["jobs"] / told["seconds"],
         "failed": float(plain["failed"] + busy["failed"]),
     }  # fmt: skip
 

@@ -31,6 +31,11 @@ AGAIN: Final = 60.0  # seconds until the next try of a job that could not be sta
 SUSPECT: Final = 2  # stalls after which a job is a suspect: a process runs one suspect at a time
 
 
+def complain(shared: Shared, message: str, error: BaseException) -> None:
+    """Something of the app failed beside a job, and does not concern it."""
+    shared.pump.throttled.error(message, message, said(error))
+
+
 def unless_all_ends(shared: Shared, job: ActiveJob, outcome: Outcome) -> Outcome:
     """Return `outcome`, or Released if the app cancelled the handler by ending its loop without a stop.
 
@@ -94,7 +99,7 @@ class Attempts:
         try:
             aio_task = loop.create_task(work, context=context)
         except BaseException as error:  # the app's own task factory has failed
-            self._complain("the loop's task factory failed: %s", error)
+            complain(self._shared, "the loop's task factory failed: %s", error)
             aio_task = asyncio.Task(work, loop=loop, context=context)
         if not job.ended:  # an eager loop may have run the whole job already
             job.aio_task = aio_task
@@ -228,14 +233,14 @@ class Attempts:
             scope = self._shared.scope(job)
             job.context = scope.__enter__()
         except BaseException as error:
-            self._complain("a try goes without its scope, which raised %s", error)
+            complain(self._shared, "a try goes without its scope, which raised %s", error)
             scope = None
         outcome = await execute(job, self._shared.environment, self._shared.threads)
         if scope is not None:
             try:
                 scope.__exit__(None, None, None)
             except BaseException as error:
-                self._complain("the scope of a try raised %s", error)
+                complain(self._shared, "the scope of a try raised %s", error)
         return outcome
 
     def _announce(self, job: ActiveJob) -> None:
@@ -245,10 +250,7 @@ class Attempts:
                 "job.active", job.name, job_id=job.id, group_id=job.group_id, attempts_made=job.attempts_made
             )
         except BaseException as error:
-            self._complain("a subscriber of job.active raised %s", error)
-
-    def _complain(self, message: str, error: BaseException) -> None:
-        self._shared.pump.throttled.error(message, message, said(error))
+            complain(self._shared, "a subscriber of job.active raised %s", error)
 
     def cancel(self, job: ActiveJob, why: Leaving) -> None:
         """Cancel a try. If the handler swallows the cancellation, the job is settled without the handler.

@@ -100,9 +100,11 @@ class Slot:
         reference to its aio_task anywhere: in a registry of database sessions, in a timer that cancels the task, as
         the key of a weak dictionary. False also if the loop has waited for long enough.
         """
-        if self._rounds.budget is None:
-            self._in_a_row = self._in_a_row + 1 if self._round == self._rounds.number else 0
-        elif self._rounds.spent():
+        if self._round != self._rounds.number:
+            self._in_a_row = 0
+        elif self._rounds.budget is None:
+            self._in_a_row += 1
+        elif self._rounds.spent():  # one that has waited keeps its aio_task, and waits there for room
             return False
         aio_task: Any = self.aio_task
         if (

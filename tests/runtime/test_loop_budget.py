@@ -92,6 +92,34 @@ async def test_as_many_begin_in_a_round_as_fit_its_slice_whatever_they_cost(make
     assert counted.most <= 3
 
 
+async def test_jobs_run_back_to_back_until_the_slice_is_used_up(make_runtime):
+    """A slice is a tenth of the budget, however few or many jobs fit into it; then the loop has its turn."""
+    runtime, longest, many = make_runtime(loop_budget=0.05), 0.0, 0
+    since = time.thread_time()
+    begun = 0
+
+    @runtime.job("each", limiter=None, concurrency=1)
+    async def each(data):
+        nonlocal begun, longest, many
+        begun += 1
+        compute(data)
+        longest, many = max(longest, time.thread_time() - since), max(many, begun)
+
+    async def look():
+        nonlocal since, begun
+        while True:
+            since, begun = time.thread_time(), 0
+            await asyncio.sleep(0)
+
+    async with runtime:
+        looking = asyncio.create_task(look())
+        await runtime.queue.add_bulk([("each", 0)] * 300 + [("each", 0.0005)] * 300)
+        await runtime.wait_idle()
+        looking.cancel()
+    assert many > 8, "as many as fit, and no fixed number"
+    assert longest <= 0.05, "far from a budget"
+
+
 async def test_without_a_budget_nothing_waits(make_runtime):
     runtime = make_runtime(loop_budget=None)
 
