@@ -61,7 +61,7 @@ def health(parts: Assembly | None, bus: EventBus, io: LiveUpdates) -> Health:
 
 def _of_parts(parts: Assembly) -> Health:
     connected = parts.broker.subscriber.connected and parts.pump.outage_since is None
-    lost_at, running = parts.heartbeat.data_lost_at, parts.queues.running()
+    lost_at = parts.heartbeat.data_lost_at
     down = [*parts.supervisor.down(), *parts.lifeline.down()]
     found: Health = {
         "status": "ok" if connected and lost_at is None and not down else "degraded",
@@ -72,9 +72,9 @@ def _of_parts(parts: Assembly) -> Health:
         "connected": connected,
         "loops_down": down,
         "seconds_since_beat": round(parts.heartbeat.since_last_beat(), 3),
-        "running": running,
+        "running": parts.queues.running(),
         "unsettled": parts.queues.unsettled(),
-        "invariants": at_a_glance(parts, running),
+        "invariants": at_a_glance(parts),
         "groups": {name: len(registry.open) for name, registry in parts.queues.registries.items()},
         "tasks": parts.scheduler.planned(),
     }

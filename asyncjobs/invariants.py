@@ -42,13 +42,11 @@ def of_parts(parts: Assembly) -> list[str]:
     return [*_slots(parts, consumers), *_wakes(parts, consumers), *_gates(parts, consumers)]
 
 
-def at_a_glance(parts: Assembly, running: int) -> list[str]:
-    """The broken invariants that can be found without a look at each queue. `running` jobs run."""
+def at_a_glance(parts: Assembly) -> list[str]:
+    """The broken invariants that can be found without a look at each queue."""
     pump = parts.pump
     broken = []
     on_wire = sum(turn.reserved for turn in pump.held if turn in turn.consumer.turns)
-    if pump.running < running:
-        broken.append(f"{running} jobs run, and {pump.running} slots are taken")
     if pump.reserved != on_wire:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {pump.reserved} are reserved")
     if pump.starved and pump.free_slots() > 0 and not pump.ring:
@@ -71,6 +69,11 @@ def _slots(parts: Assembly, consumers: list[Consumer]) -> list[str]:
         broken.append(f"{running} jobs run, and {parts.pump.running} slots are taken")
     if parts.pump.reserved != on_wire:
         broken.append(f"turns on the wire wait for {on_wire} slots, and {parts.pump.reserved} are reserved")
+    zombies, unsettled = sum(one.attempts.zombies for one in consumers), sum(one.unsettled for one in consumers)
+    if parts.pump.running - parts.queues.running() != zombies:
+        broken.append(f"{zombies} handlers of settled jobs go on, and they are counted otherwise")
+    if parts.queues.unsettled() != unsettled:
+        broken.append(f"{unsettled} outcomes are not settled, and {parts.queues.unsettled()} are counted")
     if parts.pump.free_slots() < 0:
         broken.append(f"{-parts.pump.free_slots()} slots more are taken or reserved than there are")
     held = parts.pump.held

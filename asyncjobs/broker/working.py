@@ -152,7 +152,11 @@ class Working(RetryingCaller):
     ) -> tuple[list[WorkReply | BrokerError], list[Excess]]:
         names, indexing = self._index_commands(calls)
         size = BYTES_A_PIPELINE // max(1, sum(call.free > 0 for call in calls))
-        commands = [*indexing, *(self.work_command(process, call, size) for call in calls)]
+        commands = indexing
+        for call in calls:
+            if self.loop.spent():
+                await self.loop.room(first=True)
+            commands.append(self.work_command(process, call, size))
         places = {name: i for i, name in enumerate(names)}
         needs = [-1] * len(names) + [places.get(call.name, -1) if call.settlements else -1 for call in calls]
         replies = await self._work[connection].run(commands, needs if names else ())
@@ -173,7 +177,12 @@ class Working(RetryingCaller):
         for i, call in enumerate(calls):
             if call.name in refused and call.settlements and isinstance(answers[i], ResponseError):
                 answers[i] = refused[call.name]  # the reason for which the turn was not settled
-        return [work_reply(call, reply) for call, reply in zip(calls, answers, strict=True)], over
+        found: list[WorkReply | BrokerError] = []
+        for call, reply in zip(calls, answers, strict=True):
+            if self.loop.spent():
+                await self.loop.room(first=True)
+            found.append(work_reply(call, reply))
+        return found, over
 
     def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
         """List groups' jobs under their name before they finish, because a listed job without a record is harmless."""

@@ -283,6 +283,7 @@ class Attempts:
         """Settle a job whose handler goes on. The handler keeps its slot."""
         say(logger, logging.WARNING, "%r does not end although it was cancelled; settling it without its handler", job)
         self.zombies += 1
+        self._shared.zombies += 1
         if job.aio_task is not None:
             self._shared.stubborn.add(job.aio_task)
             job.aio_task.add_done_callback(self._shared.stubborn.discard)
@@ -341,6 +342,7 @@ class Attempts:
         if not job.ended:
             return self._record(job, outcome)
         self.zombies -= 1  # the job was settled without its handler
+        self._shared.zombies -= 1
         self._queue.look_again()
         return None
 

@@ -67,8 +67,13 @@ class Consumer(QueueState):
             job = self.attempts.active(taken)
             decision = decide(job, Released())
             assert decision is not None
-            self.outbox.append(Finished(job, decision))
+            self._post(Finished(job, decision))
         self._shared.pump.offer(self)
+
+    def _post(self, finished: Finished) -> None:
+        """The next turns carry it."""
+        self.outbox.append(finished)
+        self._shared.unsettled += 1
 
     def hush(self) -> None:
         """Start no job from now on.
@@ -131,6 +136,7 @@ class Consumer(QueueState):
         self.turns.remove(turn)
         if self.refusals is not None and turn.sending:
             self.refusals.answered()
+        self._shared.unsettled -= len(turn.sending)
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
             if status == CANCEL_ASKED:
                 job = overtaken(finished)
@@ -258,7 +264,7 @@ class Consumer(QueueState):
         if decision is None:
             say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)
         else:
-            self.outbox.append(Finished(self._kept(job, outcome), decision))
+            self._post(Finished(self._kept(job, outcome), decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
         if isinstance(outcome, Released) and not job.leaving:
@@ -333,7 +339,7 @@ class Consumer(QueueState):
         """Settle a job that runs nothing here."""
         decision = decide(job, outcome)
         assert decision is not None
-        self.outbox.append(Finished(job, decision))
+        self._post(Finished(job, decision))
         self._shared.pump.offer(self)
 
     def fail_stalled(self, taken: TakenJob) -> None:

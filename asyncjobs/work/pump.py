@@ -31,6 +31,7 @@ from asyncjobs.work.turn import Turn
 logger = logging.getLogger("asyncjobs")
 
 TURNS_A_TRIP: Final = 128
+FEW_TURNS: Final = 64  # that a trip carries even where making them up uses the slice of the loop up
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 4.0
 
@@ -98,6 +99,8 @@ class Pump(Errands):
                 if self.rounds.crowded:
                     await self.rounds.pause(self._tripped_at)
                     self._tripped_at = clock.monotonic()
+                if self.rounds.spent() and len(self._ready) > FEW_TURNS:
+                    await self.rounds.room(first=True)
                 self._next_turns(turns)
                 if turns:
                     await self._serve(connection, turns)
@@ -125,11 +128,13 @@ class Pump(Errands):
         asking: list[Turn[Served]] = []
         stale: set[SharedLimit] = set()
         some = [self._ready.popleft() for _ in range(min(len(self._ready), TURNS_A_TRIP - len(turns)))]
-        for consumer in some:
-            consumer.queued = False
         scarce = self.line.scarce
         allotted = self._allot(some) if scarce else {}
-        for consumer in allotted or some:
+        for number, consumer in enumerate(allotted or some):
+            if number >= FEW_TURNS and not scarce and self.rounds.spent():
+                self._ready.extendleft(reversed(some[number:]))
+                break
+            consumer.queued = False
             free = self.free_slots()
             turn = consumer.prepare(allotted[consumer] if scarce else max(0, free))
             if turn is not None:
@@ -153,6 +158,7 @@ class Pump(Errands):
     def _allot(self, some: list[Served]) -> dict[Served, int]:
         """How many slots each of `some`, and of those that wait before them, gets."""
         for consumer in some:
+            consumer.queued = False
             self._starve(consumer)
         allotted = dict.fromkeys(some, 0)
         wants: list[tuple[Served, int]] = []

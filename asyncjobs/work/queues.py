@@ -190,18 +190,22 @@ class Queues:
             shared_limit.close()
 
     def running(self) -> int:
-        return sum(len(consumer.attempts.running) for consumer in self.all())
+        """Jobs that run here, of all queues: the slots of the process that are taken for no other reason."""
+        return self._shared.pump.running - self._shared.zombies
 
     def unsettled(self) -> int:
-        return sum(consumer.unsettled for consumer in self.all())
+        """Decisions that the store has not acknowledged yet, of all queues."""
+        return self._shared.unsettled
 
     def at_rest(self) -> bool:
         """True if no job runs, none waits to be settled, and no job can be pending that this process does not know."""
-        return self.running() == 0 and not any(one.unsettled or one.unsure for one in self.all())
+        return self.running() == 0 and not self.unsettled() and not any(one.unsure for one in self.all())
 
     def at_rest_but_for_threads(self) -> bool:
         """True if the queues are at rest, apart from jobs that threads run."""
-        return self.running() == self.in_threads() and not any(one.unsettled or one.unsure for one in self.all())
+        return (
+            self.running() == self.in_threads() and not self.unsettled() and not any(one.unsure for one in self.all())
+        )
 
     async def keep_owned(self, process: str) -> None:
         """Cancel the tries that another process took over while this process was silent."""

@@ -24,7 +24,7 @@ class Shared:
 
     __slots__ = (
         "broker", "bus", "context", "emit", "environment", "pace", "pump", "rounds", "scope", "shared_limits",
-        "stubborn", "suspects", "threads", "tokens",
+        "stubborn", "suspects", "threads", "tokens", "unsettled", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -49,5 +49,6 @@ class Shared:
         self.shared_limits: dict[str, tuple[SharedLimit, ...]] = {}
         self.scope = scope  # entered around each try; its value travels with the try's events
         self.stubborn: set[asyncio.Task[None]] = set()  # tries that go on although their job was settled
+        self.unsettled = self.zombies = 0  # of all queues: decisions not acknowledged yet; handlers of settled jobs
         numbers = itertools.count(1)
         self.tokens = (f"{boot}.{number:x}".encode() for number in numbers)
