@@ -1,13 +1,15 @@
 """What an app feels of the backlog of a runtime that it embeds: requests, a websocket and a timer beside it.
 
     python -m benchmarks.guest [--only NAME …] [--backlogs NAME …] [--frames fastapi aiohttp] [--seconds N]
-                               [--groups N] [--trim N] [--rounds N] [--server …] [--install] [--quick] [--json]
+                               [--groups N] [--trim N] [--rounds N] [--server …] [--equal] [--install] [--quick]
+                             [--json]
 
 One process is the app: FastAPI on uvicorn, or aiohttp, with an endpoint that does nothing, and the runtime on the same
 loop. Another one asks it, 100 times a second and 20 times over a websocket, first with nothing to do and then with a
 backlog that it drains. A timer in the app's loop, every millisecond, tells how late it is and for how long one round of
 the loop computes. Peers that can be embedded drain the same jobs in the same app; `--install` makes their environments,
-and who has none is left out.
+and who has none is left out. `--equal` compares with each of them what can be compared: the latency at as many jobs a
+second as that one runs, and the jobs a second at no more latency.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ BACKLOGS = {
     "retention trimmed": Backlog({"finish": True}, 0, ask="trim"),
     "a dead neighbour swept": Backlog({"die": True}, 0),
 }
+MULTIPLES = (1, 4, FLAT := 1000)  # of the pace of a peer; the last one is as fast as it goes
 PACES = {"saq": 3500, "arq": 3500, "streaq": 2500, "taskiq": 4500, "docket": 3000, "repid": 9000}
 
 
@@ -164,6 +167,8 @@ class Host:
 def one_round(system: System, frame: str, backlog: Backlog, url: str, options: argparse.Namespace) -> dict[str, float]:
     """What the visitors and the timer have seen with a backlog, and without."""
     pace = backlog.pace if system.adapter == "asyncjobs" else min(backlog.pace, PACES[system.adapter])
+    if backlog.options.get("pace"):
+        pace = min(pace, round(backlog.options["pace"] * 1.5))
     jobs = max(100, int(pace * (options.seconds + 1.5)))
     given = {**backlog.options, "frame": frame, "jobs": jobs}
     if "groups" in given:
@@ -216,7 +221,62 @@ def one_round(system: System, frame: str, backlog: Backlog, url: str, options: a
     }  # fmt: skip
 
 
+async def equal(options: argparse.Namespace) -> Report:
+    """Each peer, and ours beside it at its pace, at multiples of that, and as fast as it goes."""
+    embedded, left_out = systems(None)
+    for line in left_out:
+        print(line, file=sys.stderr)
+    ours = embedded[0]
+    peers = [
+        one for one in embedded if one.adapter != "asyncjobs" and (options.only is None or one.name in options.only)
+    ]
+    report = Report(f"an app and its backlog, ours at the pace of others, {REQUESTS} requests a second")
+    for frame in options.frames:
+        for name, backlog in BACKLOGS.items():
+            if not backlog.peers or (options.backlogs and name not in options.backlogs):
+                continue
+            for peer in peers:
+                found: dict[str, list[dict[str, float]]] = {}
+                for number in range(1, options.rounds + 1):
+                    print(f"\rround {number}: {frame}, {name}, {peer.name:30}", end="", file=sys.stderr, flush=True)
+                    pace = 0.0
+                    for step in (0, *MULTIPLES):
+                        system = ours if step else peer
+                        given = backlog._replace(options={**backlog.options, "pace": pace * step if step < FLAT else 0})
+                        async with machine.server(options.server) as url:
+                            one = await asyncio.to_thread(one_round, system, frame, given, url, options)
+                        found.setdefault(_level(step, peer.name), []).append(one)
+                        pace = pace or one["jobs/s"]
+                _compare(report, f"{frame}, {name}", peer.name, found)
+    print(file=sys.stderr)
+    return report
+
+
+def _level(step: int, peer: str) -> str:
+    if step in (0, FLAT):
+        return "asyncjobs, as fast as it goes" if step else peer
+    return f"asyncjobs at {step} × the pace of {peer}" if step > 1 else f"asyncjobs at the pace of {peer}"
+
+
+def _compare(report: Report, where: str, peer: str, found: dict[str, list[dict[str, float]]]) -> None:
+    """What a guest ought to be beside `peer`, by medians: at its pace the latency, at its latency the jobs."""
+    middle = {}
+    for level, rounds in found.items():
+        who = level if level.endswith(peer) else f"{level}, beside {peer}"
+        middle[level] = {
+            what: report.add(f"{where}, {who}: {what}", unit, [one[what] for one in rounds]).median
+            for what, unit in (("p50", "ms"), ("p99", "ms"), ("max", "ms"), ("jobs/s", ""))
+        }
+    theirs, same = middle[peer], middle[_level(1, peer)]
+    report.claim(f"{where}: p99 at the pace of {peer}, of its own", same["p99"] / theirs["p99"], 1, at_least=False)
+    enough = [one["jobs/s"] for level, one in middle.items() if level != peer and one["p99"] <= theirs["p99"]]
+    most = max(enough, default=0.0)
+    report.claim(f"{where}: jobs at no more p99 than {peer}, of its own", most / max(1.0, theirs["jobs/s"]), 1)
+
+
 async def measure(options: argparse.Namespace) -> Report:
+    if options.equal:
+        return await equal(options)
     embedded, left_out = systems(options.only)
     for line in left_out:
         print(line, file=sys.stderr)
@@ -290,6 +350,7 @@ def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=int, default=10_000, help="with a job each")
     parser.add_argument("--swept", type=int, default=20_000, help="groups of which a dead neighbour held a job")
     parser.add_argument("--trim", type=int, default=200_000, help="finished jobs that retention lets go")
+    parser.add_argument("--equal", action="store_true", help="ours at the pace of each peer")
     parser.add_argument("--install", action="store_true", help="make the environments of the peers, and end")
 
 

@@ -17,6 +17,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
+from asyncjobs.record import Record
 from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.shared import Shared
 
@@ -27,18 +28,26 @@ REST = 1.0  # seconds until the next try to reap, after the store did not answer
 SETTINGS = {"windows": "w", "concurrency": "c", "weight": "g", "paused": "p"}  # limit → its name in the store
 
 
+class Resting(Record, frozen=True, gc=False, order=True):
+    """A group that may be reaped. No two have the same `tie`, so that consumers are never compared."""
+
+    since: float
+    tie: int
+    consumer: Consumer
+
+
 class GroupRegistry:
     """All open groups of one job name in this process.
 
-    State: `open`, the open groups; `_resting`, a heap of (since, tie breaker, consumer), with one entry for each of
-    `_listed`. A group that has had work since then is put back with the time at which its latest rest began.
+    State: `open`, the open groups; `_resting`, a heap with one entry for each of `_listed`. A group that has had work since then is put back with the time at which its latest rest began.
     """
 
     def __init__(self, shared: Shared, spec: JobSpec) -> None:
         self._shared = shared
         self.spec = spec
         self.open: dict[str, Consumer] = {}
-        self._resting: list[tuple[float, int, Consumer]] = []
+        self._resting: list[Resting] = []
+        self._on_rest = self._rest  # one for all
         self._listed: set[Consumer] = set()
         self._ties = itertools.count()
         self._rested = asyncio.Event()
@@ -56,7 +65,9 @@ class GroupRegistry:
             if self.quiet:
                 return
             keys = self._broker.queue_keys(self.spec.name, group_id)
-            consumer = self.open[group_id] = Consumer(self._shared, self.spec, keys, group_id, self.limits, self._rest)
+            consumer = self.open[group_id] = Consumer(
+                self._shared, self.spec, keys, group_id, self.limits, self._on_rest
+            )
             if self._shared.bus.wants("group.opened"):
                 self._shared.bus.emit("group.opened", self.spec.name, group_id=group_id)
             consumer.look_again()
@@ -100,7 +111,7 @@ class GroupRegistry:
         assert consumer.rested_at is not None
         if consumer not in self._listed:
             self._listed.add(consumer)
-            heapq.heappush(self._resting, (consumer.rested_at, next(self._ties), consumer))
+            heapq.heappush(self._resting, Resting(consumer.rested_at, next(self._ties), consumer))
             self._rested.set()
 
     async def run(self) -> None:
@@ -110,15 +121,15 @@ class GroupRegistry:
                 self._rested.clear()
                 await self._rested.wait()
                 continue
-            await asyncio.sleep(max(0.0, self._resting[0][0] + self.spec.group_idle - clock.monotonic()))
+            await asyncio.sleep(max(0.0, self._resting[0].since + self.spec.group_idle - clock.monotonic()))
             due = self._due()
             await self._broker.loop.gather(self._reap(consumer) for consumer in due)
 
     def _due(self) -> list[Consumer]:
         due: list[Consumer] = []
         latest = clock.monotonic() - self.spec.group_idle
-        while self._resting and self._resting[0][0] <= latest and len(due) < REAPED_AT_ONCE:
-            _, _, consumer = heapq.heappop(self._resting)
+        while self._resting and self._resting[0].since <= latest and len(due) < REAPED_AT_ONCE:
+            consumer = heapq.heappop(self._resting).consumer
             self._listed.discard(consumer)
             if consumer.rested_at is None or not consumer.idle:
                 continue  # the group rests again after its next turn

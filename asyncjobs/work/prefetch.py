@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from asyncjobs import clock
 from asyncjobs.broker import TakenJob
 from asyncjobs.record import Record
@@ -33,8 +35,8 @@ class Prefetched(Record, frozen=True, gc=False):
     margin: float
 
 
-class Prefetch:
-    """The jobs that one queue holds beyond its slots.
+class Prefetch(msgspec.Struct, gc=False, eq=False):
+    """The jobs that one queue holds beyond its slots. The garbage collector does not see it: each idle group has one.
 
     State:
         most: how many jobs may be held. With one slot, each quick job doubles it. With more slots it is the number of
@@ -45,13 +47,12 @@ class Prefetch:
         _pressed_until: the instant until which no job may be held.
     """
 
-    __slots__ = ("_ended", "_moved_at", "_paced_at", "_pressed_until", "jobs", "most")
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.jobs: list[Prefetched] | None = None  # not a list, to save memory in each of ten thousand idle groups
-        self._ended = 0
-        self._moved_at = self._paced_at = self._pressed_until = 0.0
+    most: int
+    jobs: list[Prefetched] | None = None  # not a list, to save memory in each of ten thousand idle groups
+    _ended: int = 0
+    _moved_at: float = 0.0
+    _paced_at: float = 0.0
+    _pressed_until: float = 0.0
 
     def __len__(self) -> int:
         return len(self.jobs) if self.jobs else 0

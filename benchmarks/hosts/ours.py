@@ -7,14 +7,18 @@ import inspect
 from contextlib import AsyncExitStack
 from typing import Any
 
-from asyncjobs import Runtime
+from asyncjobs import Limiter, Runtime
 
 NAME, KEPT = "work", "kept"
 PIECE = 20_000
+PACED = 0.02  # seconds of a window, where the jobs are not to run as fast as they can
 
 
 class Ours:
-    """One runtime. Options: jobs, groups, concurrency, payload, sync, budget (seconds, None, or left out)."""
+    """One runtime. Options: jobs, groups, concurrency, payload, sync, budget (seconds, None, or left out), and others.
+
+    pace: the jobs a second that a limiter lets it run.
+    """
 
     def __init__(self, url: str, options: dict[str, Any], probe: Any) -> None:
         self.url, self.options, self.probe = url, options, probe
@@ -31,6 +35,8 @@ class Ours:
         probe = self.probe
         if not job["group"]:
             job["concurrency"] = self.options.get("concurrency", 100)
+        if self.options.get("pace"):
+            job["limiter"] = Limiter(max(1, round(self.options["pace"] * PACED)), PACED)
         if "lease" in self.options:
             job["lease"] = self.options["lease"]
 
