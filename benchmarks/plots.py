@@ -4,6 +4,7 @@ python -m benchmarks.plots [--results FOLDER]
 
 throughput.svg  no-op drain by peer, with the ceiling · latency.svg  idle add to start by peer, and our distribution
 growth.svg      cost of a job by backlog, drain by number of job names
+guest.svg       what requests of an app take beside each backlog; beside peers, with ours at the pace of each
 """
 
 from __future__ import annotations
@@ -139,6 +140,43 @@ def growth(plt: Any, folder: Path) -> Any:
     return figure
 
 
+GUESTS = (("asyncjobs, no budget", OTHERS), ("asyncjobs", INK), ("asyncjobs, gc_freeze", "#7fb5ba"))
+
+
+def guest(plt: Any, folder: Path) -> Any:
+    figures, beside = _figures(folder, "guest"), _figures(folder, "guest_equal")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
+    names = list(dict.fromkeys(name.split(", asyncjobs")[0].removeprefix("fastapi, ") for name in figures
+                               if name.startswith("fastapi, ") and ", asyncjobs: " in name))  # fmt: skip
+    for number, (who, colour) in enumerate(GUESTS):
+        places = [place + 0.27 * (number - 1) for place in range(len(names))]
+        found = [figures.get(f"fastapi, {name}, {who}: p99", {"median": 0})["median"] for name in names]
+        left.barh(places, found, height=0.24, color=colour, label=who.replace("asyncjobs, ", "").replace(
+            "asyncjobs", "loop_budget=0.005"))  # fmt: skip
+    for place, name in enumerate(names):
+        plain = figures[f"fastapi, {name}, asyncjobs: p99 without"]["median"]
+        left.plot([plain, plain], [place - 0.4, place + 0.4], color="#222", linewidth=1.5)
+    left.set_yticks(range(len(names)), names)
+    left.set_title("p99 of a request in ms beside a backlog; | without one", fontsize=10)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    peers = [name.split(", ")[2].removesuffix(": p99") for name in beside
+             if name.startswith("fastapi, no-op, ") and name.endswith(": p99") and "asyncjobs" not in name]  # fmt: skip
+    for number, (start, colour) in enumerate((("", OTHERS), ("asyncjobs at the pace of ", INK))):
+        found = [beside[f"fastapi, no-op, {start}{peer}: p99"]["median"] for peer in peers]
+        right.barh([place + 0.36 * (number - 0.5) for place in range(len(peers))], found, height=0.32, color=colour,
+                   label="asyncjobs at its pace" if number else "the peer")  # fmt: skip
+    paces = [beside[f"fastapi, no-op, {peer}: jobs/s"]["median"] for peer in peers]
+    right.set_yticks(range(len(peers)), [f"{peer}, {pace:,.0f}/s" for peer, pace in zip(peers, paces, strict=True)])
+    right.set_title("the same at equal no-op jobs a second", fontsize=10)
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER")
@@ -147,7 +185,7 @@ def main() -> None:
         plt = _style()
     except ModuleNotFoundError:
         raise SystemExit("matplotlib is not installed: pip install -e '.[bench]'") from None
-    for draw in (throughput, latency, growth):
+    for draw in (throughput, latency, growth, guest):
         path = options.results / f"{draw.__name__}.svg"
         draw(plt, options.results).savefig(path, metadata={"Date": None})
         print(path, file=sys.stderr)

@@ -19,6 +19,7 @@ class NoBroker:
 class Shared:
     shared_limits: dict = {}  # noqa: RUF012 - nothing adds to it
     pace: dict = {}  # noqa: RUF012
+    unsettled = 0
 
     """Just a pump whose ring can be looked at."""
 
