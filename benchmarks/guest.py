@@ -66,6 +66,7 @@ BACKLOGS = {
     "retention trimmed": Backlog({"finish": True}, 0, ask="trim"),
     "a dead neighbour swept": Backlog({"die": True}, 0),
 }
+NO_FEWER = 1.1  # a limit is never reached quite
 MULTIPLES = (1, 4, FLAT := 1000)  # of the pace of a peer; the last one is as fast as it goes
 PACES = {"saq": 3500, "arq": 3500, "streaq": 2500, "taskiq": 4500, "docket": 3000, "repid": 9000}
 
@@ -242,7 +243,9 @@ async def equal(options: argparse.Namespace) -> Report:
                     pace = 0.0
                     for step in (0, *MULTIPLES):
                         system = ours if step else peer
-                        given = backlog._replace(options={**backlog.options, "pace": pace * step if step < FLAT else 0})
+                        given = backlog._replace(
+                            options={**backlog.options, "pace": NO_FEWER * pace * step if step < FLAT else 0}
+                        )
                         async with machine.server(options.server) as url:
                             one = await asyncio.to_thread(one_round, system, frame, given, url, options)
                         found.setdefault(_level(step, peer.name), []).append(one)

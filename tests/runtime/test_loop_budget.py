@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,7 +12,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from asyncjobs import ConfigError, Runtime
+from asyncjobs.broker import Broker
 from asyncjobs.work.prefetch import Prefetch, Prefetched
+from asyncjobs.work.pump import FEW_TURNS
+from asyncjobs.work.queues import Queues
 from tests.helpers import LOOPS, Process, Watcher, eventually, run_on, write
 
 
@@ -118,6 +122,75 @@ async def test_jobs_run_back_to_back_until_the_slice_is_used_up(make_runtime):
         looking.cancel()
     assert many > 8, "as many as fit, and no fixed number"
     assert longest <= 0.05, "far from a budget"
+
+
+async def test_jobs_on_their_way_are_hardly_seen_by_the_garbage_collector(make_runtime):
+    """What is seen and outlives a moment counts as what lives for long, until all that the app holds is looked through.
+
+    A collection of the youngest comes when 700 more objects that can be seen have been made than have gone.
+    """
+    runtime, ran, looked = make_runtime(), 0, 0
+
+    @runtime.job("each", limiter=None, concurrency=100)
+    async def each(data):
+        nonlocal ran
+        ran += 1
+
+    def collected(phase, info):
+        nonlocal looked
+        looked += phase == "start" and ran > 2000
+
+    async with runtime:
+        jobs = adding(runtime, "each", 20_000)
+        gc.callbacks.append(collected)
+        try:
+            await runtime.queue.add_bulk(jobs)
+            await eventually(lambda: ran == 20_000)
+        finally:
+            gc.callbacks.remove(collected)
+    assert looked < 20, "one in a thousand jobs"
+
+
+async def test_a_trip_carries_as_many_turns_as_the_slice_has_time_for(make_runtime, monkeypatch):
+    runtime, carried, ran = make_runtime(loop_budget=0.0005), [], Counter()
+
+    @runtime.job("grouped", limiter=None, group=True)
+    async def grouped(data):
+        ran[data] += 1
+
+    work = Broker.work
+
+    async def counted_work(self, connection, process, calls):
+        carried.append(len(calls))
+        return await work(self, connection, process, calls)
+
+    monkeypatch.setattr(Broker, "work", counted_work)
+    async with runtime:
+        await runtime.queue.add_bulk([("grouped", i, {"group_id": f"g{i}"}) for i in range(600)])
+        await runtime.wait_idle()
+    assert len(ran) == 600
+    assert 1 < max(carried) <= FEW_TURNS + 1, "a slice is 50 µs here, in which no trip can be made up"
+
+
+async def test_health_looks_at_no_queue(make_runtime, monkeypatch):
+    """It is asked by a probe every few seconds, on the loop, however many groups are open."""
+    runtime, held = make_runtime(), asyncio.Event()
+
+    @runtime.job("grouped", limiter=None, group=True)
+    async def grouped(data):
+        await held.wait()
+
+    async with runtime:
+        await runtime.queue.add_bulk([("grouped", i, {"group_id": f"g{i}"}) for i in range(20)])
+        await eventually(lambda: runtime.health()["running"] == 20)
+        with monkeypatch.context() as patched:
+            patched.setattr(Queues, "all", lambda self: pytest.fail("it looks at each queue"))
+            found = runtime.health()
+        assert (found["running"], found["unsettled"], found["groups"]) == (20, 0, {"grouped": 20})
+        held.set()
+        await runtime.wait_idle()
+        found = runtime.health()
+        assert (found["running"], found["unsettled"], found["invariants"]) == (0, 0, [])
 
 
 async def test_without_a_budget_nothing_waits(make_runtime):
