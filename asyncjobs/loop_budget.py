@@ -108,7 +108,7 @@ class LoopBudget:
         self.now()
         return clock.monotonic() >= self.until
 
-    def calls(self) -> bool:
+    def may_begin(self) -> bool:
         """Whether a job may have an aio_task at once: no more of them than are expected to have room."""
         if not self._slice:
             return True

@@ -87,7 +87,7 @@ class Attempts:
         job = self._enter(taken)
         if job is None:
             return
-        if self._shared.rounds.calls():
+        if self._shared.rounds.may_begin():
             self.begin(job, sent_at, margin, None)
         else:
             self._shared.rounds.defer(self, job, sent_at, margin)

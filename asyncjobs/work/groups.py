@@ -39,7 +39,8 @@ class Resting(Record, frozen=True, gc=False, order=True):
 class GroupRegistry:
     """All open groups of one job name in this process.
 
-    State: `open`, the open groups; `_resting`, a heap with one entry for each of `_listed`. A group that has had work since then is put back with the time at which its latest rest began.
+    State: `open`, the open groups; `_resting`, a heap with one entry for each of `_listed`. A group that has had work
+    since then is put back with the time at which its latest rest began.
     """
 
     def __init__(self, shared: Shared, spec: JobSpec) -> None:
