@@ -20,9 +20,9 @@ from asyncjobs.work.decide import decide
 from asyncjobs.work.executor import Aside, Cancelled, Completed, Failed, Later, Outcome, Released
 from asyncjobs.work.prefetch import Prefetched
 from asyncjobs.work.queue_state import BATCH, QueueState
-from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, SMALL, Refusals
-from asyncjobs.work.reports import CANCEL_ASKED, overtaken, settled
-from asyncjobs.work.turn import Ended, Finished, Turn, renew
+from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
+from asyncjobs.work.reports import CANCEL_ASKED, overtaken, settled, to_tell
+from asyncjobs.work.turn import Finished, Turn, renew
 
 logger = logging.getLogger("asyncjobs")
 
@@ -69,11 +69,6 @@ class Consumer(QueueState):
             assert decision is not None
             self._post(Finished(job, decision))
         self._shared.pump.offer(self)
-
-    def _post(self, finished: Finished) -> None:
-        """The next turns carry it."""
-        self.outbox.append(finished)
-        self._shared.unsettled += 1
 
     def hush(self) -> None:
         """Start no job from now on.
@@ -264,20 +259,12 @@ class Consumer(QueueState):
         if decision is None:
             say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)
         else:
-            self._post(Finished(self._kept(job, outcome), decision))
+            self._post(Finished(to_tell(self._shared.bus, job, outcome), decision))
         if self.spec.slots:
             self._more_may_be_there()  # a slot of the group is free
         if isinstance(outcome, Released) and not job.leaving:
             self._pause()
         return self._follow(job, outcome)
-
-    def _kept(self, job: ActiveJob, outcome: Outcome) -> ActiveJob | Ended:
-        """As much of a job as is needed until the store has its outcome.
-
-        A job is seen by the garbage collector, and those that wait to be settled would be taken to live for long.
-        """
-        small = type(outcome) is Completed and len(outcome.body) <= SMALL and job.stored_id is job.id
-        return Ended.of(job) if small and not self._shared.bus.wants("job.completed") else job
 
     def _pause(self) -> None:
         """Settle, and take no jobs for a moment: the store refused a command that a try needs before it can begin.

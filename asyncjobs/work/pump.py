@@ -128,13 +128,14 @@ class Pump(Errands):
         asking: list[Turn[Served]] = []
         stale: set[SharedLimit] = set()
         some = [self._ready.popleft() for _ in range(min(len(self._ready), TURNS_A_TRIP - len(turns)))]
+        for consumer in some:
+            consumer.queued = False
         scarce = self.line.scarce
         allotted = self._allot(some) if scarce else {}
         for number, consumer in enumerate(allotted or some):
             if number >= FEW_TURNS and not scarce and self.rounds.spent():
-                self._ready.extendleft(reversed(some[number:]))
+                self._put_in_front(some[number:])
                 break
-            consumer.queued = False
             free = self.free_slots()
             turn = consumer.prepare(allotted[consumer] if scarce else max(0, free))
             if turn is not None:
@@ -155,10 +156,16 @@ class Pump(Errands):
             self._send(shared_limit.correct(), [])
         self._feed()
 
+    def _put_in_front(self, some: list[Served]) -> None:
+        """Give `some`, for which this trip has no time, the first turns of the next one."""
+        for consumer in reversed(some):
+            if not consumer.queued:
+                consumer.queued = True
+                self._ready.appendleft(consumer)
+
     def _allot(self, some: list[Served]) -> dict[Served, int]:
         """How many slots each of `some`, and of those that wait before them, gets."""
         for consumer in some:
-            consumer.queued = False
             self._starve(consumer)
         allotted = dict.fromkeys(some, 0)
         wants: list[tuple[Served, int]] = []

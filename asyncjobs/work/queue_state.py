@@ -149,6 +149,11 @@ class QueueState:
         apart = len(self.refusals.apart) if self.refusals else 0
         return len(self.outbox) + apart + sum(len(turn.sending) for turn in self.turns)
 
+    def _post(self, finished: Finished) -> None:
+        """Have the next turn carry a decision."""
+        self.outbox.append(finished)
+        self._shared.unsettled += 1
+
     def free(self) -> int:
         """The queue's own slots that are free, and that no turn has asked for."""
         if self.quiet or self.parked is not None or self.limits.paused:

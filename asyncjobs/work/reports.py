@@ -11,11 +11,22 @@ from asyncjobs.events import EventBus
 from asyncjobs.job_record import cancellation
 from asyncjobs.logs import Told, log, said, say
 from asyncjobs.work.decide import Decision
+from asyncjobs.work.executor import Completed, Outcome
+from asyncjobs.work.refusals import SMALL
 from asyncjobs.work.turn import Ended, Finished
 
 logger = logging.getLogger("asyncjobs")
 
 STALE, GONE, CANCEL_ASKED = b"034"
+
+
+def to_tell(bus: EventBus, job: ActiveJob, outcome: Outcome) -> ActiveJob | Ended:
+    """As much of an ended job as can be needed until the store has its outcome.
+
+    The garbage collector sees an `ActiveJob`, and would count those that wait to be settled among what lives for long.
+    """
+    small = type(outcome) is Completed and len(outcome.body) <= SMALL and job.stored_id is job.id
+    return Ended.of(job) if small and not bus.wants("job.completed") else job
 
 
 def settled(bus: EventBus, finished: Finished, status: int) -> None:
