@@ -1,16 +1,16 @@
-"""The LoopBudget: what the loop does between two looks at the app's sockets and timers, and how much of it is ours.
+"""The LoopBudget: bounds the runtime's share of the event loop between two looks at the app's sockets and timers.
 
-asyncio runs all that is ready before it looks for more. A hundred jobs that begin at once are one such round, in which
-no request is read. So with a budget a step of ours begins only while those before it have not used up the slice; the
-others wait here. After each slice the loop is left to the app, until a round went by in which there was nothing to do
-or the app has had its share. Then as many of those that wait are called as fit, to run in the next round.
+asyncio runs all ready callbacks before it looks at sockets again: that is a round. A hundred jobs that begin at once
+are one round, in which no request is read. With a budget, steps of the runtime begin only until the slice is used up,
+and further steps wait here. After each slice the loop is left to the app, until a round had nothing to do or the app
+has had its share. Then as many waiting steps are called as fit into the next slice, and run in the next round.
 
        a step finds the slice used up        a round had nothing to do, or the app has had its share
 free ─────────────────────────► left to the app ────────────────────────► called ──────────► ours
  ▲                                       ▲                                   ▲                 │
- │                                       │                                   └─── some is left ┤
+ │                                       │                                   └─ a part is left ┤
  │                                       └──────────── the slice is used up ───────────────────┤
- └──────────────────────────────── nobody waits any more ──────────────────────────────────────┘
+ └─────────────────────────────── no step waits any more ──────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ import msgspec
 
 from asyncjobs import clock
 
-SLICES: Final = 10  # of a budget; the app is served after each
+SLICES: Final = 10  # slices of a budget; the app is served after each slice
 QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
-SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
-PAUSE: Final = 4  # slices between two trips to the store, while there is enough to do here
-FIRST: Final = 1 << 62  # ahead of all that has no such rank
-
-DIRECTLY: Final = 4  # jobs that begin in a round without having waited; of more it is seen first what one costs
-AT_ONCE: Final = 50  # calls that are begun together where there is a budget
+SHARE: Final = 2  # slices of time that the app gets after a slice of the runtime, if it has that much to do
+PAUSE: Final = 4  # slices between two trips to the store, while this process has enough to do
+FIRST: Final = 1 << 62  # subtracted from a rank that has to come before all ordinary ranks
+DIRECTLY: Final = 4  # jobs of a round that begin without a wait; the cost of these tells how many more fit
+AT_ONCE: Final = 50  # calls that begin together, with a budget
 T = TypeVar("T")
 
 FREE, LEFT, CALLED, OURS = range(4)
 
 
 class Starter(Protocol):
-    """Whose job waits for room."""
+    """The attempts whose job waits for room."""
 
     def begin(self, job: Any, sent_at: float, margin: float, rank: int | None) -> None: ...
 
 
 class Step(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A step that waits: an aio_task by its future, or a job that has none yet. No two have the same rank."""
+    """A step that waits for room: an aio_task by its future, or a job without an aio_task. Each rank is unique."""
 
     rank: int
     future: asyncio.Future[None] | None = None
@@ -57,15 +56,17 @@ class Step(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class LoopBudget:
-    """Counts the rounds of the loop in which a job has begun, and lets no more begin in one than fits its slice.
+    """Counts the rounds of the loop in which jobs begin, and lets only as many steps begin as fit into a slice.
 
-    State: `number`, of the present one; `_counted`, whether its end is awaited.
-    `until`, the monotonic instant at which the slice is used up; without a budget none ever is.
-    `begun`, jobs, in all; `_fits`, how many began in the last slice, and `_begun`, in all before it.
-    `_waiting`, a heap of steps that wait for room, by rank; `_called`, how many of them run in this round, and
-    `_again`, how many of those found no room; `_cost`, seconds that one took, with all that it has begun in its place.
-    `_phase`, of the drawing above; `_fresh`, whether the first step of a slice is still to come; `_left_at`, since when
-    the loop is left to the app, and `_began_at`, when this round began.
+    State: `number`, of the present round; `_counted`, whether its end is awaited.
+    `until`, the monotonic instant at which the present slice is used up; infinite without a budget.
+    `begun`, the number of jobs that have begun; `_begun`, the same before this slice; `_fits`, the number of jobs
+    that began in the last slice.
+    `_waiting`, a heap of steps that wait for room, by rank; `_called`, how many steps were called for this round;
+    `_again`, how many of these wait again; `_cost`, the seconds that a called step took, with the jobs that followed it
+    in the same aio_task.
+    `_phase`, of the drawing above; `_fresh`, the first step of a slice is still to come; `_left_at`, the instant since
+    which the loop is left to the app; `_began_at`, the beginning of this round.
     """
 
     __slots__ = (
@@ -91,7 +92,7 @@ class LoopBudget:
         self._pauses: list[tuple[float, asyncio.Future[None]]] = []
 
     def now(self) -> int:
-        """The number of this round, another in the next one."""
+        """The number of this round. Each round has another number."""
         if not self._counted:
             self._counted = True
             asyncio.get_running_loop().call_soon(self._over)
@@ -102,14 +103,14 @@ class LoopBudget:
         return self.number
 
     def spent(self) -> bool:
-        """Whether the slice of this round is used up."""
+        """True if the slice is used up."""
         if not self._slice:
             return False
         self.now()
         return clock.monotonic() >= self.until
 
     def may_begin(self) -> bool:
-        """Whether a job may have an aio_task at once: no more of them than are expected to have room."""
+        """True if a job may have an aio_task at once. Further jobs of the round wait until the cost of one is known."""
         if not self._slice:
             return True
         if self._phase != FREE or self.spent() or self._called >= DIRECTLY:
@@ -118,9 +119,9 @@ class LoopBudget:
         return True
 
     def has_room(self) -> bool:
-        """Whether a step may begin in this round."""
+        """True if a step may begin in this round."""
         now = clock.monotonic()
-        if self._fresh:  # one step there is in each slice, whatever else has run in its first round
+        if self._fresh:  # each slice has at least one step, even if other code has used it up
             self._fresh = False
             self.until = now + self._slice
         return now < self.until
@@ -129,8 +130,8 @@ class LoopBudget:
         """Wait until a round has room for another step.
 
         Args:
-            rank: of a step that was told to begin, and found no room after all.
-            first: before all that do not say so.
+            rank: the rank of a step that was told to begin, and found no room after all.
+            first: the step comes before all steps without `first`.
         """
         self.now()
         if rank is None:
@@ -149,24 +150,24 @@ class LoopBudget:
     def defer(self, owner: Starter, job: Any, sent_at: float, margin: float) -> None:
         """Have `owner` begin a job before a round that may have room for it.
 
-        What waits so has no aio_task yet, and costs little until then.
+        A job that waits in this way has no aio_task yet, and costs little.
         """
         self.now()
         heapq.heappush(self._waiting, Step(next(self._ranks), None, owner, job, sent_at, margin))
 
     def next_of(self, owner: Starter) -> Step | None:
-        """The job that is to begin next, if it is one of `owner` and has room now."""
+        """Take the job that is the next one to begin, if it belongs to `owner` and the slice has room for it now."""
         if not self._waiting or self._waiting[0].owner is not owner or not self.has_room():
             return None
         return heapq.heappop(self._waiting)
 
     async def breathe(self) -> None:
-        """Where the slice is used up, wait for room: between two steps of what is long."""
+        """Wait for room if the slice is used up. Long work calls this between its steps."""
         if self.spent():
             await self.room()
 
     async def gather(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """What all `calls` return, in order; with a budget some of them at a time."""
+        """The results of all `calls`, in order. With a budget only some calls run at a time."""
         if not self._slice:
             return await asyncio.gather(*calls)
         left, found = iter(calls), []
@@ -177,24 +178,24 @@ class LoopBudget:
 
     @property
     def holds(self) -> bool:
-        """Whether some wait for room."""
+        """True if steps wait for room."""
         return bool(self._waiting)
 
     @property
     def governs(self) -> bool:
-        """Whether some wait for room, so that whatever else begins stands behind them."""
+        """True if the loop is shared out in slices, so that each new step has to wait behind those that wait."""
         return self._phase != FREE
 
     @property
     def crowded(self) -> bool:
-        """Whether more waits for room than the next slice is expected to have."""
+        """True if more steps wait for room than the next slice is expected to have."""
         return len(self._waiting) > self._fits
 
     async def pause(self, since: float) -> None:
-        """Wait for some slices since `since`, or until this is not crowded any more.
+        """Wait for some slices since `since`, or until the budget is not crowded any more.
 
-        A trip to the store costs as much as the jobs themselves where it settles a few of them, and the more often the
-        loop is left to others the fewer have ended.
+        A trip to the store that settles only a few jobs costs as much as the jobs themselves. And the more often the
+        loop is left to the app, the fewer jobs have ended by the next trip.
         """
         if self.crowded:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -217,7 +218,7 @@ class LoopBudget:
         if not (self._waiting or self._phase):
             self._counted = False
             return
-        asyncio.get_running_loop().call_soon(self._over)  # ahead of what is called here
+        asyncio.get_running_loop().call_soon(self._over)  # before the steps that are called here
         now = clock.monotonic()
         if self._phase == LEFT:
             if now - self._began_at < QUIET or now - self._left_at >= SHARE * self._slice:
@@ -240,7 +241,7 @@ class LoopBudget:
             self._end_pauses(now)
 
     def _call(self, now: float, left: float) -> None:
-        """Have some of those that wait run in the next round, as many as fit into the seconds that are `left`."""
+        """Have waiting steps run in the next round, as many as fit into the `left` seconds."""
         most = max(1, int(left / self._cost))
         self._called = self._again = 0
         while self._waiting and self._called < most:
@@ -254,5 +255,5 @@ class LoopBudget:
                     owner.begin(one.job, one.sent_at, one.margin, one.rank)
         self._fresh = False
         self._phase = CALLED if self._called else FREE
-        if not self._called:  # nobody waits any more
+        if not self._called:  # no step waits any more
             self.until = now + self._slice
