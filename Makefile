@@ -54,6 +54,7 @@ bench-peers: $(READY) ## an environment for each peer, in .bench-peers, for pyth
 bench-results: bench-peers ## measure everything, and draw it, into benchmarks/results; half an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,bench]'
 	@$(BIN)/python -m benchmarks $(if $(shell command -v redis-server),--server redis) --results benchmarks/results
+	@$(BIN)/python -m benchmarks.guest --equal --backlogs no-op --frames fastapi --json > benchmarks/results/guest_equal.json
 	@$(BIN)/python -m benchmarks.plots
 
 chaos: $(READY) ## kill, cut and freeze everything, and count what was lost

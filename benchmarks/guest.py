@@ -68,6 +68,7 @@ BACKLOGS = {
 }
 NO_FEWER = 1.1  # a limit is never reached quite
 MULTIPLES = (1, 4, FLAT := 1000)  # of the pace of a peer; the last one is as fast as it goes
+PACED = tuple(name for name, backlog in BACKLOGS.items() if backlog.pace)
 PACES = {"saq": 3500, "arq": 3500, "streaq": 2500, "taskiq": 4500, "docket": 3000, "repid": 9000}
 
 
@@ -345,6 +346,32 @@ def _claim(
             report.claim(f"{text}: p99, of {other[2]}", figures["p99"] / theirs["p99"], 1, at_least=False)
 
 
+def table(path: Path) -> None:
+    """Print what a run has found, `--json` or `--results`, as the README has it."""
+    found = {one["measure"]: one["median"] for one in json.loads(path.read_text())["figures"]}
+    places = dict.fromkeys(
+        measure.split(", asyncjobs")[0] for measure in found if ", asyncjobs: p99 without" in measure
+    )
+    print(
+        "| backlog | without: p50 · p99 | no budget | jobs/s | default | jobs/s | `gc_freeze` | jobs/s | stretch | full |"
+    )
+    print("|---" * 10 + "|")
+    for place in places:
+        cells = [place.replace("fastapi, ", ""), _cell(found, f"{place}, {OURS}", " without")]
+        for who in (UNBOUND, OURS, FROZEN):
+            rate = found.get(f"{place}, {who}: jobs/s", 0.0)
+            cells += [_cell(found, f"{place}, {who}", ""), f"{rate:,.0f}" if place.split(", ")[1] in PACED else ""]
+        cells.append(f"{found[f'{place}, {OURS}: longest stretch']:.1f}")
+        cells.append(f"{found[f'{place}, {OURS}: full collections a second']:.2f}")
+        print("| " + " | ".join(cells) + " |")
+
+
+def _cell(found: dict[str, float], who: str, end: str) -> str:
+    if f"{who}: p99{end}" not in found:
+        return ""
+    return f"{found[f'{who}: p50{end}']:.1f} · {found[f'{who}: p99{end}']:.1f}"
+
+
 def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of those that are embedded")
     parser.add_argument("--backlogs", nargs="+", metavar="NAME", choices=list(BACKLOGS), help=", ".join(BACKLOGS))
@@ -354,12 +381,15 @@ def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swept", type=int, default=20_000, help="groups of which a dead neighbour held a job")
     parser.add_argument("--trim", type=int, default=200_000, help="finished jobs that retention lets go")
     parser.add_argument("--equal", action="store_true", help="ours at the pace of each peer")
+    parser.add_argument("--table", metavar="FILE", help="print what a run has written as a table, and end")
     parser.add_argument("--install", action="store_true", help="make the environments of the peers, and end")
 
 
 if __name__ == "__main__":
     if "--install" in sys.argv:
         install()
+    elif "--table" in sys.argv:
+        table(Path(sys.argv[sys.argv.index("--table") + 1]))
     else:
         script(
             __doc__, measure, more=more, server="tcp",
