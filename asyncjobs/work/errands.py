@@ -148,8 +148,6 @@ class Errands:
         left: list[Turn[Served]] = []
         for turn, given in zip(turns, (narrow or shared_limits[0]).line.allot(wants, want), strict=True):
             consumer, missing = turn.consumer, turn.reserved - given
-            if missing and narrow is not None and narrow.window and consumer.tally is not None:
-                consumer.tally.count("refused")
             self._reserved -= missing
             if consumer.withdraw(turn, given):
                 turn.grants, turn.sent_at = tuple(grants), sent_at
@@ -157,6 +155,8 @@ class Errands:
             for shared_limit in shared_limits:
                 shared_limit.let_in(consumer, given)
             if missing and narrow is not None:
+                if narrow.window and consumer.tally is not None:
+                    consumer.tally.count("refused")
                 narrow.park(consumer)
         for grant in grants:
             self._give_back(grant, grant.count - want)

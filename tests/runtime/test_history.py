@@ -417,3 +417,28 @@ async def test_options_are_checked(make_runtime):
         make_runtime(alerts={"oldest": 5})
     assert make_runtime(alerts={"oldest_waiting": timedelta(minutes=5)}).config.alerts.oldest_waiting == 300
     assert WorkerOptions().lease == 30
+
+
+async def test_cancels_are_counted_where_a_job_waits_and_where_it_runs(make_runtime):
+    runtime = make_runtime()
+    began = asyncio.Event()
+
+    @runtime.job("work", limiter=None, concurrency=1)
+    async def work(data):
+        began.set()
+        await asyncio.sleep(60)
+
+    async with runtime:
+        running = await runtime.queue.add("work", 1)
+        await began.wait()
+        waits = [await runtime.queue.add("work", n) for n in range(3)]
+        for job in (*waits, waits[0], running):
+            await job.cancel("enough")
+
+        async def ended():
+            return (await running.refresh()).state == "cancelled"
+
+        await eventually(ended)
+        await runtime.wait_idle(20)
+        await flushed(runtime)
+        assert await counted(runtime, "work") == {"added": 4, "cancelled": 4}
