@@ -9,7 +9,7 @@ queue.py ──► broker/ ══ Redis stream ══► work/pump ─► consum
 
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.declare.definition import JobDefinition, TaskDefinition
-from asyncjobs.declare.options import Backoff, JobOptions, Limiter, Retention, WorkerOptions
+from asyncjobs.declare.options import Alerts, Backoff, JobOptions, Limiter, Retention, WorkerOptions
 from asyncjobs.errors import (
     AsyncjobsError,
     AsyncjobsWarning,
@@ -33,6 +33,8 @@ from asyncjobs.errors import (
     UpstreamError,
 )
 from asyncjobs.events import Event
+from asyncjobs.history.alerts import Alert
+from asyncjobs.history.figures import Figures, Group, History, Spread
 from asyncjobs.job import Job
 from asyncjobs.job_record import Cancellation
 from asyncjobs.operate.counting import Count
@@ -44,6 +46,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActiveJob",
+    "Alert",
+    "Alerts",
     "AsyncjobsError",
     "AsyncjobsWarning",
     "Backoff",
@@ -54,6 +58,9 @@ __all__ = [
     "Count",
     "Discard",
     "Event",
+    "Figures",
+    "Group",
+    "History",
     "Job",
     "JobCancelledError",
     "JobDefinition",
@@ -74,6 +81,7 @@ __all__ = [
     "RetryLater",
     "Runtime",
     "Selection",
+    "Spread",
     "StateError",
     "TaskDefinition",
     "UnknownJobError",

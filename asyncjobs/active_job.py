@@ -39,7 +39,7 @@ class ActiveJob:
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
         "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "mark", "name", "overrides",
-        "raw", "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
+        "raw", "sample", "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -56,6 +56,7 @@ class ActiveJob:
         self.stalled_count = taken.stalled_count
         self.added_ms = taken.added_ms
         self.token = taken.token
+        self.sample = taken.sample
         options, fault = taken.options, taken.fault
         self.overrides = NO_OVERRIDES
         self.unreadable: PayloadError | None = None

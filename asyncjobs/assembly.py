@@ -31,6 +31,8 @@ from asyncjobs.events import EventBus
 from asyncjobs.guests.calls import Deadline, leave_behind, within
 from asyncjobs.guests.crossing import Crossing
 from asyncjobs.guests.threads import Threads
+from asyncjobs.history.recorder import Recorder
+from asyncjobs.history.watch import Serves, Watch
 from asyncjobs.logs import said
 from asyncjobs.supervisor import Supervisor
 from asyncjobs.upkeep.heartbeat import Heartbeat
@@ -71,6 +73,8 @@ class Assembly:
     recovery: Recovery
     trimmer: Trimmer
     scheduler: Scheduler
+    recorder: Recorder | None  # None: nothing is counted
+    watch: Watch | None  # None: nothing is alerted
 
     def __init__(self, config: RuntimeConfig, bus: EventBus) -> None:
         self.config, self.bus = config, bus
@@ -127,16 +131,33 @@ class Assembly:
             lambda message: self.queues.cancel(message),
         )
         process = lambda: self.heartbeat.process  # noqa: E731 - the process gets another name after a lapse
+        self.recorder = Recorder(self.broker, os.urandom(6).hex()) if config.history else None
+        if self.recorder is not None:
+            self.broker.count_for(self.recorder.added, self.recorder.cancelled)
         self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
         stack.callback(self.pump.close)
         self.shared = Shared(
-            self.broker, self.bus, self.pump, given, threads, scope, os.urandom(6).hex(), self.pump.rounds
+            self.broker,
+            self.bus,
+            self.pump,
+            given,
+            threads,
+            scope,
+            os.urandom(6).hex(),
+            self.pump.rounds,
+            self.recorder,
         )
         self.queues = Queues(self.shared, self.supervisor)
         stack.callback(self.queues.close)
         self.recovery = Recovery(self.shared, self.queues, process, duration(config.sweep_interval))
         self.trimmer = Trimmer(self.shared, self.queues)
         self.scheduler = Scheduler(self.broker, self.bus, tasks, given, task_threads, process)
+        self.watch = None
+        if self.recorder is not None and config.alerts is not None:
+            self.watch = Watch(self.broker, self.bus, config.alerts, self.recorder, process, self._serves)
+
+    def _serves(self) -> Serves:
+        return Serves([spec.name for spec in self.queues.specs()], self.scheduler.instants())
 
     async def launch(self, jobs: Sequence[JobSpec]) -> None:
         """Start the parts. The store has been reached."""
@@ -169,6 +190,11 @@ class Assembly:
             supervisor.start("retention", self.trimmer.run_trimming)
             supervisor.start("forgetting", self.trimmer.run_forgetting)
         await self.scheduler.start()
+        if self.recorder is not None:
+            supervisor.start("history", self.recorder.run)
+        if self.watch is not None:
+            self.watch.store = self.store
+            supervisor.start("alerts", self.watch.run)
         if self.config.gc_freeze:
             gc.collect()
             gc.freeze()
@@ -257,10 +283,14 @@ class Assembly:
             await self.leave(left(LAST_WRITES))
 
     async def leave(self, timeout: float = LAST_WRITES) -> None:
-        """Take this process off the list, so that it is gone for all others."""
+        """Flush what was counted, and take this process off the list, so that it is gone for all others."""
         queues = [one.keys for one in self.queues.all() if one.group_id is None or one.took or one.unsure]
         try:
             async with asyncio.timeout(timeout):
+                if self.recorder is not None:
+                    await self.recorder.flush()
+                if self.watch is not None:
+                    await self.watch.leave()
                 await asyncio.gather(*(shared_limit.correct() for shared_limit in self.queues.shared_limits.values()))
                 if self.queues.specs() or self.scheduler.specs:
                     await self.broker.leave(queues, self.heartbeat.process)

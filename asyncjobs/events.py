@@ -31,7 +31,7 @@ EVENT_TYPES: Final = (
     "job.progress",
     "job.retried", "job.promoted", "job.removed",
     "group.opened", "group.reaped",
-    "task.fired", "task.skipped", "task.failed",
+    "task.fired", "task.skipped", "task.failed", "alert.raised", "alert.cleared",
 )  # fmt: skip
 
 
@@ -41,12 +41,13 @@ class Event:
 
     Attributes:
         type: one of `EVENT_TYPES`.
-        name: the job's or the task's name.
+        name: the job's or the task's name; ``"store"`` for an alert of the store.
         at: the instant of the event in this process, UTC.
         attempts_made: finished tries of the job, including a try that just ended.
         scheduled_at: the instant at which a tick was due.
-        error: the exception of a failed try or task, or the reason why a tick was skipped.
-        data: the payload of a job that failed or was retried, or the progress that a job has reported.
+        error: the exception of a failed try or task, the reason why a tick was skipped, or the text of an alert.
+        data: the payload of a job that failed or was retried, the progress that a job has reported, or an
+            `Alert`.
         context: an integration's context of the try.
     """
 

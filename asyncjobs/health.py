@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from asyncjobs.assembly import Assembly
 from asyncjobs.events import EventBus
+from asyncjobs.history.alerts import Alert
 from asyncjobs.invariants import at_a_glance
 from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.upkeep.watchdog import Lag
@@ -29,6 +30,7 @@ class Health(TypedDict, total=False):
         tasks: task name → next tick.
         loop: how late the event loop is and was, and the cause; absent without a watchdog.
         io: accepted, sent, dropped.
+        alerts: the alerts of the installation, as this process knew them a minute ago at most.
         events: failed, how often subscribers raised; dropped, the events that were too many for slow subscribers.
     """
 
@@ -47,6 +49,7 @@ class Health(TypedDict, total=False):
     groups: dict[str, int]
     tasks: dict[str, Any]
     loop: Lag
+    alerts: list[Alert]
     io: dict[str, int]
     events: dict[str, int]
 
@@ -78,6 +81,8 @@ def _of_parts(parts: Assembly) -> Health:
         "groups": {name: len(registry.open) for name, registry in parts.queues.registries.items()},
         "tasks": parts.scheduler.planned(),
     }
+    if parts.watch is not None:
+        found["alerts"] = list(parts.watch.alerts)
     if parts.watchdog is not None:
         found["loop"] = parts.watchdog.lag()
     return found

@@ -15,6 +15,7 @@ from asyncjobs.declare.options import Backoff, JobOptions, KeepRule
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import UNSET, Seconds, Unset, keywords, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
+from asyncjobs.history.asking import PastFigures
 from asyncjobs.home import Home
 from asyncjobs.job import Job, counts_of, new_id, read_job
 from asyncjobs.limits.bounds import Bounds
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 NOTHING: Final[Mapping[str, Any]] = {}
 
 
-class Queue(Desk):
+class Queue(Desk, PastFigures):
     """Adds jobs of a runtime, and looks at them. `runtime.queue` and a handler's `queue` are the same object.
 
     State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while the

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from asyncjobs.assembly import AFTERWARDS, LAST_WRITES, Assembly
 from asyncjobs.declare import loader
 from asyncjobs.declare.definition import JobDefinition, zone
-from asyncjobs.declare.options import RuntimeConfig
+from asyncjobs.declare.options import Alerts, RuntimeConfig
 from asyncjobs.declare.services import Unmade, is_factory
 from asyncjobs.declare.values import Seconds, duration, folder, keywords, seconds, strict
 from asyncjobs.embedded.location import located
@@ -65,6 +65,8 @@ class Runtime:
         loop_budget: most seconds in a row that the runtime's own steps take before the loop serves the app again. A job
             may compute for longer by itself. None: no bound, for a process that only runs jobs.
         gc_freeze: the start ends with `gc.freeze()`, so no garbage collection stops the app to look at its objects.
+        history: False: `queue.history` has nothing, and nothing is alerted.
+        alerts: the bounds beyond which something is alerted; None: nothing is.
     Raises:
         ConfigError: an option has a value that is not allowed. The call does no I/O, so it is safe at import.
     """
@@ -97,29 +99,18 @@ class Runtime:
         blocking_warning: Seconds | None = 0.25,
         loop_budget: Seconds | None = 0.005,
         gc_freeze: bool = False,
+        history: bool = True,
+        alerts: Alerts | Mapping[str, Any] | None = Alerts(),  # noqa: B008 - it is frozen
     ) -> None:
         self.config = RuntimeConfig(
-            prefix=prefix,
+            prefix=prefix, timezone=timezone, consume=consume, schedule=schedule, durability=durability,
             environment=os.environ.get("ASYNCJOBS_ENV") or "development" if environment is None else environment,
-            timezone=timezone,
-            consume=consume,
-            schedule=schedule,
-            durability=durability,
-            concurrency=concurrency,
-            max_payload=max_payload,
-            max_result=max_result,
-            connect_timeout=connect_timeout,
-            grace=grace,
-            sentry_capture=sentry_capture,
-            sentry_payload=sentry_payload,
-            sweep_interval=sweep_interval,
-            data_dir=None if data_dir is None else str(folder(data_dir, "data_dir")),
-            allow_eviction=allow_eviction,
-            strict_load=strict_load,
-            blocking_warning=blocking_warning,
-            loop_budget=loop_budget,
-            gc_freeze=gc_freeze,
-        )
+            concurrency=concurrency, max_payload=max_payload, max_result=max_result, connect_timeout=connect_timeout,
+            grace=grace, sentry_capture=sentry_capture, sentry_payload=sentry_payload, sweep_interval=sweep_interval,
+            data_dir=None if data_dir is None else str(folder(data_dir, "data_dir")), allow_eviction=allow_eviction,
+            strict_load=strict_load, blocking_warning=blocking_warning, loop_budget=loop_budget, gc_freeze=gc_freeze,
+            history=history, alerts=alerts,  # type: ignore[arg-type]  # made of a dict where it is checked
+        )  # fmt: skip
         zone(timezone)
         self._redis = redis
         self._jobs_folder = folder(jobs, "jobs")
@@ -347,7 +338,7 @@ class Runtime:
     async def only_adding(self) -> AsyncIterator[Queue]:
         """Start only the parts that add and look, for a command that runs no job, and stop them at the end."""
         config = self.config
-        self.config, self._looking = replace(config, consume=False, schedule=False), True
+        self.config, self._looking = replace(config, consume=False, schedule=False, alerts=None), True
         try:
             async with self:
                 yield self._queue

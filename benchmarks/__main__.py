@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.report import render
 
 SCRIPTS = (
-    "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "guest",
-    "operate", "peers",
+    "throughput", "latency", "memory", "growth", "cores", "network", "idle", "history", "profile", "groups", "limits",
+    "guest", "operate", "peers",
 )  # fmt: skip
 
 TCP = ("network", "guest", "peers")

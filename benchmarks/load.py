@@ -28,6 +28,7 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.given: dict[str, Any] = {}  # options of every runtime
         self.redis: Any = Redis.from_url(url)
         self._numbers = itertools.count(1)
         self.prefix = "bench"
@@ -43,7 +44,7 @@ class Load:
 
         async def noop(data: object) -> None: ...
 
-        runtime = Runtime(self.url, prefix=self.prefix, consume=consume, schedule=False)
+        runtime = Runtime(self.url, prefix=self.prefix, consume=consume, schedule=False, **self.given)
         for name in names:
             runtime.job(name, **{"limiter": None, **options})(handle or noop)
         return runtime

@@ -26,6 +26,7 @@ FLOORS = [
     {"queue"},
     {"operate"},
     {"limits", "integrations"},
+    {"history"},
     {"job", "live_updates"},
     {"operator"},
     {"job_record"},

@@ -91,6 +91,14 @@ def test_a_hundred_idle_names_ask_hardly_ever():
 
 
 @pytest.mark.slow
+def test_history_sends_nothing_while_nothing_happens():
+    """What it costs of the CPU is not a test's business."""
+    report = found("benchmarks.history")
+    assert held(report, "commands while nothing happens")
+    assert {"no-op at 100: of without", "no-op in 100 groups: of without"} <= set(medians(report))
+
+
+@pytest.mark.slow
 def test_profile_counts_all_of_it():
     figures = found("benchmarks.profile")["figures"]
     total, *steps = (one["median"] for one in figures if one["measure"] == "client in all" or one["note"])

@@ -15,9 +15,21 @@ import httpx
 import pytest
 
 import asyncjobs
-from asyncjobs import JobOptions, Runtime, TaskDefinition, WorkerOptions
+from asyncjobs import (
+    Alert,
+    Alerts,
+    Figures,
+    Group,
+    History,
+    JobOptions,
+    Runtime,
+    Spread,
+    TaskDefinition,
+    WorkerOptions,
+)
 from asyncjobs.cli import COMMANDS
 from asyncjobs.events import EVENT_TYPES
+from asyncjobs.history.alerts import CODES
 from tests.helpers import Process, command_line, eventually, free_port
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -155,6 +167,24 @@ def test_the_option_tables_are_complete():
     assert table_keys("`JobOptions`") == [one.name for one in fields(JobOptions)]
     assert table_keys("`WorkerOptions`") == [one.name for one in fields(WorkerOptions)]
     assert table_keys("property") == [one.name for one in fields(TaskDefinition)]
+
+
+def test_the_table_of_alerts_is_complete():
+    assert table_keys("`Alerts`") == [one.name for one in fields(Alerts)]
+    rows = README[README.index("| `Alerts` |") :].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", rows)) >= set(CODES)
+    words = set(re.findall(r"\w+", README))
+    for record in (Alert, Figures, Group, History, Spread):
+        assert {one.name for one in fields(record)} - {"at", "complete", "step", "points"} <= words
+
+
+async def test_the_example_of_history_and_alerts_runs(project):
+    code = "import asyncio, figures; asyncio.run(figures.main()); print(figures.runtime.config.alerts.oldest_waiting)"
+    process = Process(project, "-c", code, module=False)
+    assert await process.ended(60) == 0, process.output
+    lines = process.output.splitlines()
+    assert len([line for line in lines if line.endswith("0 0 0 None")]) == 181
+    assert lines[-2:] == ["0 None ()", "300.0"]
 
 
 def test_every_event_command_and_runtime_option_is_named():

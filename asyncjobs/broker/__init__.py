@@ -8,7 +8,8 @@ from asyncjobs.broker.cancelling import Mark, Target, read_mark
 from asyncjobs.broker.keeping import Silent
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
-from asyncjobs.broker.taken import TakenJob
+from asyncjobs.broker.taken import Sample, TakenJob
+from asyncjobs.broker.tallying import Duty, Gauge, Series
 from asyncjobs.broker.working import (
     NO_LIMIT,
     BrokerBusyError,
@@ -32,12 +33,16 @@ __all__ = [
     "AddCall",
     "Broker",
     "BrokerBusyError",
+    "Duty",
     "Excess",
+    "Gauge",
     "Keys",
     "Mark",
     "OnWork",
     "Op",
     "Place",
+    "Sample",
+    "Series",
     "Settlement",
     "Silent",
     "Store",

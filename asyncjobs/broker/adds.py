@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -86,6 +87,7 @@ class AddBatcher:
         self._answered_at = float("-inf")
         self._queueing = 0
         self._closed = False
+        self.on_added: Callable[[str, int], None] = lambda name, jobs: None  # told how many jobs of a name are added
         # Returns the turns of idle queues that may travel behind the adds to some places.
         self.follow_ups: Callable[[list[Place]], list[FollowUp]] = lambda places: []
 
@@ -362,6 +364,7 @@ class AddBatcher:
                 self._answered_at = clock.monotonic()
                 at_ms, flags, most = reply
                 yes, no = AddReply(True, at_ms), AddReply(False, at_ms)
+                self.on_added(batch.items[0].call.place.name, flags.count(ADDED))
                 for item, added in zip(batch.items, flags, strict=True):
                     if added == FULL:
                         item.submission.refuse(item.nth, most)
@@ -392,8 +395,6 @@ class AddBatcher:
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(max(0.0, timeout)):
             await event.wait()
-    except TimeoutError:
-        pass

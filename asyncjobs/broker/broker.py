@@ -30,6 +30,7 @@ from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.reading import Finish, Reading
 from asyncjobs.broker.subscriber import Subscriber
+from asyncjobs.broker.tallying import Tallying
 from asyncjobs.broker.ticking import Ticking
 from asyncjobs.broker.working import OnWork, WorkCall, Working, work_reply
 from asyncjobs.errors import BrokerUnavailableError
@@ -38,7 +39,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Operating, Cancelling, Working, Ticking, Limiting):
+class Broker(Reading, Looking, Operating, Cancelling, Working, Ticking, Limiting, Tallying):
     """All access to the store, as verbs."""
 
     def __init__(
@@ -174,6 +175,10 @@ class Broker(Reading, Looking, Operating, Cancelling, Working, Ticking, Limiting
             if group_id is None:
                 self._places[name] = place
         return place
+
+    def count_for(self, added: Callable[[str, int], None], cancelled: Callable[[str, int], None]) -> None:
+        """Call these with a name and how many of its jobs the store has added, or cancelled before they ran."""
+        self._adds.on_added, self._count_cancelled = added, cancelled
 
     def offer_follow_ups(self, make: Callable[[list[Place]], list[tuple[str, WorkCall, OnWork]]]) -> None:
         """Let turns travel behind adds: `make` says which, and by which process, for the places that are added to.

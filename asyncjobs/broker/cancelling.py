@@ -55,7 +55,12 @@ class Target(NamedTuple):
 
 
 class Cancelling(Acting, Keeping):
-    """The verb that cancels. It is idempotent, so it may be sent again."""
+    """The verb that cancels. It is idempotent, so it may be sent again.
+
+    State: `_count_cancelled`, told a name and how many of its jobs were cancelled before they ran; None: nobody is.
+    """
+
+    _count_cancelled: Callable[[str, int], None] | None = None
 
     async def cancel(self, target: Target, job_ids: Sequence[str], mark: bytes) -> list[str]:
         """Cancel jobs of one queue.
@@ -100,6 +105,8 @@ class Cancelling(Acting, Keeping):
             await self._ask(scripts.REMIND(cancels_key(self.prefix), REMEMBERED, MOST_REMEMBERED, *told))
         await self._strike(target, listed_at, [job_id for job_id in listed if answers[job_id] in "fg"])
         ended = [job_id for job_id, answer in answers.items() if answer == "k"]
+        if ended and self._count_cancelled is not None:
+            self._count_cancelled(target.name, len(ended))
         await self._let_go(target, {keeps[job_id] for job_id in ended}, bool(grouped))
         return [answers[job_id] for job_id in job_ids]
 

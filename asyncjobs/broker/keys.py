@@ -14,12 +14,19 @@
       :op:<id>    hash    an operation: what is done to which jobs, and how far it has come
       :ops        zset    operation → ms when it began; the last 100
       :openops    zset    operation that is under way → ms until which its driver has it
+      :history    zset    job name → its rank by traffic; the first hundred have a history of their own
+      :alerts     hash    who looks for alerts, and which there are, see lua/duty.lua; an hour
+      :serves     hash    process → JSON, the names that it consumes and the next ticks of its tasks; a day
       :epoch      string  random; a change means that the data were lost in between
 
     {prefix:name}                  of a job name
       :groups     zset    group id → ms of its last sign of life      only where the job is grouped
       :c :f :k    zset    finished jobs; for a grouped job those of all groups
       :gate       hash    the limit over all groups together, with :gate:1 … zset, see lua/admit.lua
+      :m:1:<n>    string  the nth block of its history by the minute, msgpack, see lua/chronicle.lua; three hours.
+                          Beside it 10:<n> by ten minutes; 48 hours. 120:<n> by two hours; 30 days. g:<n> the heaviest
+                          groups of each minute; an hour. seen, a hash: process → number of its last figures; two hours.
+                          The names beyond the first hundred are counted together, as the name '*other'
 
     {prefix:name}  or  {prefix:name:group}     of a queue: a job name, or one of its groups
       :s          stream  {j: job id}, consumer group `w`; exists only while jobs are waiting or active;
@@ -68,9 +75,12 @@ OF_INSTALLATION: Final = frozenset(
         "op",
         "ops",
         "openops",
+        "history",
+        "alerts",
+        "serves",
     }
 )
-OF_NAME: Final = frozenset({"groups", "gate"})
+OF_NAME: Final = frozenset({"groups", "gate", "m"})
 OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "k", "j"})
 PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
@@ -235,6 +245,24 @@ def audit_key(prefix: str) -> str:
 
 def names_key(prefix: str) -> str:
     return f"{{{prefix}}}:names"
+
+
+def history_key(prefix: str) -> str:
+    """Which names have a history of their own."""
+    return f"{{{prefix}}}:history"
+
+
+def history_of(prefix: str, name: str) -> str:
+    """In front of the blocks that hold the history of `name`."""
+    return f"{{{prefix}:{name}}}:m:"
+
+
+def alerts_key(prefix: str) -> str:
+    return f"{{{prefix}}}:alerts"
+
+
+def serves_key(prefix: str) -> str:
+    return f"{{{prefix}}}:serves"
 
 
 def epoch_key(prefix: str) -> str:

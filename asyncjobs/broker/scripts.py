@@ -108,6 +108,12 @@ UNLIST: Final = Script("unlist", 1, rare=True)
 CANCEL: Final = Script("cancel", 3, rare=True)
 REMIND: Final = Script("remind", 1, rare=True)
 HEAR: Final = Script("hear", 1)
+CHRONICLE: Final = Script("chronicle", 1, rare=True)
+SERIES: Final = Script("series", 1, rare=True)
+RANK: Final = Script("rank", 1, rare=True)
+GAUGE: Final = Script("gauge", 2, rare=True)
+DUTY: Final = Script("duty", 2, rare=True)
+JUDGE: Final = Script("judge", 1, rare=True)
 PERMIT: Final = Script("permit", 0)
 
 BY_SHA: Final = {script.sha: script for script in tuple(globals().values()) if isinstance(script, Script)}

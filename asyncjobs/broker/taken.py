@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from asyncjobs.record import Record
 
 LONGEST: Final = 15  # digits of a number that all parts of the system can hold
@@ -18,12 +20,27 @@ class Fault(NamedTuple):
     stored_id: str | bytes
 
 
+class Sample(msgspec.Struct, gc=False):
+    """A try that is measured.
+
+    Attributes:
+        due_at: when its job was due, by the monotonic clock of this process; None: its wait says nothing.
+        weight: for how many tries it stands.
+        began_at: when its handler was called; 0: not yet.
+    """
+
+    due_at: float | None
+    weight: int
+    began_at: float = 0.0
+
+
 class TakenJob(Record, frozen=True, gc=False):
     """A job as a script hands it out.
 
     Attributes:
         fault: set if the job cannot be run. It must not hold up other jobs.
         mark: who asked for the job's cancel and why, as the record has it; empty: not asked for.
+        sample: the measure of how long the job waits and runs, for as many others; None: it is not measured.
     """
 
     job_id: str
@@ -36,6 +53,7 @@ class TakenJob(Record, frozen=True, gc=False):
     token: bytes
     fault: Fault | None = None
     mark: bytes = b""
+    sample: Sample | None = None
 
 
 def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:

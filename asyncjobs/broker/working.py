@@ -77,6 +77,8 @@ class WorkReply(NamedTuple):
         wait: seconds until more jobs may be taken, or None.
         settings: windows, concurrency, weight as set at run time, '' for each that was not set; None: none was set.
         marked: taken jobs that must not run, because their cancel was asked for.
+        figures: now in µs by the store's clock; 1 if a token was refused; the entry and the due ms of each taken job
+            that was promoted late.
     """
 
     statuses: bytes
@@ -84,6 +86,7 @@ class WorkReply(NamedTuple):
     jobs: list[TakenJob]
     settings: tuple[str, str, str] | None = None
     marked: Sequence[TakenJob] = ()
+    figures: Sequence[Any] = (0, 0)
 
 
 class Excess(NamedTuple):
@@ -273,11 +276,12 @@ def work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
         return reply
     if isinstance(reply, ResponseError):
         return BrokerBusyError(str(reply)) if is_transient(reply) else refusal(reply)
-    statuses, wait, rows = reply[:3]
+    statuses, wait, rows, figures = reply[:4]
     settings: tuple[str, str, str] | None = None
     cancelled: Sequence[TakenJob] = ()
-    if len(reply) > 3:
-        windows, concurrency, weight = (one.decode(errors="replace") for one in reply[3:6])
+    if len(reply) > 4:
+        windows, concurrency, weight = (one.decode(errors="replace") for one in reply[4:7])
         settings = (windows, concurrency, weight) if windows or concurrency or weight else None
-        cancelled = marked(reply[6], 7, call.token) if len(reply) > 6 else ()
-    return WorkReply(statuses, None if wait < 0 else wait / 1000, taken(rows, 7, call.token), settings, cancelled)
+        cancelled = marked(reply[7], 7, call.token) if len(reply) > 7 else ()
+    jobs = taken(rows, 7, call.token)
+    return WorkReply(statuses, None if wait < 0 else wait / 1000, jobs, settings, cancelled, figures)

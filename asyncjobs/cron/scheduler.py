@@ -183,6 +183,15 @@ class Scheduler:
         """Task name → its next tick."""
         return {spec.name: tick.scheduled for spec, tick in zip(self.specs, self._ticks, strict=False)}
 
+    def instants(self) -> dict[str, tuple[int, int]]:
+        """Task → ms of its last tick that was due, 0 for none, and of the next one; of those that one process ticks."""
+        found: dict[str, tuple[int, int]] = {}
+        for spec, tick in zip(self.specs, self._ticks, strict=False):
+            if not spec.definition.every_instance:
+                last = last_tick(spec.definition.cron_time, datetime.fromtimestamp(self._wall(), spec.zone))
+                found[spec.name] = (clock.to_ms(last) if last else 0, clock.to_ms(tick.scheduled))
+        return found
+
     def quiet(self) -> None:
         """Fire no tick from now on."""
         self._stopping = True

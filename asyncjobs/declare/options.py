@@ -240,6 +240,45 @@ class WorkerOptions:
         put(self, group_idle=seconds(self.group_idle, "group_idle"))
 
 
+@strict
+@dataclass(frozen=True, slots=True)
+class Alerts:
+    """When something is alerted; False, or None for a bound, where it is not.
+
+    Each is raised where it held in two of three minutes, and cleared where it did not.
+
+    Attributes:
+        no_consumer: no process consumes a name that holds work.
+        oldest_waiting: seconds that a job may wait.
+        failure_share: of the last tries, 20 of them at least, how many may fail.
+        backlog: waiting jobs of a name from which on it is looked whether they get fewer.
+        stalls: jobs of a name whose process died, in a minute.
+        missed_tasks: a task did not tick when it was due.
+        store: it may lose what it acknowledged, or evict it.
+    """
+
+    no_consumer: bool = True
+    oldest_waiting: Seconds | None = 600
+    failure_share: float | None = 0.2
+    backlog: int | None = 1000
+    stalls: int | None = 1
+    missed_tasks: bool = True
+    store: bool = True
+
+    def __post_init__(self) -> None:
+        for option in ("no_consumer", "missed_tasks", "store"):
+            flag(getattr(self, option), f"alerts.{option}")
+        if self.oldest_waiting is not None:
+            waiting = seconds(self.oldest_waiting, "alerts.oldest_waiting", above=True, may_be_long=True)
+            put(self, oldest_waiting=waiting)
+        share = self.failure_share
+        if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1):
+            raise ConfigError(f"alerts.failure_share={shown(share)}: expected a share above 0, 1 at most, or None")
+        for option in ("backlog", "stalls"):
+            if getattr(self, option) is not None:
+                whole(getattr(self, option), f"alerts.{option}", least=1)
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """The checked arguments of `Runtime(...)`. Checking does no I/O."""
@@ -264,6 +303,8 @@ class RuntimeConfig:
     blocking_warning: Seconds | None = 0.25
     loop_budget: Seconds | None = 0.005
     gc_freeze: bool = False
+    history: bool = True
+    alerts: Alerts | None = Alerts()
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.prefix):
@@ -276,6 +317,9 @@ class RuntimeConfig:
         flag(self.strict_load, "strict_load")
         flag(self.sentry_payload, "sentry_payload")
         flag(self.gc_freeze, "gc_freeze")
+        flag(self.history, "history")
+        if self.alerts is not None:
+            put(self, alerts=build(Alerts, self.alerts, "alerts"))
         choice(self.durability, "durability", ("local", "replicated"))
         choice(self.sentry_capture, "sentry_capture", ("every", "final"))
         whole(self.concurrency, "concurrency", least=1)

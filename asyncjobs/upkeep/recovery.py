@@ -150,7 +150,10 @@ class Recovery:
         token = next(self._shared.tokens)
         most = spec.worker_options.max_stalled_count
         back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
-        for job_id in back + [job.job_id for job in doomed if not job.mark]:
+        stalled = back + [job.job_id for job in doomed if not job.mark]
+        if self._shared.recorder is not None and stalled:
+            self._shared.recorder.tally(spec.name).count("stalled", len(stalled))
+        for job_id in stalled:
             self._shared.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
         consumer = self._consumer(spec, group_id) if doomed else None
         if consumer is not None:

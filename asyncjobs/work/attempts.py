@@ -16,6 +16,7 @@ from asyncjobs.broker import TakenJob
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
 from asyncjobs.guests.threads import InThread
+from asyncjobs.history.tally import Tally
 from asyncjobs.limits.start_margin import in_time
 from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import is_closing, said, say
@@ -52,6 +53,7 @@ class TriedQueue(Waiting, Protocol):
     """The queue, as its attempts see it."""
 
     spec: JobSpec
+    tally: Tally | None
 
     def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """A try has come to `outcome`. Returns the prefetched job that runs next in the same task, if any."""
@@ -223,6 +225,8 @@ class Attempts:
         if self._queue.quiet:
             return given_up(job)
         job.entered = True
+        if job.sample is not None and self._queue.tally is not None:
+            self._queue.tally.started(job.sample, job.group_id)
         limit = job.overrides.timeout(self._queue.spec.job_options)
         if limit is not None:
             job.timer = asyncio.get_running_loop().call_later(limit, self.cancel, job, "timeout")

@@ -132,6 +132,7 @@ class Consumer(QueueState):
         if self.refusals is not None and turn.sending:
             self.refusals.answered()
         self._shared.unsettled -= len(turn.sending)
+        plain = True
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
             if status == CANCEL_ASKED:
                 job = overtaken(finished)
@@ -139,8 +140,12 @@ class Consumer(QueueState):
                 continue
             settled(self._shared.bus, finished, status)
             again = finished.decision.settlement
-            if again.op in "rbh" and (finished.decision.event or again.number):
-                self._expect(again.number)
+            if again.op != "c":
+                plain = False
+                if again.op in "rbh" and (finished.decision.event or again.number):
+                    self._expect(again.number)
+        if self.tally is not None:
+            self.tally.turned(turn.sending, reply, plain, sent_at, self.spec.ordered)
         if reply.settings != self.set:
             self._settle_limits(reply.settings)
         margin = turn.margin or least_margin(self.limits, self.shared_limits)
@@ -255,6 +260,8 @@ class Consumer(QueueState):
 
     def ended(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """A try has come to `outcome`. Returns the prefetched job that runs next in the same task, if any."""
+        if job.sample is not None and self.tally is not None:
+            self.tally.ended(job.sample, job.group_id, isinstance(outcome, Completed))
         decision = decide(job, outcome)
         if decision is None:
             say(logger, logging.WARNING, "%r was taken over by another process; its outcome does not count", job)

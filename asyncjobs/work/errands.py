@@ -155,6 +155,8 @@ class Errands:
             for shared_limit in shared_limits:
                 shared_limit.let_in(consumer, given)
             if missing and narrow is not None:
+                if narrow.window and consumer.tally is not None:
+                    consumer.tally.count("refused")
                 narrow.park(consumer)
         for grant in grants:
             self._give_back(grant, grant.count - want)

@@ -41,6 +41,7 @@ class QueueState:
         appetite: most jobs that a turn asks the shared limits for. Each turn that brings all its jobs raises it, so a
             queue with little work does not reserve starts that others could use.
         indexed: the list of finished jobs holds those of groups as well, so no turn of the queue may trim that list.
+        tally: the counts of the queue's name in this process; None: nothing is counted.
         took: this process has taken jobs here, so its name may be in the queue's stream.
         queued, starving: the queue is in the pump's ring; it waits for a slot of the process.
         turns: the turns on the wire, two at most: while the server works on one, this process runs the other's jobs.
@@ -53,7 +54,8 @@ class QueueState:
     __slots__ = (
         "_shared", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "group_id", "hungry",
         "indexed", "keys", "limits", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
-        "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "starving", "took", "turns",
+        "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "starving", "tally", "took",
+        "turns",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +87,7 @@ class QueueState:
         self.parked: SharedLimit | None = None
         self.appetite = 1
         self.took = False
+        self.tally = None if shared.recorder is None else shared.recorder.tally(spec.name)
         self.indexed = False
         self.ahead = Prefetch(shared.pace.get(spec.name, 0))
         self.quiet = False

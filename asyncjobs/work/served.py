@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from asyncjobs.broker import Excess, TakenJob, WorkReply
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
+from asyncjobs.history.tally import Tally
 from asyncjobs.limits.line import Line
 from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.limits.waiting import Waiting
@@ -30,6 +31,7 @@ class Served(Waiting, Source, Protocol):
     lost_reply: bool
     flowing: bool
     alarm_at: float | None
+    tally: Tally | None
 
     @property
     def wanted(self) -> int:

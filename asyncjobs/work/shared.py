@@ -13,6 +13,7 @@ from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import Broker
 from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
+from asyncjobs.history.recorder import Recorder
 from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.work.served import Ring
 from asyncjobs.work.suspects import Suspects
@@ -23,8 +24,8 @@ class Shared:
     """The objects that all consumers of a process share."""
 
     __slots__ = (
-        "broker", "bus", "context", "emit", "environment", "pace", "pump", "rounds", "scope", "shared_limits",
-        "stubborn", "suspects", "threads", "tokens", "unsettled", "zombies",
+        "broker", "bus", "context", "emit", "environment", "pace", "pump", "recorder", "rounds", "scope",
+        "shared_limits", "stubborn", "suspects", "threads", "tokens", "unsettled", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -37,12 +38,14 @@ class Shared:
         scope: Callable[[ActiveJob], AbstractContextManager[Any]],
         boot: str,
         rounds: LoopRounds,
+        recorder: Recorder | None = None,
     ) -> None:
         self.broker, self.bus, self.pump = broker, bus, pump
         self.environment, self.threads = environment, threads
         self.emit = bus.emit  # one bound method for all jobs
         self.context = copy_context()  # each job begins in a copy of it, independent of its add and of earlier jobs
         self.rounds = rounds
+        self.recorder = recorder  # of what happens to each name; None: nothing is counted
         self.suspects = Suspects()
         self.pace: dict[str, int] = {}  # job name → how many jobs a queue may prefetch, since the last ones were quick
         # job name → the shared limits over its queues

@@ -14,16 +14,20 @@ from asyncjobs import BrokerError, Limiter, RateLimited, Runtime
 from asyncjobs.broker import scripts
 from asyncjobs.broker.keys import (
     Channels,
+    alerts_key,
     cancels_key,
     due_key,
     epoch_key,
     groups_key,
+    history_key,
     index_keys,
     leases_key,
+    serves_key,
     swept_key,
 )
 from tests.helpers import Watcher, eventually
 from tests.lua.test_scripts import Desk, settle
+from tests.lua.test_tally import Book
 
 ADDS_WORK = {"add", "register"}
 
@@ -189,6 +193,29 @@ class Case:
 
     async def silence(self) -> None:
         await self.hold(lambda got: got == [-1], scripts.SILENCE, self.processes, "p9")
+
+    async def chronicle(self) -> None:
+        book = Book(self.desk.redis, self.prefix)
+        assert await book.tally(1, counts=[1], groups=["g", 1, 1]) == 1
+        assert len(await book.slots()) == 1
+
+    async def series(self) -> None:
+        assert await Book(self.desk.redis, self.prefix).slots() == []
+
+    async def rank(self) -> None:
+        await self.hold(lambda got: got == b"1", scripts.RANK, history_key(self.prefix), 100, "job", 5)
+
+    async def gauge(self) -> None:
+        await self.hold(lambda got: got[:2] == [1, 2], scripts.GAUGE, self.keys.stream, self.keys.delayed)
+
+    async def duty(self) -> None:
+        args = (alerts_key(self.prefix), serves_key(self.prefix), "p1", 90_000, "1", "{}", "")
+        await self.hold(lambda got: got[0] == 1, scripts.DUTY, *args)
+
+    async def judge(self) -> None:
+        await self.duty()
+        args = (alerts_key(self.prefix), "p1", self.now // 60_000, "{}", "", 60_000)
+        await self.hold(lambda got: got == 1, scripts.JUDGE, *args)
 
     async def permit(self) -> None:
         await self.hold(lambda got: got == [], scripts.PERMIT, "k", "c")

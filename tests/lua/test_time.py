@@ -177,6 +177,7 @@ STORIES: dict[str, Story] = {
     "count": (
         both(lambda place: place.pending("p1"), Place.delayed),
         run(scripts.COUNT, *keys("stream", "delayed", "completed", "failed", "cancelled"))),
+    "gauge": (both(lambda place: place.pending("head"), Place.delayed), run(scripts.GAUGE, *keys("stream", "delayed"))),
     "add": (both(lambda place: place.pending("p1"), Place.delayed), lambda place: place.desk.add("new", most="900000")),
     "beat": (
         Place.processes,

@@ -27,6 +27,7 @@ class Shared:
         self.pump = Pump(NoBroker(), 10, lambda: "p", lambda place: None)
         self.tokens = iter([b"1", b"2", b"3", b"4"])
         self.bus = None
+        self.recorder = None
 
 
 def consumer(shared: Shared) -> Consumer:

@@ -58,7 +58,7 @@ async def rate(url: str, seconds: float) -> float:
 async def test_a_limit_costs_nothing_while_nothing_is_to_do(own_server: Server, limit: str):
     """Three names of each kind, two processes, some groups that had work: below ten commands a second for both."""
     grouped, options = LIMITS[limit]
-    runtimes = [Runtime(own_server.url) for _ in range(2)]
+    runtimes = [Runtime(own_server.url, alerts=None) for _ in range(2)]
     for runtime in runtimes:
         for n in range(3):
             runtime.job(f"job-{n}", group=grouped, **options)(lambda data: data)
@@ -69,6 +69,8 @@ async def test_a_limit_costs_nothing_while_nothing_is_to_do(own_server: Server, 
             jobs = [(f"job-{n}", i, {"group_id": f"g{i}"} if grouped else {}) for i in range(2)]
             await runtimes[0].queue.add_bulk(jobs)
         await runtimes[0].wait_idle(20)
+        for runtime in runtimes:
+            await runtime._assembly.recorder.flush()  # of what has happened
         await eventually(lambda: _calm(own_server.url), what="what waited for a token has looked once more")
         # A beat, which comes every few seconds, falls into one of the two.
         assert min([await rate(own_server.url, 2) for _ in range(2)]) < 10

@@ -77,7 +77,9 @@ async def test_without_a_limiter_nothing_waits(runtime):
         assert time.monotonic() - began < 2
 
 
-async def test_nobody_polls_for_a_token(runtime, redis):
+async def test_nobody_polls_for_a_token(make_runtime, redis):
+    runtime = make_runtime(alerts=None)
+
     @runtime.job("slow", limiter=Limiter(1, 60))
     async def slow(data):
         pass

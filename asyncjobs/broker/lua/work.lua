@@ -33,12 +33,13 @@
 --   'h' again, from the head        body error    number ms for which the queue is held; counts an attempt
 --   'k' cancelled  body as in `k` of the record   number '1' counts an attempt, '0' does not   keep as for 'f'
 --
--- Returns {statuses, wait ms or -1, rows, windows, concurrency, weight, marked}; the values behind rows only for a queue
--- with settings, or if marked jobs were met
+-- Returns {statuses, wait ms or -1, rows, figures, windows, concurrency, weight, marked}; the values behind figures only
+-- for a queue with settings, or if marked jobs were met
 --   statuses: one character a settled job: '1' done · '2' was done already · '0' stale: another try owns it · '3' gone ·
 --   '4' its cancel was asked for: it must not run again, and has to be settled as 'k'
 --   wait: until the next job is due or the next token is back
 --   rows: per job taken: id · entry · data · attempts made · stalled count · added ms · options
+--   figures: now in µs · 1 if a token was refused, else 0 · entry and due ms of each taken job that was promoted late
 --   marked: the same of taken jobs that are not to run, without data, and the mark of each: they are to be settled as 'k'
 -- Fence: a settlement counts only while the job is active under its token. New state first, XACK and XDEL last.
 -- Lua does not roll back. So reads that can fail (a foreign type, a job whose slot is on the move) come before writes,
@@ -77,6 +78,7 @@ local finished, zsets = {c = {}, f = {}}, {c = KEYS[4], f = KEYS[5]}
 local by_default, overrides = {}, {}  -- finished jobs, kept by the name's rules, or by the rules that one add gave
 local first, soonest  -- when the next delayed job was due, and when the job is due that was delayed now, if any
 local rows, marked, waiting, wait = {}, nil, 0, -1
+local figures = {now_us, 0}
 
 -- @include settle
 -- @include retention
@@ -94,6 +96,6 @@ end
 -- An empty stream still costs 4 to 5 kB.
 if had and length <= 0 then redis.call('DEL', stream) end
 if set[1] or set[2] or set[3] or marked then
-  return {table.concat(statuses), wait, rows, set[1] or '', set[2] or '', set[3] or '', marked}
+  return {table.concat(statuses), wait, rows, figures, set[1] or '', set[2] or '', set[3] or '', marked}
 end
-return {table.concat(statuses), wait, rows}
+return {table.concat(statuses), wait, rows, figures}

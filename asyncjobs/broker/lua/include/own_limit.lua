@@ -1,4 +1,5 @@
--- own_limit, of `take`: take tokens of the queue's own limiter for its jobs. Sets want, wait, looked. Needs `bucket`.
+-- own_limit, of `take`: take tokens of the queue's own limiter for its jobs. Sets want, wait, looked,
+-- figures. Needs `bucket`.
 local looked = {}
 if want > 0 and #windows > 2 then
   local margin = tonumber(ARGV[10])
@@ -29,6 +30,7 @@ if want > 0 and #windows > 2 then
     looked[#looked + 1] = {key, latest, joined and last[3] or ever, joined and last[2]}
     want = math.max(0, math.min(want, max - used))
     if max - used < math.min(free, waiting) then
+      figures[2] = 1
       local token_wait = math.max(1, math.ceil((first_at - now_us) / 1000))
       if wait < 0 or token_wait < wait then wait = token_wait end
     end

@@ -7,8 +7,15 @@ if free > 0 then
   local nearest = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
   if nearest and tonumber(nearest) <= now then
     local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
+    local late = now - tonumber(nearest) > 1000  -- no turn had room for them: their entries say since when they are due
     for _, id in ipairs(due) do
-      redis.pcall('HSET', prefix .. id, 'i', redis.call('XADD', stream, '*', 'j', id))  -- somebody may have overwritten it
+      local entry
+      if late then
+        entry = redis.call('XADD', stream, '*', 'j', id, 'u', redis.call('ZSCORE', delayed, id))
+      else
+        entry = redis.call('XADD', stream, '*', 'j', id)
+      end
+      redis.pcall('HSET', prefix .. id, 'i', entry)  -- somebody may have overwritten it
     end
     redis.call('ZREM', delayed, unpack(due))
     had, length = true, length + #due

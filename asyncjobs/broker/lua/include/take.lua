@@ -1,5 +1,5 @@
 -- take, of `work`: take as many jobs as there are slots and tokens, first from the head, then new ones.
--- Sets rows, marked, waiting, wait, length. Reads active, head, summary, held.
+-- Sets rows, marked, waiting, wait, length, figures. Reads active, head, summary, held.
 local want = 0
 if length > 0 then
   if not summary then active, head, summary = handed_out(stream) end
@@ -65,6 +65,7 @@ while left > 0 and size < budget do
         call('HSET', key, 'x', 'a', 'r', token, 'u', stamp)
         if job[3] or mark then redis.call('HSET', key, 'z', token) end
         add_row(rows, id, entry[1], job)
+        if entry[2][4] then figures[#figures + 1], figures[#figures + 2] = entry[1], entry[2][4] end
         size = size + #job[1]
       else
         -- An operator deleted or overwrote the entry's record, or the job was cancelled. No job is left to run, but more
