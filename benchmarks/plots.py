@@ -168,7 +168,7 @@ def guest(plt: Any, folder: Path) -> Any:
     paces = [beside[f"fastapi, no-op, {peer}: jobs/s"]["median"] for peer in peers]
     right.set_yticks(range(len(peers)), [f"{peer}, {pace:,.0f}/s" for peer, pace in zip(peers, paces, strict=True)])
     right.set_title("the same at equal no-op jobs a second", fontsize=10)
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.invert_yaxis()
