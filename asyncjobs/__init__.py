@@ -35,6 +35,9 @@ from asyncjobs.errors import (
 from asyncjobs.events import Event
 from asyncjobs.job import Job
 from asyncjobs.job_record import Cancellation
+from asyncjobs.operate.processes import ProcessInfo, RunningJob
+from asyncjobs.operate.schedule import NextTick
+from asyncjobs.operate.tasks import SkippedTick, TaskInfo, TaskRun
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 
@@ -61,16 +64,22 @@ __all__ = [
     "JobTimeoutError",
     "Limiter",
     "LoadError",
+    "NextTick",
     "NotRunningError",
     "PayloadError",
+    "ProcessInfo",
     "Queue",
     "QueueFullError",
     "RateLimited",
     "Retention",
     "RetryLater",
+    "RunningJob",
     "Runtime",
+    "SkippedTick",
     "StateError",
     "TaskDefinition",
+    "TaskInfo",
+    "TaskRun",
     "UnknownJobError",
     "UpstreamError",
     "WorkerOptions",

@@ -21,6 +21,7 @@ class Health(TypedDict, total=False):
         store: its address, without a password.
         keeps: what of a write outlives the store.
         data_lost_at: when the store was found to have lost its data.
+        draining: an operator has asked this process to take nothing.
         process: the name under which the others know this process.
         loops_down: of the runtime's own loops, those that have ended and are not well again.
         running, unsettled: jobs that run here; outcomes that the store has not acknowledged.
@@ -37,6 +38,7 @@ class Health(TypedDict, total=False):
     store: str
     keeps: str
     data_lost_at: datetime | None
+    draining: bool
     process: str
     connected: bool
     loops_down: list[str]
@@ -68,6 +70,7 @@ def _of_parts(parts: Assembly) -> Health:
         "store": parts.broker.address.text,
         "keeps": parts.store.keeps if parts.store else "unknown",
         "data_lost_at": lost_at,
+        "draining": parts.queues.draining,
         "process": parts.heartbeat.process,
         "connected": connected,
         "loops_down": down,

@@ -341,8 +341,8 @@ class Queue:
             raise UnknownJobError(name, self._specs)
         return spec
 
-    def _running(self, what: str) -> Broker:
-        """The broker, for the method `what` that was called.
+    def _running(self, what: str, of: str = "queue") -> Broker:
+        """The broker, for the method `what` that was called, `of` the queue or of the runtime.
 
         Raises:
             NotRunningError: the runtime is not running, or not in this loop.
@@ -353,7 +353,7 @@ class Queue:
                 "`cleanup_ctx`, or `await runtime.start()`"
             )
         if not self._home.is_here():
-            self._home.check(f"queue.{what}")
+            self._home.check(f"{of}.{what}")
         return self._broker
 
 

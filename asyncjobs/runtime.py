@@ -28,6 +28,7 @@ from asyncjobs.idle import idle
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.operate.names import tell_strangers
+from asyncjobs.operate.operations import Operations
 from asyncjobs.queue import Queue
 from asyncjobs.registrations import JOB_OPTIONS, WORKER_OPTIONS, Function, Registrations, name_of
 
@@ -37,7 +38,7 @@ State = Literal["stopped", "starting", "running", "stopping"]
 
 
 @strict
-class Runtime:
+class Runtime(Operations):
     """Durable jobs, per-tenant groups, rate limits and cron tasks on the app's own event loop.
 
     Args:
@@ -284,7 +285,7 @@ class Runtime:
         self._sentry.silence_logs()
         self.queue.open(parts.broker)
         parts.supervisor.start("live update", self.io.run)
-        await parts.launch(self.loaded.jobs if self.config.consume else [])
+        await parts.launch(self.loaded)
         if not self._looking:
             tell = functools.partial(tell_strangers, self._queue.strangers)
             parts.supervisor.once("looking for jobs that nobody here runs", tell)

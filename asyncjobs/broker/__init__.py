@@ -4,10 +4,12 @@ from asyncjobs.broker.acting import DONE, DONE_BEFORE, GONE, Act
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
-from asyncjobs.broker.keeping import Silent
+from asyncjobs.broker.fleet import Described
+from asyncjobs.broker.keeping import Beat, Silent, Word
 from asyncjobs.broker.keys import Keys
 from asyncjobs.broker.preflight import Store
 from asyncjobs.broker.taken import TakenJob
+from asyncjobs.broker.ticking import outcome_json, run_mark, skip_json
 from asyncjobs.broker.working import (
     NO_LIMIT,
     BrokerBusyError,
@@ -29,8 +31,10 @@ __all__ = [
     "WORK_CONNECTIONS",
     "Act",
     "AddCall",
+    "Beat",
     "Broker",
     "BrokerBusyError",
+    "Described",
     "Excess",
     "Keys",
     "OnWork",
@@ -40,7 +44,11 @@ __all__ = [
     "Silent",
     "Store",
     "TakenJob",
+    "Word",
     "WorkCall",
     "WorkReply",
     "bounds",
+    "outcome_json",
+    "run_mark",
+    "skip_json",
 ]

@@ -13,6 +13,8 @@ from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.connection import Connection, is_transient, refusal
 from asyncjobs.broker.keys import (
     Keys,
+    about_key,
+    draining_key,
     due_key,
     epoch_key,
     groups_key,
@@ -65,11 +67,30 @@ class Beat(NamedTuple):
 
     Attributes:
         epoch: what the data are marked with; another one than before means that they were lost in between.
+        draining: whether it was asked to take nothing.
     """
 
     alive: bool
     epoch: bytes
     others: dict[str, Silent]
+    draining: bool = False
+
+
+class Word(NamedTuple):
+    """What a process says of itself with a beat, as JSON.
+
+    Attributes:
+        about: where it runs, and what.
+        names: its job and task names; b'' where the store has them already.
+        draining: where it joins under a new name and was asked to take nothing.
+    """
+
+    about: bytes = b"{}"
+    names: bytes = b""
+    draining: bytes = b""
+
+
+NO_WORD: Final = Word()
 
 
 class Keeping(RetryingCaller):
@@ -119,7 +140,7 @@ class Keeping(RetryingCaller):
         if gone:
             await self.bury(process, 0.0)
 
-    async def beat(self, process: str, leases: Mapping[str, float], joining: bool) -> Beat:
+    async def beat(self, process: str, leases: Mapping[str, float], joining: bool, word: Word = NO_WORD) -> Beat:
         """Show a sign of life; see `Beat`. Joining waits for a store that is busy, a beat does not.
 
         Args:
@@ -129,8 +150,8 @@ class Keeping(RetryingCaller):
         ms = {name: round(lease * 1000) for name, lease in leases.items()}
         command = scripts.BEAT(
             processes_key(self.prefix), epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix),
-            swept_key(self.prefix, process), process, "1" if joining else "0", draw, min(ms.values()),
-            msgspec.json.encode(ms),
+            swept_key(self.prefix, process), about_key(self.prefix), draining_key(self.prefix),
+            process, "1" if joining else "0", draw, min(ms.values()), msgspec.json.encode(ms), *word,
         )  # fmt: skip
         reply = await self._ask(command, patient=True) if joining else (await self._beats.run([command]))[0]
         if isinstance(reply, BrokerError):
@@ -141,7 +162,7 @@ class Keeping(RetryingCaller):
         others: dict[str, Silent] = {}
         for i in range(0, len(rest), 3):
             others[rest[i].decode(errors="replace")] = Silent(rest[i + 1] / 1000, _leases(rest[i + 2]))
-        return Beat(bool(alive), epoch, others)
+        return Beat(bool(alive), epoch, others, alive == 2)
 
     async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
         """Seconds since each process's last beat; infinite for one that never beat or is buried."""
@@ -166,7 +187,8 @@ class Keeping(RetryingCaller):
     async def bury(self, process: str, lease: float) -> bool:
         """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
         keys = processes_key(self.prefix), due_key(self.prefix), leases_key(self.prefix)
-        return bool(await self._ask(scripts.BURY(*keys, process, int(lease * 1000))))
+        said = about_key(self.prefix), draining_key(self.prefix)
+        return bool(await self._ask(scripts.BURY(*keys, *said, process, int(lease * 1000))))
 
     async def trim(self, keys: Keys, retention: Bounds) -> None:
         """Apply retention to a queue that may be idle."""

@@ -31,7 +31,8 @@ class GroupRegistry:
     """All open groups of one job name in this process.
 
     State: `open`, the open groups; `_resting`, a heap of (since, tie breaker, consumer), with one entry for each of
-    `_listed`. A group that has had work since then is put back with the time at which its latest rest began.
+    `_listed`. A group that has had work since then is put back with the time at which its latest rest began. `quiet`:
+    no further group is opened; `draining`: jobs of opened groups do not begin until further notice.
     """
 
     def __init__(self, shared: Shared, spec: JobSpec) -> None:
@@ -42,7 +43,7 @@ class GroupRegistry:
         self._listed: set[Consumer] = set()
         self._ties = itertools.count()
         self._rested = asyncio.Event()
-        self.quiet = False
+        self.quiet = self.draining = False
         self.limits = spec.limits
 
     @property
@@ -57,6 +58,7 @@ class GroupRegistry:
                 return
             keys = self._broker.queue_keys(self.spec.name, group_id)
             consumer = self.open[group_id] = Consumer(self._shared, self.spec, keys, group_id, self.limits, self._rest)
+            consumer.quiet = self.draining
             if self._shared.bus.wants("group.opened"):
                 self._shared.bus.emit("group.opened", self.spec.name, group_id=group_id)
             consumer.look_again()

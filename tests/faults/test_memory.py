@@ -12,9 +12,26 @@ from redis.exceptions import ResponseError
 
 from asyncjobs import BrokerError, Limiter, RateLimited, Runtime
 from asyncjobs.broker import scripts
-from asyncjobs.broker.keys import Channels, due_key, epoch_key, groups_key, index_keys, leases_key, swept_key
+from asyncjobs.broker.keys import (
+    Channels,
+    about_key,
+    asked_key,
+    draining_key,
+    due_key,
+    epoch_key,
+    groups_key,
+    index_keys,
+    leases_key,
+    paused_key,
+    runs_key,
+    skips_key,
+    swept_key,
+    tasks_key,
+)
 from tests.helpers import Watcher, eventually
 from tests.lua.test_scripts import Desk, settle
+
+MARK = '{"s":1,"p":"p1"'
 
 ADDS_WORK = {"add", "register"}
 
@@ -132,11 +149,14 @@ class Case:
 
     async def beat(self) -> None:
         args = (self.processes, epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix))
-        swept = swept_key(self.prefix, "p1")
-        await self.hold(lambda got: got[0] == 1, scripts.BEAT, *args, swept, "p1", "1", "e", 30_000, "{}")
+        said = (swept_key(self.prefix, "p1"), about_key(self.prefix), draining_key(self.prefix))
+        await self.hold(
+            lambda got: got[0] == 1, scripts.BEAT, *args, *said, "p1", "1", "e", 30_000, "{}", "{}", "{}", ""
+        )
 
     async def bury(self) -> None:
-        args = (self.processes, due_key(self.prefix), leases_key(self.prefix), "p9", 0)
+        keys = (self.processes, due_key(self.prefix), leases_key(self.prefix))
+        args = (*keys, about_key(self.prefix), draining_key(self.prefix), "p9", 0)
         await self.hold(lambda got: got == 0, scripts.BURY, *args)
 
     async def admit(self) -> None:
@@ -154,15 +174,41 @@ class Case:
 
     async def tick(self) -> None:
         keys = (f"{{{self.prefix}}}:ticks", f"{{{self.prefix}}}:running", self.processes, due_key(self.prefix))
-        args = (*keys, "poll", self.now, "p1", "skip", 30_000, "0")
+        noted = (paused_key(self.prefix), runs_key(self.prefix, "poll"), skips_key(self.prefix, "poll"))
+        args = (*keys, *noted, "poll", self.now, "p1", "skip", 30_000, "0", MARK)
         await self.hold(lambda got: got == [b"fire"], scripts.TICK, *args)
 
     async def end_run(self) -> None:
-        await self.hold(lambda got: got == b"", scripts.END_RUN, f"{{{self.prefix}}}:running", "poll", "p1", "1")
+        keys = (f"{{{self.prefix}}}:running", paused_key(self.prefix))
+        noted = (runs_key(self.prefix, "poll"), skips_key(self.prefix, "poll"))
+        args = (*keys, *noted, "poll", "p1", "1", MARK, ',"o":"completed"')
+        await self.hold(lambda got: got == b"", scripts.END_RUN, *args)
+
+    async def note_run(self) -> None:
+        keys = (runs_key(self.prefix, "x"), skips_key(self.prefix, "x"), paused_key(self.prefix))
+        await self.hold(lambda got: got == 0, scripts.NOTE_RUN, *keys, "x", "begin", MARK, "")
+
+    async def ask_run(self) -> None:
+        args = (asked_key(self.prefix, "r"), self.news, "run|poll|r", "ask")
+        await self.hold(lambda got: got == b"", scripts.ASK_RUN, *args)
+
+    async def take_run(self) -> None:
+        keys = (asked_key(self.prefix, "r"), f"{{{self.prefix}}}:running", self.processes, due_key(self.prefix))
+        noted = (runs_key(self.prefix, "poll"), skips_key(self.prefix, "poll"))
+        args = (*keys, *noted, "poll", "p1", "skip", 30_000, "0", "0")
+        await self.hold(lambda got: got[0] in (b"fire", b"overlap", b"gone"), scripts.TAKE_RUN, *args)
+
+    async def order(self) -> None:
+        args = (tasks_key(self.prefix), paused_key(self.prefix), "hash", "poll", "", self.news, "pause|poll")
+        await self.hold(lambda got: got == 0, scripts.ORDER, *args)
 
     async def claim(self) -> None:
         args = (swept_key(self.prefix, "p9"), "job", "p1", 10_000, "")
         await self.hold(lambda got: got == 1, scripts.CLAIM, *args)
+
+    async def describe(self) -> None:
+        keys = (self.processes, due_key(self.prefix), leases_key(self.prefix), about_key(self.prefix))
+        await self.hold(lambda got: len(got) == 2, scripts.DESCRIBE, *keys, draining_key(self.prefix), "p9")
 
     async def silence(self) -> None:
         await self.hold(lambda got: got == [-1], scripts.SILENCE, self.processes, "p9")
