@@ -35,9 +35,11 @@ from asyncjobs.errors import (
 from asyncjobs.events import Event
 from asyncjobs.job import Job
 from asyncjobs.job_record import Cancellation
+from asyncjobs.operate.preview import Pace, Preview
 from asyncjobs.operate.processes import ProcessInfo, RunningJob
 from asyncjobs.operate.schedule import NextTick
 from asyncjobs.operate.tasks import SkippedTick, TaskInfo, TaskRun
+from asyncjobs.operate.why import Reason
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 
@@ -66,11 +68,14 @@ __all__ = [
     "LoadError",
     "NextTick",
     "NotRunningError",
+    "Pace",
     "PayloadError",
+    "Preview",
     "ProcessInfo",
     "Queue",
     "QueueFullError",
     "RateLimited",
+    "Reason",
     "Retention",
     "RetryLater",
     "RunningJob",

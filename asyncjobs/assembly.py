@@ -155,7 +155,13 @@ class Assembly:
             draining.heard,
         )
         self.orders = Orders(
-            self.broker, self.supervisor, draining, process, self.scheduler.notes.look, self.scheduler.asked
+            self.broker,
+            self.supervisor,
+            draining,
+            process,
+            self.scheduler.notes.look,
+            self.scheduler.asked,
+            self.queues.relearn,
         )
 
     def _lag(self) -> float | None:

@@ -30,6 +30,7 @@ from asyncjobs.errors import (
     named,
     visible,
 )
+from asyncjobs.operate.why import Place, Reason, why
 from asyncjobs.operator import Operator, Spot
 
 if TYPE_CHECKING:
@@ -164,6 +165,20 @@ class Job:
             if one.name != "added":
                 setattr(self, one.name, getattr(now, one.name))
         return self
+
+    async def why(self) -> list[Reason]:
+        """What holds this job back, each reason with the command that lifts it; empty: nothing does.
+
+        Raises:
+            JobGoneError: its record is gone.
+        """
+        assert self._broker is not None
+        assert self._keys is not None
+        place = Place(self.name, self.group_id, self._keys, self.id)
+        found = await why(self._broker, place, self._spec, self.group_id is not None)
+        if found is None:
+            raise JobGoneError(f"the record of {named(self.name, self.id, self.group_id)} is gone, so it waits no more")
+        return found
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from asyncjobs.broker.acting import DONE, DONE_BEFORE, GONE, Act
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
+from asyncjobs.broker.explaining import MOST_IN_FRONT, Explained, Gate, Gauge, Service, Tokens
 from asyncjobs.broker.fleet import Described
 from asyncjobs.broker.keeping import Beat, Silent, Word
 from asyncjobs.broker.keys import Keys
@@ -26,6 +27,7 @@ __all__ = [
     "DONE",
     "DONE_BEFORE",
     "GONE",
+    "MOST_IN_FRONT",
     "NO_LIMIT",
     "REPLY_TIMEOUT",
     "WORK_CONNECTIONS",
@@ -36,14 +38,19 @@ __all__ = [
     "BrokerBusyError",
     "Described",
     "Excess",
+    "Explained",
+    "Gate",
+    "Gauge",
     "Keys",
     "OnWork",
     "Op",
     "Place",
+    "Service",
     "Settlement",
     "Silent",
     "Store",
     "TakenJob",
+    "Tokens",
     "Word",
     "WorkCall",
     "WorkReply",

@@ -19,6 +19,7 @@ from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher
 from asyncjobs.broker.cluster import ClusterConnection, Topology
 from asyncjobs.broker.connection import BYTES_A_PIPELINE, Connection, stopped
+from asyncjobs.broker.explaining import Explaining
 from asyncjobs.broker.fleet import Fleet
 from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
@@ -39,7 +40,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Acting, Working, Keeping, Fleet, Ticking, Limiting):
+class Broker(Reading, Looking, Acting, Explaining, Working, Keeping, Fleet, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
     def __init__(

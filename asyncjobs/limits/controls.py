@@ -13,6 +13,8 @@ from asyncjobs.declare.queue_limits import NO_WINDOWS, windows_text
 from asyncjobs.declare.values import UNSET, Unset, whole
 from asyncjobs.errors import BrokerError, ConfigError, visible
 from asyncjobs.job import counts_of
+from asyncjobs.operate.preview import Preview, preview
+from asyncjobs.operate.why import Place, Reason, why
 
 FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
 HEAVIEST: Final = 1000
@@ -129,6 +131,22 @@ class QueueControls:
             "held_until": held if held is not None and held > clock.now() else None,
             **counts_of(counts),
         }
+
+    async def why(self) -> list[Reason]:
+        """What holds back the next job of this queue, each reason with the command that lifts it; empty: nothing does.
+
+        For a grouped name: what holds back all its groups together.
+        """
+        place = Place(self.name, self.group_id, self._keys)
+        return await why(self._broker, place, self._spec, self._spec.grouped) or []
+
+    async def preview(self, *, limiter: Limits | Unset = UNSET, concurrency: int | Unset | None = UNSET) -> Preview:
+        """What `set` with these values would do: the rate, how long the backlog drains, or by how much it grows.
+
+        Raises:
+            ConfigError: a value that is not allowed, or a grouped name without a group.
+        """
+        return await preview(self._broker, self._spec, self.group_id, limiter, concurrency)
 
     @property
     def _whole_name(self) -> bool:

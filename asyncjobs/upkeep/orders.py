@@ -13,6 +13,7 @@ class Orders:
     """Args:
     look_at_tasks: sees which tasks are paused.
     run: takes a run of a task that was asked for: its name, and the request.
+    relearn: reads what was set of a queue: its name, and its group or ''.
     """
 
     def __init__(
@@ -23,9 +24,10 @@ class Orders:
         process: Callable[[], str],
         look_at_tasks: Callable[[], Awaitable[None]],
         run: Callable[[str, str], Awaitable[None]],
+        relearn: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._broker, self._supervisor, self._draining, self._process = broker, supervisor, draining, process
-        self._look_at_tasks, self._run = look_at_tasks, run
+        self._look_at_tasks, self._run, self._relearn = look_at_tasks, run, relearn
 
     async def listen(self) -> None:
         """From now on they are heard."""
@@ -48,6 +50,13 @@ class Orders:
         elif kind == "run":
             task, _, request = rest.partition("|")
             self._supervisor.once(f"taking a run of {task}, {request}", lambda: self._take(task, request))
+
+        elif kind == "set":
+            name, _, group_id = rest.partition("|")
+            self._supervisor.once(f"reading what was set of {rest!r}", lambda: self._reread(name, group_id))
+
+    async def _reread(self, name: str, group_id: str) -> None:
+        await self._relearn(name, group_id)
 
     async def _look_at_paused(self) -> None:
         await self._look_at_tasks()

@@ -171,6 +171,15 @@ class Queues:
         for consumer in self.all():
             consumer.hush()
 
+    async def relearn(self, name: str, group_id: str) -> None:
+        """Something was set of one queue. One whose slots are all in use has no turn that would tell, so it asks."""
+        registry = self.registries.get(name)
+        queue = (None if registry is None else registry.open.get(group_id)) if group_id else self.consumers.get(name)
+        if queue is None or queue.limits.concurrency is None or queue.attempts.slots_used < queue.limits.concurrency:
+            return
+        found = await self._shared.broker.settings(queue.keys)
+        queue.learn((found.get("w", ""), found.get("c", ""), found.get("g", "")))
+
     def drain(self, on: bool) -> None:
         """Let nothing begin until further notice, or let it begin again; what runs goes on."""
         self.draining = on

@@ -22,6 +22,7 @@ from asyncjobs.broker.keys import (
     groups_key,
     index_keys,
     leases_key,
+    names_key,
     paused_key,
     runs_key,
     skips_key,
@@ -169,7 +170,8 @@ class Case:
         await self.hold(lambda got: got == 1, scripts.REFUND, *args)
 
     async def steer(self) -> None:
-        await self.hold(lambda got: got == 1, scripts.STEER, self.keys.settings, self.news, "0|", "p", "1")
+        told = (self.news, "0|", Channels(self.prefix).orders, "set|job|")
+        await self.hold(lambda got: got == 1, scripts.STEER, self.keys.settings, *told, "p", "1")
         assert await self.desk.redis.hgetall(self.keys.settings) == {b"p": b"1"}
 
     async def tick(self) -> None:
@@ -205,6 +207,23 @@ class Case:
     async def claim(self) -> None:
         args = (swept_key(self.prefix, "p9"), "job", "p1", 10_000, "")
         await self.hold(lambda got: got == 1, scripts.CLAIM, *args)
+
+    async def explain(self) -> None:
+        keys = (self.keys.stream, self.keys.delayed, self.keys.settings, self.keys.bucket)
+        await self.hold(lambda got: got[1][0] == b"a", scripts.EXPLAIN, *keys, self.keys.jobs, "a", 10)
+
+    async def explain_name(self) -> None:
+        gate = f"{{{self.prefix}:job}}:gate"
+        await self.hold(lambda got: got[1][0] == 0, scripts.EXPLAIN_NAME, self.keys.settings, gate, 30_000)
+
+    async def explain_service(self) -> None:
+        keys = (self.processes, due_key(self.prefix), about_key(self.prefix), draining_key(self.prefix))
+        args = (*keys, names_key(self.prefix), "job", 30_000, f"{{{self.prefix}}}:gate:", "1", "x")
+        await self.hold(lambda got: got[2:4] == [0, 0], scripts.EXPLAIN_SERVICE, *args)
+
+    async def gauge(self) -> None:
+        args = (self.keys.stream, self.keys.completed, self.keys.jobs, 60_000)
+        await self.hold(lambda got: got[:2] == [1, 2], scripts.GAUGE, *args)
 
     async def describe(self) -> None:
         keys = (self.processes, due_key(self.prefix), leases_key(self.prefix), about_key(self.prefix))

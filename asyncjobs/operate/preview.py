@@ -1,0 +1,162 @@
+"""Preview: what other limits would do to a backlog."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from asyncjobs.broker import Broker, Gauge
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import Limits, limiters
+from asyncjobs.declare.queue_limits import NO_WINDOWS, QueueLimits, windows_text
+from asyncjobs.declare.values import UNSET, Unset, whole
+from asyncjobs.errors import ConfigError
+from asyncjobs.operate.told import told_of
+from asyncjobs.operate.why import span
+
+LEAST_CAME = 2  # jobs by which it is known how fast they come
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """What some limits come to.
+
+    Attributes:
+        limits: in words.
+        rate: most jobs a second; None: nothing bounds it, or how long a job runs is not known.
+        drains_in: seconds until nothing waits; None: not known, or never.
+        grows_by: jobs a minute by which the backlog grows; 0: it does not.
+    """
+
+    limits: str
+    rate: float | None
+    drains_in: float | None
+    grows_by: float = 0.0
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """What a change of limits would do.
+
+    Attributes:
+        waiting, active: jobs.
+        arriving: jobs a second, measured over the last minute by what waits; None: not known.
+        run_time: seconds that the last completed jobs ran on average; None: none are kept.
+        now, then: without and with the change.
+        over: how many jobs run beyond the new concurrency; they go on to their end.
+    """
+
+    name: str
+    group_id: str | None
+    waiting: int
+    active: int
+    arriving: float | None
+    run_time: float | None
+    now: Pace
+    then: Pace
+    over: int = 0
+
+    def __str__(self) -> str:
+        then, now = self.then, self.now
+        if not self.waiting:
+            what = "nothing waits"
+        elif then.grows_by:
+            what = f"{self.waiting:,} wait, and grow by {then.grows_by:,.0f} a minute"
+        elif then.drains_in is None:
+            what = f"{self.waiting:,} wait; how fast they drain is not known"
+        else:
+            what = f"{self.waiting:,} drain in {span(then.drains_in)}"
+        if self.waiting and now.grows_by and not then.grows_by:
+            what += f", now grow by {now.grows_by:,.0f} a minute"
+        elif now.drains_in is not None and self.waiting:
+            what += f", now in {span(now.drains_in)}"
+        if self.arriving is None:
+            come = "not known how fast jobs arrive"
+        else:
+            come = f"{self.arriving:.3g}/s arriving" if self.arriving else "nothing arriving"
+        over = f"; {self.over} jobs run beyond that, and go on" if self.over else ""
+        return f"{now.limits} → {then.limits}: {what} ({come}){over}"
+
+
+async def preview(
+    broker: Broker, spec: JobSpec, group_id: str | None, limiter: Limits | Unset, concurrency: int | Unset | None
+) -> Preview:
+    """What `QueueControls.set` with these values would do.
+
+    Raises:
+        ConfigError: a value that cannot be; or a name with groups, of which none is given.
+    """
+    if spec.grouped and group_id is None:
+        raise ConfigError(f"{spec.name} is a grouped job, and each group has a backlog of its own: preview one of them")
+    given = _given(spec, limiter, concurrency)
+    keys = broker.queue_keys(spec.name, group_id)
+    lease = spec.lease
+    service, gauge, own, by_name = await asyncio.gather(
+        broker.explain_service(spec.name, lease, list(told_of(spec).named)),
+        broker.gauge(keys),
+        broker.settings(keys),
+        broker.settings(broker.queue_keys(spec.name, None)),
+    )
+    limits = spec.limits
+    for found in (by_name, own) if spec.grouped else (own,):
+        limits = limits.laid_over(found.get("w", ""), found.get("c", ""), "", "")
+    changed = limits.laid_over(*given)
+    if not isinstance(concurrency, Unset) and concurrency is None:
+        changed = changed._replace(concurrency=spec.concurrency)
+    processes = 1 if spec.slots else max(1, service.consumers)
+    run_time = gauge.took / gauge.ran if gauge.ran else None
+    arriving = _arriving(gauge)
+    then = _pace(changed, processes, gauge.waiting, run_time, arriving)
+    slots = None if changed.concurrency is None else changed.concurrency * processes
+    return Preview(
+        name=spec.name,
+        group_id=group_id,
+        waiting=gauge.waiting,
+        active=gauge.active,
+        arriving=arriving,
+        run_time=run_time,
+        now=_pace(limits, processes, gauge.waiting, run_time, arriving),
+        then=then,
+        over=0 if slots is None else max(0, gauge.active - slots),
+    )
+
+
+def _given(spec: JobSpec, limiter: Limits | Unset, concurrency: int | Unset | None) -> tuple[str, str]:
+    """Windows and concurrency as they would be set."""
+    windows = "" if isinstance(limiter, Unset) else windows_text(limiters(limiter, "limiter")) or NO_WINDOWS
+    slots = (
+        "" if isinstance(concurrency, Unset) or concurrency is None else str(whole(concurrency, "concurrency", least=1))
+    )
+    if limiter is UNSET and concurrency is UNSET:
+        raise ConfigError("preview() was given nothing; it takes limiter, concurrency")
+    if spec.ordered and slots not in ("", "1"):
+        raise ConfigError(f"concurrency={concurrency!r}: {spec.name} keeps its order, which needs concurrency 1")
+    return windows, slots
+
+
+def _arriving(gauge: Gauge) -> float | None:
+    """Jobs a second; None where too little waits to tell."""
+    if not gauge.waiting:
+        return None
+    if gauge.came < LEAST_CAME:
+        return 0.0 if gauge.over >= 1 else None
+    return gauge.came / gauge.over if gauge.over > 0 else None
+
+
+def _pace(limits: QueueLimits, processes: int, waiting: int, run_time: float | None, arriving: float | None) -> Pace:
+    rates = [int(most) / (int(micros) / 1e6) for most, _, micros in _parts(limits.windows)]
+    if run_time and limits.concurrency is not None:
+        rates.append(limits.concurrency * processes / run_time)
+    rate = min(rates, default=None)
+    words = [f"{int(most)}/{int(micros) / 1e6:g} s" for most, _, micros in _parts(limits.windows)] or ["no limit"]
+    at_once = "any number" if limits.concurrency is None else str(limits.concurrency)
+    text = f"{' and '.join(words)}, {at_once} at once"
+    if rate is None:
+        return Pace(text, None, None)
+    left = rate - (arriving or 0.0)
+    if left <= 0:
+        return Pace(text, rate, None, -left * 60 if left else 0.0)
+    return Pace(text, rate, waiting / left)
+
+
+def _parts(windows: str) -> list[tuple[str, str, str]]:
+    return [one.partition(":") for one in windows.split()] if len(windows) > 2 else []
