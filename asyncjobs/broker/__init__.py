@@ -4,7 +4,7 @@ from asyncjobs.broker.acting import DONE, DONE_BEFORE, GONE, Act
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
-from asyncjobs.broker.explaining import MOST_IN_FRONT, Explained, Gate, Gauge, Service, Tokens
+from asyncjobs.broker.explaining import Explained, Gate, Gauge, Service, Tokens
 from asyncjobs.broker.fleet import Described
 from asyncjobs.broker.keeping import Beat, Silent, Word
 from asyncjobs.broker.keys import Keys
@@ -27,7 +27,6 @@ __all__ = [
     "DONE",
     "DONE_BEFORE",
     "GONE",
-    "MOST_IN_FRONT",
     "NO_LIMIT",
     "REPLY_TIMEOUT",
     "WORK_CONNECTIONS",

@@ -18,7 +18,8 @@ from asyncjobs.broker.keys import (
     total_gate,
 )
 
-MOST_IN_FRONT: Final = 10_000  # jobs in front of one that are counted
+MOST_COUNTED: Final = 1000  # jobs in front of one, or behind it; a thousand take 2 ms of the server
+NO_JOB: Final = (b"", b"", b"", b"0", b"", -1, 1, b"", b"0")
 ARRIVALS_MS: Final = 60_000  # span in which jobs that came are counted
 
 
@@ -44,7 +45,7 @@ class Explained(NamedTuple):
         state: as the record has it: 'a' active, 'c' 'f' 'k' finished, else '' or 'w'.
         due_ms: when it is due; None: it is not delayed.
         unbegun: it was taken, and its handler has not begun.
-        in_front: jobs in front of it, at most `MOST_IN_FRONT`; None: its place is not known.
+        in_front: jobs in front of it, None: its place is not known; `exact`: else there are more than these.
         head_id, head_tries: the first job that is back at the head of the queue, and its tries.
         settings: what was set at run time: windows, concurrency, paused; '' for what was not.
         held_ms: until when the queue is held.
@@ -59,6 +60,7 @@ class Explained(NamedTuple):
     stalled: int
     unbegun: bool
     in_front: int | None
+    exact: bool
     head_id: str
     head_tries: int
     settings: tuple[str, str, str]
@@ -111,9 +113,9 @@ class Explaining(RetryingCaller):
 
     async def explain(self, keys: Keys, job_id: str) -> Explained:
         """What a queue knows of a job; of the next one for ''."""
-        args = (keys.stream, keys.delayed, keys.settings, keys.bucket, keys.jobs, job_id, MOST_IN_FRONT)
+        args = (keys.stream, keys.delayed, keys.settings, keys.bucket, keys.jobs, job_id, MOST_COUNTED)
         now, job, settings, counts, running, tokens = await self._ask(scripts.EXPLAIN(*args))
-        identity, state, due, stalled, unbegun, in_front, head, tries = job or (b"", b"", b"", b"0", b"", -1, b"", b"0")
+        identity, state, due, stalled, unbegun, in_front, exact, head, tries = job or NO_JOB
         return Explained(
             now_ms=int(now) / 1000,
             job_id=identity.decode(errors="replace"),
@@ -122,6 +124,7 @@ class Explaining(RetryingCaller):
             stalled=_number(stalled),
             unbegun=bool(unbegun),
             in_front=None if in_front < 0 else in_front,
+            exact=bool(exact),
             head_id=head.decode(errors="replace"),
             head_tries=_number(tries),
             settings=_texts(settings[:3]),

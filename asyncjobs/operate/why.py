@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 import msgspec
 
 from asyncjobs import clock
-from asyncjobs.broker import MOST_IN_FRONT, Broker, Explained, Gate, Keys, Service, Tokens
+from asyncjobs.broker import Broker, Explained, Gate, Keys, Service, Tokens
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.queue_limits import QueueLimits
 from asyncjobs.errors import BrokerUnavailableError, visible
@@ -276,16 +276,17 @@ def _behind(known: Known, queue: Explained, place: Place) -> Iterator[Reason]:
     front = queue.waiting if queue.due_ms is not None else queue.in_front
     if not place.job_id or not front:
         return
-    many = f"more than {MOST_IN_FRONT:,}" if front >= MOST_IN_FRONT else f"{front:,}"
-    text, until = f"{many} jobs of {place.shown} stand in front of it", None
+    many = f"{front:,}" if queue.exact else f"more than {front:,}"
+    text, until = f"{many} {'job' if front == 1 else 'jobs'} of {place.shown} in front of it", None
     action = place.command("set", f"--concurrency {2 * (known.limits.concurrency or 1)}")
     if known.told.ordered:
         action = place.job_command("show", queue.head_id or (queue.running or [queue.job_id])[0])
     windows = _windows(known.limits.windows)
     if windows:
         most, seconds = min(windows, key=lambda one: one[0] / one[1])
-        until = clock.from_ms(queue.now_ms) + timedelta(seconds=front * seconds / most)
-        text += f"; at {most} per {seconds:g} s it starts in about {span(front * seconds / most)}"
+        until = clock.from_ms(queue.now_ms) + timedelta(seconds=front * seconds / most) if queue.exact else None
+        about = "about" if queue.exact else "more than"
+        text += f"; at {most} per {seconds:g} s it starts in {about} {span(front * seconds / most)}"
         action = place.command("set", _more_starts(windows, most, seconds))
     yield Reason("behind", text, until, action)
 

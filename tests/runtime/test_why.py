@@ -363,14 +363,20 @@ async def test_at_most_three_round_trips(make_runtime, monkeypatch, group):
 @pytest.mark.parametrize("group", GROUPS)
 async def test_the_place_of_a_job_is_counted_and_bounded(make_runtime, redis, prefix, group):
     async with Pair(make_runtime, group) as pair:
-        bulk = [("work", n, where(group)) for n in range(10_050)]
-        jobs = await pair.web.queue.add_bulk(bulk)
-        assert "more than 10,000 jobs" in by_code(await jobs[-1].why(), "behind").text
-        assert by_code(await jobs[7_000].why(), "behind").text.startswith("7,000 jobs")
+        jobs = await pair.web.queue.add_bulk([("work", n, where(group)) for n in range(3_500)])
+
+        async def behind(n):
+            return by_code(await jobs[n].why(), "behind").text
+
+        assert (await behind(1)).startswith("1 job of work")
+        assert (await behind(900)).startswith("900 jobs of work")
+        assert (await behind(1_800)).startswith("more than 1,000 jobs of work"), "neither end is near"
+        assert (await behind(2_600)).startswith("2,600 jobs of work"), "counted from the last"
+        assert (await behind(3_499)).startswith("3,499 jobs of work")
         assert codes(await jobs[0].why()) == ["no_consumer"]
         # One that an earlier release has added says not where it stands.
         await redis.hdel(Keys(prefix, "work", group).job(jobs[3].id), "i")
-        assert by_code(await jobs[3].why(), "behind").text.startswith("3 jobs")
+        assert (await behind(3)).startswith("3 jobs of work")
 
 
 async def test_what_is_gone_or_stands_before_its_turn(make_runtime, redis, prefix):

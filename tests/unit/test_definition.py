@@ -69,7 +69,7 @@ def test_the_catalogue_of_keys_is_that_which_keys_are_read_by():
     told = [
         set(re.findall(r"(?<=:)[a-z]+(?=[ :<1])", "\n".join(re.findall(r"^ {6}:.{10}", one, re.M)))) for one in sections
     ]
-    assert told == [catalogue.OF_INSTALLATION, catalogue.OF_NAME | {"c", "f"}, catalogue.OF_QUEUE]
+    assert told == [catalogue.OF_INSTALLATION, catalogue.OF_NAME | {"c", "f", "k"}, catalogue.OF_QUEUE]
     assert catalogue.parted("p", "{p:mail:a%3Ab}:j:x:y\n") == ("{p:mail:a%3Ab}", "mail", "j", "x:y\n")
     assert catalogue.parted("p", "{p:mail}:b12") == ("{p:mail}", "mail", "b12", "")
     assert catalogue.parted("p", "{p}:gate:box:1") == ("{p}", "", "gate", "box:1")

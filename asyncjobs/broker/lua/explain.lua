@@ -7,11 +7,11 @@
 -- KEYS[4] bucket     list, see `bucket`; those of further windows beside it
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] id         of the job; '' for the next one
--- ARGV[3] most       jobs in front of it that are counted
+-- ARGV[3] most       jobs in front of it, or behind it, that are counted
 --
 -- Returns {now µs, job, settings w c p h, {waiting, active, delayed}, {id of a job that runs, …}, tokens}
 --   job: {} where there is none, else {id, state, due ms or '', stalled count, '1' if it was taken and has not begun,
---   jobs in front or -1, id of the first at the head or '', tries that that one has made}
+--   jobs in front or -1, 1 if these are all, id of the first at the head or '', tries that that one has made}
 --   tokens: of each window those that are out, and µs when the first is back or ''
 -- @include clock
 -- @include handed_out
@@ -40,17 +40,24 @@ local function entry_of(record)
   if record[5] and id_at(record[5]) == id then return record[5] end
   local added = tonumber(record[4])
   if not added then return nil end
-  for _, one in ipairs(redis.call('XRANGE', stream, string.format('%.0f', added), string.format('%.0f', added + 1), 'COUNT', 500)) do
+  local from, to = string.format('%.0f', added), string.format('%.0f', added + 1)
+  for _, one in ipairs(redis.call('XRANGE', stream, from, to, 'COUNT', 500)) do
     if one[2][2] == id then return one[1] end
   end
 end
 
--- How many stand in front of an entry.
+-- How many stand in front of an entry: counted from the first, else from the last, `most` of them; and whether that is all.
 local function in_front(where)
-  local pending = redis.call('XPENDING', stream, 'w', where, where, 1)[1]
-  local before = #redis.call('XPENDING', stream, 'w', '-', '(' .. where, most, 'head')
-  if pending or before >= most then return before end
-  return before + #redis.call('XRANGE', stream, '(' .. last, '(' .. where, 'COUNT', most - before)
+  local pending = summary and redis.call('XPENDING', stream, 'w', where, where, 1)[1]
+  local before = summary and #redis.call('XPENDING', stream, 'w', '-', '(' .. where, most, 'head') or 0
+  if pending then return before, before < most end
+  if before < most then
+    before = before + #redis.call('XRANGE', stream, '(' .. last, '(' .. where, 'COUNT', most - before)
+  end
+  if before < most then return before, true end
+  local behind = #redis.call('XREVRANGE', stream, '+', '(' .. where, 'COUNT', most)
+  if behind < most then return length - active - 1 - behind, true end
+  return before, false
 end
 
 local job = {}
@@ -58,17 +65,14 @@ if id then
   local record = redis.call('HMGET', prefix .. id, 'x', 's', 'r', 't', 'i', 'z', 'd')
   if record[7] then
     local due = redis.call('ZSCORE', KEYS[2], id)
-    local front = -1
-    if record[1] ~= 'a' and not due and summary then
+    local front, exact = -1, true
+    if record[1] ~= 'a' and not due then
       entry = entry or entry_of(record)
-      front = entry and in_front(entry) or -1
-    elseif record[1] ~= 'a' and not due then  -- nothing was ever taken
-      entry = entry or entry_of(record)
-      front = entry and #redis.call('XRANGE', stream, '-', '(' .. entry, 'COUNT', most) or -1
+      if entry then front, exact = in_front(entry) end
     end
     local mark = record[6] and (record[6] == record[3] or due) and '1' or ''
     local tries = first_id and redis.call('HGET', prefix .. first_id, 'a')
-    job = {id, record[1] or '', due or '', record[2] or '0', mark, front, first_id or '', tries or '0'}
+    job = {id, record[1] or '', due or '', record[2] or '0', mark, front, exact and 1 or 0, first_id or '', tries or '0'}
   end
 end
 local running = {}

@@ -15,13 +15,18 @@
 -- Returns {now µs, what the store has of the name or '', processes that run it, processes that do not say what they run,
 -- {draining process that would run it, …}, {slots used, slots, ms since the beat, of some that run it, …},
 -- {limiter, the state of its gate as `gate_state` has it, …}}
--- At most 1000 processes are looked at, those first that were heard last.
+-- At most 1000 processes are looked at, those that were heard last; of those that run it 100, the rest is counted as one
+-- that does not say.
 -- @include clock
 -- @include gate_state
 local reply = {string.format('%.0f', now_us), redis.call('HGET', KEYS[5], ARGV[1]) or '', 0, 0, {}, {}, {}}
 local wanted = '"' .. ARGV[1] .. '"'
 for _, process in ipairs(redis.call('ZRANGE', KEYS[1], -1000, -1)) do
   local due = tonumber(redis.call('ZSCORE', KEYS[2], process) or redis.call('ZSCORE', KEYS[1], process) + 30000)
+  if reply[3] >= 100 then
+    reply[4] = reply[4] + 1
+    break
+  end
   if due > now then
     local names = redis.call('HGET', KEYS[3], process .. ' names')
     local at = names and string.find(names, wanted, 1, true)
@@ -32,7 +37,7 @@ for _, process in ipairs(redis.call('ZRANGE', KEYS[1], -1000, -1)) do
         if #reply[5] < 5 then reply[5][#reply[5] + 1] = process end
       else
         reply[3] = reply[3] + 1
-        local about = #reply[6] < 300 and redis.call('HGET', KEYS[3], process)
+        local about = redis.call('HGET', KEYS[3], process)
         if about then
           local some = reply[6]
           some[#some + 1] = tonumber(string.match(about, '"used":(%d+)') or 0)
