@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,7 @@ from asyncjobs.errors import ConfigError
 from asyncjobs.operate.told import told_of
 from asyncjobs.operate.why import span
 
-LEAST_CAME = 2  # jobs by which it is known how fast they come
+LEAST_SPAN: Final = 2.0  # seconds by which it is known how fast jobs come
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -134,12 +135,8 @@ def _given(spec: JobSpec, limiter: Limits | Unset, concurrency: int | Unset | No
 
 
 def _arriving(gauge: Gauge) -> float | None:
-    """Jobs a second; None where too little waits to tell."""
-    if not gauge.waiting:
-        return None
-    if gauge.came < LEAST_CAME:
-        return 0.0 if gauge.over >= 1 else None
-    return gauge.came / gauge.over if gauge.over > 0 else None
+    """Jobs a second; None where nothing waits, or not for long enough to tell."""
+    return gauge.came / gauge.over if gauge.waiting and gauge.over >= LEAST_SPAN else None
 
 
 def _pace(limits: QueueLimits, processes: int, waiting: int, run_time: float | None, arriving: float | None) -> Pace:

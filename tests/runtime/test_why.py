@@ -459,6 +459,20 @@ async def test_a_preview_knows_when_a_backlog_grows(make_runtime, redis, prefix)
         await redis.delete(stream)
 
 
+async def test_what_came_at_once_is_no_rate(make_runtime, redis, prefix):
+    async with Pair(make_runtime, limiter=Limiter(2, 1)) as pair:
+        now, stream = int((await redis.time())[0]) * 1000, Keys(prefix, "work").stream
+        await pair.add()
+        assert (await pair.controls().preview(limiter=None)).arriving is None, "a moment tells nothing"
+        await redis.delete(stream)
+        for n in range(500):
+            await redis.xadd(stream, {"j": f"{n}"}, id=f"{now - 30_000}-{n}")
+        found = await pair.controls().preview(limiter=Limiter(20, 1))
+        assert (found.arriving, found.then.drains_in) == (0.0, 25.0)
+        assert str(found).endswith("500 drain in 25 s, now in 4 min 10 s (nothing arriving)")
+        await redis.delete(stream)
+
+
 async def test_a_preview_counts_slots_by_how_long_jobs_run(make_runtime, redis, prefix):
     async with Pair(make_runtime, "acme", concurrency=2) as pair:
         keys = Keys(prefix, "work", "acme")
