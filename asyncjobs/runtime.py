@@ -28,7 +28,7 @@ from asyncjobs.idle import idle
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.operate.names import tell_strangers
-from asyncjobs.operate.operations import Operations
+from asyncjobs.operate.oversight import Oversight
 from asyncjobs.queue import Queue
 from asyncjobs.registrations import JOB_OPTIONS, WORKER_OPTIONS, Function, Registrations, name_of
 
@@ -38,7 +38,7 @@ State = Literal["stopped", "starting", "running", "stopping"]
 
 
 @strict
-class Runtime(Operations):
+class Runtime(Oversight):
     """Durable jobs, per-tenant groups, rate limits and cron tasks on the app's own event loop.
 
     Args:

@@ -1,4 +1,4 @@
-"""Operations: the methods of a runtime by which an operator looks at processes and tasks, and steers them."""
+"""Oversight: the methods of a runtime by which an operator looks at processes and tasks, and steers them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncjobs.operate.processes import ProcessInfo
 from asyncjobs.operate.tasks import Asked, TaskInfo
 
 
-class Operations:
+class Oversight:
     """What works from every process, one that consumes nothing too. `_queue`: the front door of the runtime."""
 
     _queue: Any
