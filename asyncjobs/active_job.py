@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from asyncjobs import clock
 from asyncjobs.broker import Keys, TakenJob
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asyncjobs.guests.threads import InThread
 
 LONGEST_LINE: Final = 8192  # bytes of a log line
+Leaving: TypeAlias = Literal["", "timeout", "cancel", "stop", "lost"]
 
 
 current: contextvars.ContextVar[ActiveJob] = contextvars.ContextVar("asyncjobs_current_job")
@@ -37,8 +38,8 @@ class ActiveJob:
 
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
-        "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "name", "overrides", "raw",
-        "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
+        "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "mark", "name", "overrides",
+        "raw", "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -76,7 +77,8 @@ class ActiveJob:
         self.entered = False  # its handler is called, or is about to be
         self.began_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
-        self.leaving: Literal["", "timeout", "stop", "lost"] = ""  # why we cancelled it
+        self.leaving: Leaving = ""  # why we cancelled it
+        self.mark = taken.mark  # its cancel was asked for, by whom and why
         self.thread: InThread | None = None  # while one runs its handler
         self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts
 
@@ -87,6 +89,14 @@ class ActiveJob:
     @property
     def added_at(self) -> datetime:
         return clock.from_ms(self.added_ms)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has cancelled this job while it runs; then whatever its handler comes to no longer counts.
+
+        For a handler in a thread, which has to look by itself.
+        """
+        return self.leaving == "cancel"
 
     def discard(self) -> None:
         """From now on no further try: a raise fails the job for good, a return completes it."""

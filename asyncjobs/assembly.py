@@ -13,7 +13,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, Final, TypeAlias
 
@@ -39,6 +39,7 @@ from asyncjobs.upkeep.draining import Draining
 from asyncjobs.upkeep.heartbeat import Heartbeat
 from asyncjobs.upkeep.orders import Orders
 from asyncjobs.upkeep.recovery import Recovery
+from asyncjobs.upkeep.resuming import run_resuming
 from asyncjobs.upkeep.retention import Trimmer
 from asyncjobs.upkeep.watchdog import Watchdog
 from asyncjobs.upkeep.word import Speaker
@@ -153,6 +154,7 @@ class Assembly:
                 self.config, self.pump, self.queues, lambda: [spec.name for spec in self.scheduler.specs], self._lag
             ),
             draining.heard,
+            self.queues.cancel,
         )
         self.orders = Orders(
             self.broker,
@@ -179,6 +181,8 @@ class Assembly:
         if works:
             self.queues.expected = list(jobs)
             await self.join()
+        if works:
+            await self.broker.listen_for_cancels(self.queues.cancel)
         for spec in jobs:
             await self.queues.consume(spec)
         supervisor.start("subscriber", self.broker.subscriber.run)
@@ -239,6 +243,11 @@ class Assembly:
             except BrokerError as error:
                 self.pump.throttled.warning(f"begin {spec.name}", "%s is not consumed yet: %s", spec.name, error)
                 await asyncio.sleep(AGAIN)
+
+    def resume(self, take_up: Callable[[], Awaitable[Any]]) -> None:
+        """From now on `take_up` the operations that nobody drives any more."""
+        interval = duration(self.config.sweep_interval)
+        self.supervisor.start("operations", functools.partial(run_resuming, take_up, interval))
 
     def show_life(self) -> None:
         """Beat from now on."""

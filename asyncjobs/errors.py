@@ -7,11 +7,11 @@ AsyncjobsError
 ├─ UnknownJobError           the name, and the nearest known ones
 ├─ StateError                what was asked of a job does not go with its state
 ├─ UpstreamError             a job that this one needs has failed
-├─ JobCancelledError         a job that was waited for was cancelled
 ├─ JobGoneError              a job whose record is no longer kept
 ├─ QueueFullError            more waits than `max_waiting` allows
 ├─ NotRunningError           a call before start() or after stop()
 ├─ JobFailedError            what ``await job.wait()`` raises for a job that failed for good
+│  └─ JobCancelledError      the same for one that was cancelled
 ├─ JobTimeoutError           a try, or a wait, that took longer than allowed; a TimeoutError, too
 ├─ JobStalledError           recorded on a job whose processes kept dying
 └─ BrokerError
@@ -87,10 +87,6 @@ class UpstreamError(AsyncjobsError):
     """A job that this job needs has failed, so this job cannot run."""
 
 
-class JobCancelledError(AsyncjobsError):
-    """A job that was waited for was cancelled."""
-
-
 class JobGoneError(AsyncjobsError):
     """A job whose record is no longer kept."""
 
@@ -136,6 +132,19 @@ class JobFailedError(AsyncjobsError):
     def __init__(self, name: str, job_id: str, reason: str) -> None:
         self.name, self.job_id, self.reason = name, job_id, reason
         super().__init__(f"job {named(name, job_id)} failed: {reason}")
+
+
+class JobCancelledError(JobFailedError):
+    """A job that was waited for was cancelled. No failure of the job, but like one it brings no result.
+
+    Attributes:
+        reason: what was said with the cancel, '' for nothing.
+    """
+
+    def __init__(self, name: str, job_id: str, reason: str = "") -> None:
+        self.name, self.job_id, self.reason = name, job_id, reason
+        why = f": {visible(reason)}" if reason else ""
+        AsyncjobsError.__init__(self, f"job {named(name, job_id)} was cancelled{why}")
 
 
 class JobTimeoutError(AsyncjobsError, TimeoutError):

@@ -27,7 +27,8 @@ from asyncjobs.logs import Stack, ThrottledLog
 logger = logging.getLogger("asyncjobs")
 
 EVENT_TYPES: Final = (
-    "job.added", "job.active", "job.completed", "job.failed", "job.retrying", "job.stalled", "job.progress",
+    "job.added", "job.active", "job.completed", "job.failed", "job.retrying", "job.stalled", "job.cancelled",
+    "job.progress",
     "job.retried", "job.promoted", "job.removed",
     "group.opened", "group.reaped",
     "task.fired", "task.skipped", "task.failed",

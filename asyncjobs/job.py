@@ -22,6 +22,7 @@ from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import Seconds, seconds
 from asyncjobs.errors import (
     ConfigError,
+    JobCancelledError,
     JobFailedError,
     JobGoneError,
     JobTimeoutError,
@@ -31,7 +32,7 @@ from asyncjobs.errors import (
     visible,
 )
 from asyncjobs.operate.why import Place, Reason, why
-from asyncjobs.operator import Operator, Spot
+from asyncjobs.operator import CancelAnswer, Operator, Spot
 
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
@@ -195,6 +196,7 @@ class Job:
 
         Raises:
             JobFailedError: it failed for good.
+            JobCancelledError: it was cancelled; a JobFailedError, too.
             JobTimeoutError: not finished after `timeout` seconds; it goes on all the same.
             ConfigError: called in a handler of the same queue at concurrency 1, where it could never end.
         """
@@ -222,9 +224,32 @@ class Job:
         if finish.op == "f":
             stored = try_error(0, finish.body)
             raise JobFailedError(self.name, self.id, "no reason kept" if stored is None else stored.text)
+        if finish.op == "k":
+            known = cancellation(finish.body)
+            raise JobCancelledError(self.name, self.id, "" if known is None else known.reason)
         raise JobFailedError(self.name, self.id, "its record is gone: it was removed on completion, or never added")
 
     # Acts -------------------------------------------------------------------------------------------------
+    async def cancel(self, reason: str = "") -> CancelAnswer:
+        """Cancel the job, from any process: at once where it waits, else as soon as the process it runs in hears of it.
+
+        The handler of a job that runs gets an `asyncio.CancelledError` and may clean up; one in a thread sees
+        `job.cancelled`. After a second its job is settled without it. What has finished first has finished.
+
+        Args:
+            reason: in words, for those who wait for the job or look at it; its first 500 characters are kept.
+        Returns:
+            "cancelled": it is, or was before. "requested": it runs, and its process was told. "finished": it has
+            completed or failed. "gone": there is no record of it.
+        Raises:
+            ConfigError: the reason is no text.
+            BrokerUnavailableError: no answer; to call again is safe.
+        """
+        broker, keys, operator = self._place()
+        spot = Spot(self.name, self.group_id, keys)
+        (answer,) = await operator.cancel(broker, spot, self._spec, [self.id], reason)
+        return answer
+
     async def retry(self, reset: bool = False, reason: str = "") -> None:
         """Let a failed or cancelled job wait again, at the back of its queue. Its errors stay.
 

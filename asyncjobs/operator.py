@@ -6,17 +6,24 @@ lengthen stops the act.
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from asyncjobs import clock
-from asyncjobs.broker import DONE, DONE_BEFORE, GONE, Act, Broker, Keys
+from asyncjobs.broker import DONE, DONE_BEFORE, GONE, Act, Broker, Keys, Target, bounds
+from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.options import JobOptions
+from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
+from asyncjobs.declare.values import shown
+from asyncjobs.errors import ConfigError
 from asyncjobs.events import EventBus
+from asyncjobs.job_record import StoredCancellation
 from asyncjobs.record import Record
 
 LONGEST_REASON: Final = 500  # characters that are kept
@@ -26,6 +33,11 @@ TOLD: Final = {"retry": "job.retried", "promote": "job.promoted", "remove": "job
 STATES_BY_LETTER: Final = {
     "w": "waiting", "d": "delayed", "a": "active", "c": "completed", "f": "failed", "k": "cancelled", GONE: "gone",
 }  # fmt: skip
+CancelAnswer: TypeAlias = Literal["cancelled", "requested", "finished", "gone"]
+CANCEL_ANSWERS: Final[Mapping[str, CancelAnswer]] = {
+    "k": "cancelled", "x": "cancelled", "a": "requested", "f": "finished", "g": "gone",
+}  # fmt: skip
+UNKNOWN: Final = JobOptions()  # of a name that is not registered here
 
 
 Copy: TypeAlias = Callable[[Any, Mapping[str, Any], "Operator"], Awaitable[Any]]
@@ -152,8 +164,62 @@ class Operator:
                     self._bus.emit(TOLD[what], spot.name, job_id=job_id, group_id=spot.group_id)
         return ["done" if answer in (DONE, DONE_BEFORE) else STATES_BY_LETTER[answer] for answer in answers]
 
+    async def cancel(
+        self,
+        broker: Broker,
+        spot: Spot,
+        spec: JobSpec | None,
+        job_ids: Sequence[str],
+        reason: str = "",
+        audited: bool = False,
+    ) -> list[CancelAnswer]:
+        """Cancel jobs of one queue.
+
+        Args:
+            spec: of its name; None: that is not registered here, and retention is left to the processes that know it.
+            audited: the act is in the audit trail already.
+        Returns:
+            For each job what `Job.cancel` returns.
+        Raises:
+            ConfigError: the reason is no text.
+        """
+        mark = self._mark(reason)
+        if not audited:
+            target = {"name": spot.name, "group_id": spot.group_id, "ids": job_ids[:10], "number": len(job_ids)}
+            await self.write(broker, "cancel", target, reason=reason)
+        keep = functools.partial(_kept, UNKNOWN if spec is None else spec.job_options)
+        queue = Target(spot.name, spot.keys, keep, None if spec is None else bounds(spec.retention))
+        answers = await broker.cancel(queue, job_ids, mark)
+        if self._bus.wants("job.cancelled"):
+            why = reason[:LONGEST_REASON] or None
+            for job_id, answer in zip(job_ids, answers, strict=True):
+                if answer == "k":
+                    self._bus.emit("job.cancelled", spot.name, job_id=job_id, group_id=spot.group_id, error=why)
+        return [CANCEL_ANSWERS[answer] for answer in answers]
+
+    def _mark(self, reason: str) -> bytes:
+        """What the records of jobs that are cancelled tell of that."""
+        if not isinstance(reason, str):
+            raise ConfigError(f"cancel(reason={shown(reason)}): expected text")
+        stored = StoredCancellation(self.by, reason[:LONGEST_REASON], int(clock.wall() * 1000), self.source)
+        try:
+            return msgspec.json.encode(stored)
+        except UnicodeEncodeError:
+            raise ConfigError(f"cancel(reason={reason!a}): a lone surrogate is no text") from None
+
     async def rerun(self, broker: Broker, job: Any, changes: Mapping[str, Any], reason: str = "") -> Any:
         """Add a copy of `job`, with `changes`; the new job."""
         target = {"name": job.name, "group_id": job.group_id, "ids": [job.id], "changes": sorted(changes)}
         await self.write(broker, "rerun", target, reason=reason)
+        return await self.copy(job, changes)
+
+    async def copy(self, job: Any, changes: Mapping[str, Any]) -> Any:
+        """The same for an operation, which is in the audit trail already."""
         return await self._copy(job, changes, self)
+
+
+def _kept(options: JobOptions, raw: bytes) -> str:
+    """How long a job is kept once it is cancelled: by the rule for failed ones, its own where its add gave one."""
+    with suppress(Exception):  # options that cannot be read have no rule
+        return Overrides.decode(raw).keep(options, "k")
+    return NO_OVERRIDES.keep(options, "k")

@@ -19,9 +19,10 @@ from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, Unknown
 from asyncjobs.home import Home
 from asyncjobs.job import Job, counts_of, in_the_name_of, new_id, read_job
 from asyncjobs.limits.controls import Bounds, QueueControls
-from asyncjobs.operate.copying import copy_of
+from asyncjobs.operate.copying import Copier
 from asyncjobs.operate.finding import find
 from asyncjobs.operate.names import all_names, announce, strangers
+from asyncjobs.operate.operations import Operations
 from asyncjobs.operate.selection import Selection
 from asyncjobs.operate.states import states
 from asyncjobs.operate.walk import Plan
@@ -49,7 +50,8 @@ class Queue:
         self._broker: Broker | None = None
         self._home = home
         self._bounds = Bounds()
-        self.operator = Operator(bus, self._copy)
+        copier = Copier(self._running, self._specs, self.spec, self._bounds, max_payload)
+        self.operator = Operator(bus, copier.copy)
 
     # The runtime's side -----------------------------------------------------------------------------------
     def register(self, spec: JobSpec) -> None:
@@ -187,30 +189,6 @@ class Queue:
             handle.due_at = clock.from_ms(due[1] if due[0] == "at" else clock.wall() * 1000 + due[1])
         return call, handle
 
-    async def _copy(self, job: Job, changes: Mapping[str, Any], operator: Operator) -> Job:
-        """Add a copy of `job`, with `changes`."""
-        broker = self._running("rerun")
-        if "name" in changes:
-            changes = {**changes, "name": self.spec(changes["name"]).name}
-        call, group = await copy_of(broker, self._specs, self._max_payload, job, changes)
-        (reply,) = await broker.add(await self._bounds.laid_over(broker, [call]))
-        name, keys = call.place.name, call.place.keys
-        due, record = await broker.read(keys, call.job_id)
-        copied = read_job(
-            broker,
-            self._specs.get(name),
-            name,
-            keys,
-            group,
-            call.job_id,
-            due,
-            record or {"d": call.data},
-            None,
-            operator,
-        )
-        copied.added = reply.added
-        return copied
-
     def _added(self, job: Job, added: bool, added_at: datetime) -> Job:
         job.added = added
         if added:
@@ -318,6 +296,11 @@ class Queue:
         queue = copy.copy(self)
         queue.operator = self.operator.called(id_text(by, "by"), id_text(source, "source"))
         return queue
+
+    @property
+    def operations(self) -> Operations:
+        """Acts on many jobs that are kept in the store: those under way, and the last hundred."""
+        return Operations(self._running("operations"), self._specs, self.operator)
 
     def audit(self) -> AsyncIterator[AuditEntry]:
         """The acts of operators, newest first; about the last 10,000 are kept."""

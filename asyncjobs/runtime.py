@@ -286,6 +286,8 @@ class Runtime(Oversight):
         self.queue.open(parts.broker)
         parts.supervisor.start("live update", self.io.run)
         await parts.launch(self.loaded)
+        if self.config.consume:
+            parts.resume(lambda: self._queue.operations.take_up())
         if not self._looking:
             tell = functools.partial(tell_strangers, self._queue.strangers)
             parts.supervisor.once("looking for jobs that nobody here runs", tell)

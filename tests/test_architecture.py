@@ -27,7 +27,8 @@ FLOORS = [
     {"operate"},
     {"limits", "integrations"},
     {"job", "live_updates"},
-    {"operator", "job_record"},
+    {"operator"},
+    {"job_record"},
     {"active_job", "events", "embedded"},
     {"declare", "broker"},
     {"supervisor"},
@@ -198,7 +199,7 @@ def test_every_include_is_shared_or_a_step_of_work():
     for path in LUA.rglob("*.lua"):
         for name in scripts.INCLUDE.findall(path.read_text()):
             users[name] += 1
-    steps = {"settle", "retention", "acknowledge", "promote", "take", "own_limit", "withdraw"}
+    steps = {"settle", "retention", "acknowledge", "promote", "take", "own_limit"}
     assert {name for name, times in users.items() if times < 2} == steps
     assert not any("@include" in script.source for script in scripts.BY_SHA.values())
 

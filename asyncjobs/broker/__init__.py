@@ -4,6 +4,7 @@ from asyncjobs.broker.acting import DONE, DONE_BEFORE, GONE, Act
 from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
+from asyncjobs.broker.cancelling import Mark, Target, read_mark
 from asyncjobs.broker.explaining import Explained, Gate, Gauge, Service, Tokens
 from asyncjobs.broker.fleet import Described
 from asyncjobs.broker.keeping import Beat, Silent, Word
@@ -41,6 +42,7 @@ __all__ = [
     "Gate",
     "Gauge",
     "Keys",
+    "Mark",
     "OnWork",
     "Op",
     "Place",
@@ -49,12 +51,14 @@ __all__ = [
     "Silent",
     "Store",
     "TakenJob",
+    "Target",
     "Tokens",
     "Word",
     "WorkCall",
     "WorkReply",
     "bounds",
     "outcome_json",
+    "read_mark",
     "run_mark",
     "skip_json",
 ]

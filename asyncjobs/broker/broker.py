@@ -13,21 +13,21 @@ from contextlib import suppress
 from typing import Any, Final
 
 from asyncjobs import clock
-from asyncjobs.broker.acting import Acting
 from asyncjobs.broker.add_calls import AddCall, AddReply, FollowUp, Place
 from asyncjobs.broker.address import Address
 from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher
+from asyncjobs.broker.cancelling import Cancelling
 from asyncjobs.broker.cluster import ClusterConnection, Topology
 from asyncjobs.broker.connection import BYTES_A_PIPELINE, Connection, stopped
 from asyncjobs.broker.explaining import Explaining
 from asyncjobs.broker.fleet import Fleet
-from asyncjobs.broker.keeping import Keeping
 from asyncjobs.broker.keys import (
     Channels,
     groups_key,
 )
 from asyncjobs.broker.limiting import CHANGED, ROOM, Limiting
 from asyncjobs.broker.looking import Looking
+from asyncjobs.broker.operating import Operating
 from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.reading import Finish, Reading
@@ -40,7 +40,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Acting, Explaining, Working, Keeping, Fleet, Ticking, Limiting):
+class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting):
     """All that is stored in Redis, as verbs."""
 
     def __init__(
@@ -120,6 +120,10 @@ class Broker(Reading, Looking, Acting, Explaining, Working, Keeping, Fleet, Tick
                 on_news(group.decode(), int(due) / 1000)
 
         await self.subscriber.listen(self.channels.news(name), on_message, on_confirmed)
+
+    async def listen_for_cancels(self, on_asked: Callable[[bytes], None]) -> None:
+        """Call `on_asked` with what is told when the cancel of a job that runs is asked for; see `read_mark`."""
+        await self.subscriber.listen(self.channels.cancels, on_asked)
 
     async def close(self, timeout: float = LAST_CHANCE) -> None:
         """Send the adds on their way for `timeout` seconds at most, then close every connection for good."""

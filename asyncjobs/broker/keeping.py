@@ -14,6 +14,7 @@ from asyncjobs.broker.connection import Connection, is_transient, refusal
 from asyncjobs.broker.keys import (
     Keys,
     about_key,
+    cancels_key,
     draining_key,
     due_key,
     epoch_key,
@@ -68,12 +69,15 @@ class Beat(NamedTuple):
     Attributes:
         epoch: what the data are marked with; another one than before means that they were lost in between.
         draining: whether it was asked to take nothing.
+        told: what was told of cancels since the beat before, some of it for the second time; `at`, up to when.
     """
 
     alive: bool
     epoch: bytes
     others: dict[str, Silent]
     draining: bool = False
+    told: Sequence[bytes] = ()
+    at: bytes = b""
 
 
 class Word(NamedTuple):
@@ -140,11 +144,19 @@ class Keeping(RetryingCaller):
         if gone:
             await self.bury(process, 0.0)
 
-    async def beat(self, process: str, leases: Mapping[str, float], joining: bool, word: Word = NO_WORD) -> Beat:
+    async def beat(
+        self,
+        process: str,
+        leases: Mapping[str, float],
+        joining: bool,
+        word: Word = NO_WORD,
+        since: bytes = b"+inf",
+    ) -> Beat:
         """Show a sign of life; see `Beat`. Joining waits for a store that is busy, a beat does not.
 
         Args:
             leases: by job name, '' for all other names; by these alone the others judge this process.
+            since: `Beat.at` of the beat before; as it is for the first one, which brings nothing of before.
         """
         draw = f"{self._process}.{next(self._lines)}"
         ms = {name: round(lease * 1000) for name, lease in leases.items()}
@@ -153,7 +165,11 @@ class Keeping(RetryingCaller):
             swept_key(self.prefix, process), about_key(self.prefix), draining_key(self.prefix),
             process, "1" if joining else "0", draw, min(ms.values()), msgspec.json.encode(ms), *word,
         )  # fmt: skip
-        reply = await self._ask(command, patient=True) if joining else (await self._beats.run([command]))[0]
+        hear = scripts.HEAR(cancels_key(self.prefix), since)
+        if joining:
+            reply, told = await self._ask(command, patient=True), await self._ask(hear, patient=True)
+        else:
+            reply, told = await self._beats.run([command, hear])
         if isinstance(reply, BrokerError):
             raise reply
         if isinstance(reply, ResponseError):
@@ -162,7 +178,9 @@ class Keeping(RetryingCaller):
         others: dict[str, Silent] = {}
         for i in range(0, len(rest), 3):
             others[rest[i].decode(errors="replace")] = Silent(rest[i + 1] / 1000, _leases(rest[i + 2]))
-        return Beat(bool(alive), epoch, others, alive == 2)
+        if isinstance(told, Exception):  # a key of a foreign type keeps nobody from living
+            return Beat(bool(alive), epoch, others, alive == 2, (), since)
+        return Beat(bool(alive), epoch, others, alive == 2, told[1:], told[0])
 
     async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
         """Seconds since each process's last beat; infinite for one that never beat or is buried."""

@@ -19,6 +19,9 @@
       :taskruns:<t>  list  of task t its last 50 runs, JSON, see lua/include/task_runs.lua
       :taskskips:<t> list  of task t the last 50 ticks that it did not run on, JSON
       :asked:<id> string  a run of a task that was asked for, and what became of that, see lua/take_run.lua; a minute
+      :op:<id>    hash    an operation: what is done to which jobs, and how far it has come
+      :ops        zset    operation → ms when it began; the last 100
+      :openops    zset    operation that is under way → ms until which its driver has it
       :epoch      string  random; another one means that the data were lost in between
 
     {prefix:name}                  of a job name
@@ -59,7 +62,7 @@ from urllib.parse import quote
 LENGTH: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)  # of a group id, at most 512
 KEY: Final = re.compile(r"(?P<tag>\{(?P<inside>[^}]+)\}):(?P<kind>[a-z]+[0-9]*)(:(?P<rest>.*))?", re.DOTALL)
 OF_INSTALLATION: Final = frozenset(
-    [
+    {
         "processes",
         "due",
         "leases",
@@ -78,7 +81,10 @@ OF_INSTALLATION: Final = frozenset(
         "taskruns",
         "taskskips",
         "asked",
-    ]
+        "op",
+        "ops",
+        "openops",
+    }
 )
 OF_NAME: Final = frozenset({"groups", "gate"})
 OF_QUEUE: Final = frozenset({"s", "d", "b", "o", "n", "c", "f", "k", "j"})
@@ -225,6 +231,18 @@ def swept_key(prefix: str, process: str) -> str:
 
 def cancels_key(prefix: str) -> str:
     return f"{{{prefix}}}:cancels"
+
+
+def operation_key(prefix: str, operation_id: str) -> str:
+    return f"{{{prefix}}}:op:{operation_id}"
+
+
+def operations_key(prefix: str) -> str:
+    return f"{{{prefix}}}:ops"
+
+
+def open_operations_key(prefix: str) -> str:
+    return f"{{{prefix}}}:openops"
 
 
 def audit_key(prefix: str) -> str:

@@ -109,7 +109,13 @@ RETRY: Final = Script("retry", 4, rare=True)
 PROMOTE: Final = Script("promote", 2, rare=True)
 REMOVE: Final = Script("remove", 5, rare=True)
 LOCATE: Final = Script("locate", 1, rare=True)
+PLAN: Final = Script("plan", 3, rare=True)
+DRIVE: Final = Script("drive", 2, rare=True)
+HALT: Final = Script("halt", 2, rare=True)
 UNLIST: Final = Script("unlist", 1, rare=True)
+CANCEL: Final = Script("cancel", 3, rare=True)
+REMIND: Final = Script("remind", 1, rare=True)
+HEAR: Final = Script("hear", 1)
 PERMIT: Final = Script("permit", 0)
 
 BY_SHA: Final = {script.sha: script for script in tuple(globals().values()) if isinstance(script, Script)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,7 +15,9 @@ from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import keywords
 from asyncjobs.errors import JobGoneError, named
-from asyncjobs.job import Job, new_id
+from asyncjobs.job import Job, new_id, read_job
+from asyncjobs.limits.controls import Bounds
+from asyncjobs.operator import Operator
 
 
 async def copy_of(
@@ -51,3 +53,31 @@ async def copy_of(
     kind, when = AT_ONCE if delay is None and at is None else due_of(delay, at)
     identity = new_id() if job_id is None else id_text(job_id, "job_id")
     return AddCall(broker.place(name, group), identity, kind, when, raw, options.encode(), job_id is not None), group
+
+
+class Copier:
+    """Adds copies of jobs. `running`: the broker, while the runtime runs; `find`: the registered job that is meant."""
+
+    def __init__(
+        self,
+        running: Callable[[str], Broker],
+        specs: Mapping[str, JobSpec],
+        find: Callable[[Any], JobSpec],
+        bounds: Bounds,
+        most: int,
+    ) -> None:
+        self._running, self._specs, self._find, self._bounds, self._most = running, specs, find, bounds, most
+
+    async def copy(self, job: Job, changes: Mapping[str, Any], operator: Operator) -> Job:
+        """Add a copy of `job`, with `changes`; see `copy_of`."""
+        broker = self._running("rerun")
+        if "name" in changes:
+            changes = {**changes, "name": self._find(changes["name"]).name}
+        call, group = await copy_of(broker, self._specs, self._most, job, changes)
+        (reply,) = await broker.add(await self._bounds.laid_over(broker, [call]))
+        name, keys = call.place.name, call.place.keys
+        due, record = await broker.read(keys, call.job_id)
+        known = record or {"d": call.data}
+        copied = read_job(broker, self._specs.get(name), name, keys, group, call.job_id, due, known, operator=operator)
+        copied.added = reply.added
+        return copied

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
+from asyncjobs.declare.add_options import ADD_OPTIONS
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.values import whole
+from asyncjobs.declare.values import keywords, whole
 from asyncjobs.job import Job, in_the_name_of
+from asyncjobs.operate.acting import GOES_WITH, Done, DryRun, Order, act_on, names_of
 from asyncjobs.operate.counting import Count, count
+from asyncjobs.operate.operations import STEP, Operations
 from asyncjobs.operate.place import Cursor
+from asyncjobs.operate.states import EVERY, states
 from asyncjobs.operate.walk import Plan, Walk
 from asyncjobs.operator import Operator
 
@@ -20,6 +26,8 @@ MOST_A_PAGE: Final = 1000
 A_PAGE: Final = 50
 AT_ONCE: Final = 200  # jobs that an iteration reads at a time
 MOST_TRIPS: Final = 6  # round trips a page
+SAMPLE: Final = 5  # jobs that a dry run shows
+RERUN_OPTIONS: Final = ("data", "name", *(one for one in ADD_OPTIONS if one != "job_id"))
 SHARE: Final = 0.2  # of the time in which a search makes the store work; the rest is left to others
 
 
@@ -159,6 +167,64 @@ class Selection:
         walk = self._walk()
         await walk.begin()
         return await count(walk)
+
+    # Acting -----------------------------------------------------------------------------------------------
+    async def cancel(self, reason: str = "", *, dry_run: bool = False) -> Done | DryRun:
+        """`Job.cancel` for all that match and have not finished. Those that run are told, and count as done."""
+        return await self._act("cancel", {}, reason, dry_run)
+
+    async def retry(self, reset: bool = False, *, reason: str = "", dry_run: bool = False) -> Done | DryRun:
+        """`Job.retry` for all that match and are failed or cancelled."""
+        return await self._act("retry", {"reset": reset}, reason, dry_run)
+
+    async def rerun(self, *, reason: str = "", dry_run: bool = False, **changes: Any) -> Done | DryRun:
+        """`Job.rerun` for all that match; `changes`: what differs, the same for all, but no `job_id`.
+
+        Raises:
+            ConfigError: changes that cannot be; nothing was done.
+        """
+        keywords(changes, RERUN_OPTIONS, "a rerun of many")
+        return await self._act("rerun", changes, reason, dry_run)
+
+    async def promote(self, *, reason: str = "", dry_run: bool = False) -> Done | DryRun:
+        """`Job.promote` for all that match and are delayed."""
+        return await self._act("promote", {}, reason, dry_run)
+
+    async def remove(self, *, reason: str = "", dry_run: bool = False) -> Done | DryRun:
+        """`Job.remove` for all that match and do not run."""
+        return await self._act("remove", {}, reason, dry_run)
+
+    async def _act(self, what: str, args: Mapping[str, Any], reason: str, dry_run: bool) -> Done | DryRun:
+        """Do it to all that match.
+
+        More than `STEP` jobs are an operation that is kept in the store: should this process die, another one goes on.
+        What comes to its state after this has begun is left as it is.
+        """
+        plan = self._plan
+        if plan.states == EVERY:
+            plan = dataclasses.replace(plan, states=states(GOES_WITH[what]))
+        narrowed = Selection(self._running, self._specs, plan, self._operator)
+        number = await narrowed.count()
+        if dry_run:
+            return DryRun(number.number, number.exact, (await narrowed.page(limit=SAMPLE)).jobs)
+        broker = self._running(what)
+        operations = Operations(broker, self._specs, self._operator)
+        if number.exact and number.number <= STEP and what != "rerun":
+            return await narrowed._act_at_once(broker, what, args, reason)
+        operation_id = await operations.begin(plan, what, args, reason, number.number)
+        return (await operations.drive(operation_id)).outcome
+
+    async def _act_at_once(self, broker: Broker, what: str, args: Mapping[str, Any], reason: str) -> Done:
+        act = self._operator.new_act(what, reason)
+        order = Order(what, args, self._operator, reason, act, self._specs)
+        await self._operator.write(
+            broker, what, {"name": self._plan.name, "group_id": self._plan.group_id, "scope": self.scope}, reason=reason
+        )
+        done, skipped = 0, Counter[str]()
+        async for page in self.pages(data=False):
+            reached, left = await act_on(broker, order, names_of(page.jobs))
+            done, skipped = done + reached, skipped + left
+        return Done(done, dict(skipped))
 
     def _walk(self, after: str | None = None) -> Walk:
         cursor = None if after is None else Cursor.read(after)

@@ -76,7 +76,8 @@ class Heartbeat:
     `_hold_until`, the instant before which no process is given up; `_heard`, the processes that were silent for longer
     than a lease at the last beat, and for how long; `_given_up`, process that is being given up → job names that need
     no look any more; `_lapsed`, this process was silent itself; `_epoch`, the mark of the store's data;
-    `data_lost_at`, when the mark was last found changed, until the loss is acknowledged.
+    `data_lost_at`, when the mark was last found changed, until the loss is acknowledged; `_told_at`, the instant up to
+    which the beats have told of cancels.
     """
 
     def __init__(
@@ -87,12 +88,15 @@ class Heartbeat:
         on_declared_dead: Callable[[str], Awaitable[None]],
         speaker: Speaks,
         on_draining: Callable[[bool, float], None],
+        on_told: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._leases = leases
         self._on_silent = on_silent
         self._on_declared_dead = on_declared_dead
         self._speaker, self._on_draining = speaker, on_draining
+        self._on_told = on_told
+        self._told_at = b"+inf"
         self.process = new_process_name()
         self._last = clock.monotonic()
         self._hold_until = 0.0
@@ -111,14 +115,16 @@ class Heartbeat:
 
     async def join(self) -> None:
         """Send the first beat, before the process takes jobs."""
-        self._epoch = (await self._say(joining=True)).epoch
+        beat = await self._say(joining=True)
+        self._epoch, self._told_at = beat.epoch, beat.at
         self._last = clock.monotonic()
         self.joined = True
 
     async def _say(self, joining: bool) -> Beat:
         """One beat, and all that goes with it."""
         word, sent_at = self._speaker.word(joining), clock.monotonic()
-        beat = await self._broker.beat(self.process, self._leases(), joining, word)
+        since = b"+inf" if joining else self._told_at
+        beat = await self._broker.beat(self.process, self._leases(), joining, word, since)
         if beat.alive:
             self._speaker.heard(word)
             self._on_draining(beat.draining, sent_at)
@@ -144,8 +150,10 @@ class Heartbeat:
     async def _beat(self) -> float:
         """Beat once, and read the reply. Returns the seconds until the next beat."""
         lease = self._shortest_lease()
-        alive, epoch, others, _ = await self._say(joining=False)
+        alive, epoch, others, _, told, self._told_at = await self._say(joining=False)
         gap, self._last = self.since_last_beat(), clock.monotonic()
+        for message in told:
+            self._on_told(message)
         lost_data = epoch != self._epoch
         if lost_data:
             self._epoch, self.data_lost_at = epoch, clock.now()

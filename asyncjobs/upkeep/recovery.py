@@ -150,12 +150,12 @@ class Recovery:
         token = next(self._shared.tokens)
         most = spec.worker_options.max_stalled_count
         back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
-        for job_id in back + [job.job_id for job in doomed]:
+        for job_id in back + [job.job_id for job in doomed if not job.mark]:
             self._shared.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
         consumer = self._consumer(spec, group_id) if doomed else None
         if consumer is not None:
             for job in doomed:
-                consumer.fail_stalled(job)
+                (consumer.end_marked if job.mark else consumer.fail_stalled)(job)
 
     def _consumer(self, spec: JobSpec, group_id: str | None) -> Consumer | None:
         if group_id is None:

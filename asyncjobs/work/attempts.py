@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from asyncjobs import clock
-from asyncjobs.active_job import ActiveJob, current
+from asyncjobs.active_job import ActiveJob, Leaving, current
 from asyncjobs.broker import TakenJob
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
@@ -19,7 +19,7 @@ from asyncjobs.guests.threads import InThread
 from asyncjobs.limits.start_margin import in_time
 from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import is_closing, said, say
-from asyncjobs.work.executor import Aside, Failed, Later, Lost, Outcome, Released, execute, late, timed_out
+from asyncjobs.work.executor import Aside, Failed, Later, Lost, Outcome, Released, execute, given_up, late, timed_out
 from asyncjobs.work.prefetch import Prefetched
 from asyncjobs.work.shared import Shared
 from asyncjobs.work.task_reuse import Slot
@@ -28,11 +28,6 @@ logger = logging.getLogger("asyncjobs")
 
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 AGAIN: Final = 60.0  # seconds until the next try of a job that could not be started, uncounted
-
-
-def given_up(job: ActiveJob) -> Lost | Released:
-    """The outcome of a try that was cancelled without a failure of its job."""
-    return Lost() if job.leaving == "lost" else Released()
 
 
 def unless_all_ends(shared: Shared, job: ActiveJob, outcome: Outcome) -> Outcome:
@@ -245,8 +240,14 @@ class Attempts:
     def _complain(self, message: str, error: BaseException) -> None:
         self._shared.pump.throttled.error(message, message, said(error))
 
-    def cancel(self, job: ActiveJob, why: Literal["timeout", "stop", "lost"]) -> None:
-        """Cancel a try. If the handler swallows the cancellation, the job is settled without the handler."""
+    def cancel(self, job: ActiveJob, why: Leaving) -> None:
+        """Cancel a try. If the handler swallows the cancellation, the job is settled without the handler.
+
+        An operator's cancel comes too late for a try that is being cancelled already. A stop changes nothing for a job
+        that an operator has cancelled: the job is over, and does not go back to the queue.
+        """
+        if (why == "cancel" and job.leaving) or (why == "stop" and job.leaving == "cancel"):
+            return
         if job.thread is not None and job.thread.running:
             self._cancel_in_thread(job, job.thread, why)
             return
@@ -282,12 +283,13 @@ class Attempts:
             self._queue.release([held.job])
 
     # Threads ----------------------------------------------------------------------------------------------
-    def _cancel_in_thread(self, job: ActiveJob, thread: InThread, why: Literal["timeout", "stop", "lost"]) -> None:
+    def _cancel_in_thread(self, job: ActiveJob, thread: InThread, why: Leaving) -> None:
         """Cancel a try that runs in a thread. The thread's waits on the loop end, but the thread itself goes on.
 
         So the job must not run again before the thread has ended. Only the last try of a job is settled at once when it
-        times out, and its thread keeps the slot. Where the store counts the slots, the settlement would free the slot
-        for another process, so there that try waits for its thread as well.
+        times out, and a job that an operator has cancelled is settled after a moment; their threads keep the slots.
+        Where the store counts the slots, the settlement would free the slot for another process, so there those tries
+        wait for their threads as well.
         """
         if job.ended:
             return
@@ -299,6 +301,8 @@ class Attempts:
         last = job.discarded or (job.attempts is not None and job.attempts_made + 1 >= job.attempts)
         if job.leaving == "timeout" and last and not self._queue.spec.slots:
             self._settle_without(job)
+        elif job.leaving == "cancel" and not self._queue.spec.slots:
+            job.timer = asyncio.get_running_loop().call_later(STUBBORN, self._settle_without, job)
         else:
             text = "%r runs in a thread, which cannot be cancelled (%s); it keeps its job and its slot until it ends"
             say(logger, logging.WARNING, text, job, why)

@@ -17,11 +17,11 @@ from asyncjobs.errors import BrokerError, JobStalledError
 from asyncjobs.limits.start_margin import least_margin
 from asyncjobs.logs import say
 from asyncjobs.work.decide import decide
-from asyncjobs.work.executor import Aside, Completed, Failed, Later, Outcome, Released
+from asyncjobs.work.executor import Aside, Cancelled, Completed, Failed, Later, Outcome, Released
 from asyncjobs.work.prefetch import Prefetched
 from asyncjobs.work.queue_state import BATCH, TURNS, QueueState
 from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
-from asyncjobs.work.reports import settled
+from asyncjobs.work.reports import CANCEL_ASKED, overtaken, settled
 from asyncjobs.work.turn import Finished, Turn, renew
 
 logger = logging.getLogger("asyncjobs")
@@ -130,6 +130,10 @@ class Consumer(QueueState):
         if self.refusals is not None and turn.sending:
             self.refusals.answered()
         for finished, status in zip(turn.sending, reply.statuses, strict=True):
+            if status == CANCEL_ASKED:
+                job = overtaken(finished)
+                self._settle(job, Cancelled(job.mark))
+                continue
             settled(self._shared.bus, finished, status)
             again = finished.decision.settlement
             if again.op in "rbh" and (finished.decision.event or again.number):
@@ -141,10 +145,12 @@ class Consumer(QueueState):
             margins = [grant.margin for grant in turn.grants if grant.shared_limit.window]
             margin = min(margins if not self.limits.window else [*margins, margin], default=0.0)
         self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
+        for taken in reply.marked:
+            self.end_marked(taken)
         if self.limits.concurrency != 1:
             self.ahead.pace()
         if turn.reserved or turn.ahead:
-            self.flowing = len(reply.jobs) == turn.reserved + turn.ahead
+            self.flowing = len(reply.jobs) + len(reply.marked) == turn.reserved + turn.ahead
             self.appetite = min(BATCH, 4 * self.appetite) if self.flowing else 1
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
@@ -203,17 +209,22 @@ class Consumer(QueueState):
         Known jobs go on under the token in `owned`, since a lost reply may have taken a job that had been given back.
         """
         known = {taken.job_id: taken for taken in owned}
+        marked_jobs = [taken for taken in owned if taken.mark]
         apart = self.refusals.apart if self.refusals is not None else []
         for finished in (self.outbox, apart, *(turn.sending for turn in self.turns)):
             renew(finished, known)
         self.ahead.renew(known)
         mine = []
         for taken in known.values():
-            if taken.stalled_count > self.spec.worker_options.max_stalled_count and not self.attempts.runs(taken):
+            if taken.mark and not self.attempts.runs(taken):
+                self.end_marked(taken)
+            elif taken.stalled_count > self.spec.worker_options.max_stalled_count and not self.attempts.runs(taken):
                 self.fail_stalled(taken)
             else:
                 mine.append(taken)
         self._start_all(mine, LONG_AGO, 0.0)
+        for taken in marked_jobs:
+            self.cancel(taken.job_id, taken.token, taken.mark)
 
     def make_room(self, turn: Turn[Any], process_slots: int) -> None:
         """Adopted jobs have taken slots that `turn`, the only one, had asked for. `process_slots` are left."""
@@ -283,16 +294,45 @@ class Consumer(QueueState):
                 return self.ahead.next()
         return None
 
+    # Cancels ----------------------------------------------------------------------------------------------
+    def cancel(self, job_id: str, token: bytes, mark: bytes) -> None:
+        """The cancel of a job was asked for while it was active under `token`: if it is held here, it ends.
+
+        One that has come to an outcome is left to its settlement, and one that is not known here to its adoption.
+        """
+        job = self.attempts.running.get(job_id)
+        if job is not None and job.token == token:
+            job.mark = mark
+            self.attempts.cancel(job, "cancel")
+            return
+        taken = self.ahead.withdraw(job_id, token)
+        if taken is not None:
+            self.end_marked(taken._replace(mark=mark))
+        for finished in (*self.outbox, *(one for turn in self.turns for one in turn.sending)):
+            if finished.job.id == job_id:
+                finished.job.mark = mark
+
+    def end_marked(self, taken: TakenJob) -> None:
+        """Settle a job that is not to run, since its cancel was asked for."""
+        self.took = True
+        if self.attempts.runs(taken):  # it was given back, because this process was silent
+            self.cancel(taken.job_id, taken.token, taken.mark)
+        else:
+            self._settle(self.attempts.active(taken), Cancelled(taken.mark))
+
+    def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
+        """Settle a job that runs nothing here."""
+        decision = decide(job, outcome)
+        assert decision is not None
+        self.outbox.append(Finished(job, decision))
+        self._shared.pump.offer(self)
+
     def fail_stalled(self, taken: TakenJob) -> None:
         """Fail a job that has stalled too often."""
         self.took = True
         most = self.spec.worker_options.max_stalled_count
         error = JobStalledError(f"its process died {taken.stalled_count} times, more than max_stalled_count={most}")
-        job = self.attempts.active(taken)
-        decision = decide(job, Failed(error, final=True))
-        assert decision is not None
-        self.outbox.append(Finished(job, decision))
-        self._shared.pump.offer(self)
+        self._settle(self.attempts.active(taken), Failed(error, final=True))
 
     # Stopping ---------------------------------------------------------------------------------------------
     def cancel_all(self) -> None:

@@ -19,7 +19,7 @@ from asyncjobs.declare.values import FOREVER
 from asyncjobs.job_record import StoredError
 from asyncjobs.logs import Told, log, said, say, told
 from asyncjobs.record import Record
-from asyncjobs.work.executor import Aside, Completed, Failed, Held, Later, Lost, Outcome, Released
+from asyncjobs.work.executor import Aside, Cancelled, Completed, Failed, Held, Later, Lost, Outcome, Released
 
 logger = logging.getLogger("asyncjobs")
 
@@ -42,6 +42,8 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
         if isinstance(outcome, Completed):
             keep = job.overrides.keep(options, "c")
             return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body, 0, keep), "job.completed")
+        if isinstance(outcome, Cancelled):
+            return _cancelled(job, outcome, job.overrides.keep(options, "k"))
         if isinstance(outcome, Released):
             return Decision(Settlement("b", job_id, job.entry, job.token), "")
         if isinstance(outcome, Later):
@@ -76,6 +78,12 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
         return _fallback(job, outcome, error)
 
 
+def _cancelled(job: ActiveJob, outcome: Cancelled, keep: str = "") -> Decision:
+    """A job that is over: its try counts as an attempt if its handler was called."""
+    settlement = Settlement("k", job.stored_id, job.entry, job.token, outcome.mark, int(job.entered), keep)
+    return Decision(settlement, "job.cancelled")
+
+
 def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decision | None:
     """A decision that needs only the job's record, because each outcome must be settled."""
     job_id = job.stored_id
@@ -83,6 +91,8 @@ def _fallback(job: ActiveJob, outcome: Outcome, error: BaseException) -> Decisio
         return None
     if isinstance(outcome, Completed):
         return Decision(Settlement("c", job_id, job.entry, job.token, outcome.body), "job.completed")
+    if isinstance(outcome, Cancelled):
+        return _cancelled(job, outcome)
     delay = math.ceil(FALLBACK.wait(1) * 1000)
     words = told(error)
     op: Op = "h" if job.spec.ordered else "r"

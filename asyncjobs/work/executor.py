@@ -12,6 +12,7 @@ from asyncjobs.declare.values import seconds
 from asyncjobs.errors import (
     AsyncjobsError,
     Discard,
+    JobCancelledError,
     JobTimeoutError,
     NotRunningError,
     PayloadError,
@@ -55,11 +56,25 @@ class Released(NamedTuple):
     """The try was cancelled, because the process stops. The job goes back to the head of the queue, uncounted."""
 
 
+class Cancelled(NamedTuple):
+    """An operator has cancelled the job. The job is over, whatever its handler still does."""
+
+    mark: bytes  # who and why, as the record of the job has it
+
+
 class Lost(NamedTuple):
     """The try was cancelled, because another process owns the job now. Nothing is recorded."""
 
 
-Outcome: TypeAlias = Completed | Failed | Later | Aside | Held | Released | Lost
+Outcome: TypeAlias = Completed | Failed | Later | Aside | Held | Released | Cancelled | Lost
+AWAY: Final = frozenset(("cancel", "stop", "lost"))  # reasons for which a try is cancelled without a failure of its job
+
+
+def given_up(job: ActiveJob) -> Cancelled | Released | Lost:
+    """The outcome of a try that was cancelled without a failure of its job."""
+    if job.leaving == "cancel":
+        return Cancelled(job.mark)
+    return Lost() if job.leaving == "lost" else Released()
 
 
 async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Threads) -> Outcome:
@@ -93,10 +108,8 @@ async def execute(job: ActiveJob, environment: Mapping[str, Any], threads: Threa
 
 def returned(job: ActiveJob, result: Any) -> Outcome:
     """The outcome of a handler that has returned `result`."""
-    if job.leaving == "stop":
-        return Released()
-    if job.leaving == "lost":
-        return Lost()
+    if job.leaving in AWAY:
+        return given_up(job)
     try:
         return Completed(b"" if result is None else payload.encode_result(result, "result", job.spec.max_result))
     except BaseException as error:  # the handler's side effect has happened, and a retry would repeat it
@@ -112,10 +125,8 @@ def unfit(job: ActiveJob, error: BaseException) -> PayloadError:
 
 def outcome_of(job: ActiveJob, error: BaseException) -> Outcome:
     """The outcome of a handler that has raised `error`."""
-    if job.leaving == "stop":
-        return Released()
-    if job.leaving == "lost":
-        return Lost()
+    if job.leaving in AWAY:
+        return given_up(job)
     try:
         why = steering(error)
         if why is None:
@@ -181,6 +192,8 @@ class ThreadTry:
         if job.leaving == "timeout":
             return timed_out(job)
         who = named(job.name, job.id, job.group_id)
+        if job.leaving == "cancel":
+            return JobCancelledError(job.name, job.id)
         if job.leaving == "lost":
             return NotRunningError(f"{who} was taken over by another process; this try no longer counts")
         if job.leaving == "stop":

@@ -78,6 +78,14 @@ class Prefetch:
             if taken is not None and self.jobs:
                 self.jobs[i] = held._replace(job=taken)
 
+    def withdraw(self, job_id: str, token: bytes) -> TakenJob | None:
+        """Take out a job that is not to run; None: it is not held, not under `token`."""
+        for held in self.jobs or ():
+            if held.job.job_id == job_id and held.job.token == token:
+                self.jobs = [one for one in self.jobs or () if one is not held] or None
+                return held.job
+        return None
+
     def release(self) -> list[Prefetched]:
         """Remove and return all held jobs, the first one first. No job may be held for a while after that."""
         jobs, self.jobs = self.jobs or [], None

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from typing import Final
 
-from asyncjobs.broker import Place
+from asyncjobs.broker import Place, read_mark
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import Limiter
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, visible
@@ -154,6 +154,17 @@ class Queues:
             return self.consumers.get(place.name)
         registry = self.registries.get(place.name)
         return None if registry is None else registry.open.get(place.keys.group)
+
+    def cancel(self, message: bytes) -> None:
+        """The cancel of a job was asked for that runs somewhere: if it runs here, it ends."""
+        asked = read_mark(message)
+        if asked.group:
+            registry = self.registries.get(asked.name)
+            consumer = None if registry is None else registry.open.get(asked.group)
+        else:
+            consumer = self.consumers.get(asked.name)
+        if consumer is not None:
+            consumer.cancel(asked.job_id, asked.token, asked.mark)
 
     def all(self) -> list[Consumer]:
         grouped = [consumer for registry in self.registries.values() for consumer in registry.open.values()]

@@ -8,13 +8,14 @@ from contextlib import suppress
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.errors import Discard, named
 from asyncjobs.events import EventBus
+from asyncjobs.job_record import cancellation
 from asyncjobs.logs import Told, log, said, say
 from asyncjobs.work.decide import Decision
 from asyncjobs.work.turn import Finished
 
 logger = logging.getLogger("asyncjobs")
 
-STALE, GONE = b"03"
+STALE, GONE, CANCEL_ASKED = b"034"
 
 
 def settled(bus: EventBus, finished: Finished, status: int) -> None:
@@ -40,16 +41,41 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
 def _tell(bus: EventBus, job: ActiveJob, decision: Decision) -> None:
     # RetryLater and a release count no attempt.
     counted = 1 if decision.error is not None or decision.event == "job.completed" else 0
+    error: BaseException | str | None = decision.error
+    if decision.event == "job.cancelled":
+        counted, error = decision.settlement.number, reason_of(decision.settlement.body)
     bus.emit(
         decision.event,
         job.name,
         job_id=job.id,
         group_id=job.group_id,
         attempts_made=job.attempts_made + counted,
-        error=decision.error,
+        error=error,
         data=job.data,
         context=job.context,
     )
+
+
+def reason_of(mark: bytes) -> str | None:
+    """What was said with a cancel; None for nothing."""
+    known = cancellation(mark)
+    return known.reason or None if known is not None else None
+
+
+def overtaken(finished: Finished) -> ActiveJob:
+    """A try was to be followed by another one, and its job is cancelled instead: its error stands in the log alone.
+
+    Returns:
+        The job, as it is to be settled now.
+    """
+    job, words, settlement = finished.job, finished.decision.told, finished.decision.settlement
+    job.entry, job.token = settlement.entry, settlement.token  # it may have been adopted since it ended
+    if finished.decision.error is not None and words is not None:
+        who = named(job.name, job.id, job.group_id)
+        text = "%s failed at try %d, and is not tried again, since it was cancelled: %s"
+        with suppress(BaseException):
+            log(logger, logging.WARNING, words, finished.decision.error, text, who, job.attempts_made + 1, words.text)
+    return job
 
 
 def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:

@@ -99,6 +99,17 @@ class Machine(RuleBasedStateMachine):
     def add_everywhere(self, some, by):
         self.act("add_everywhere", some, by)
 
+    @rule(nth=st.integers(0, 11))
+    def cancel(self, nth):
+        self.act("cancel", nth)
+
+    @rule(place=places(), script=scripts, nth=which, lost=st.booleans())
+    def add_and_cancel(self, place, script, nth, lost):
+        self.act("add", place, ("held", *script), 0, 0)
+        if lost:
+            self.act("lose", nth, "drop-reply", 1, turns=True)
+        self.act("cancel", 11)
+
     @rule(nth=st.integers(0, 50))
     def add_again(self, nth):
         self.act("add_again", nth)

@@ -16,6 +16,7 @@ from asyncjobs.broker.keys import (
     Channels,
     about_key,
     asked_key,
+    cancels_key,
     draining_key,
     due_key,
     epoch_key,
@@ -136,6 +137,20 @@ class Case:
         keys = self.keys
         args = (keys.completed, keys.failed, keys.cancelled, keys.jobs, 0, -1, -1, -1, -1, -1)
         await self.hold(lambda got: got == 1, scripts.TRIM, *args)
+
+    async def cancel(self) -> None:
+        keys = self.keys
+        head = (keys.stream, keys.delayed, keys.cancelled, keys.jobs, "cancels", "done", "job", "", "{}", -1, -1)
+        jobs = [one for job_id in ("a", "waiting", "later", "done", "never") for one in (job_id, "", "")]
+        await self.hold(lambda got: got[::2] == [b"a", b"k", b"k", b"f", b"g"], scripts.CANCEL, *head, *jobs)
+        assert await self.desk.counts() == [0, 2, 0, 1, 0, 2]
+
+    async def remind(self) -> None:
+        await self.hold(lambda got: got == 1, scripts.REMIND, cancels_key(self.prefix), 60_000, 9, "told")
+        assert await self.desk.redis.zcard(cancels_key(self.prefix)) == 1
+
+    async def hear(self) -> None:
+        await self.hold(lambda got: len(got) == 1, scripts.HEAR, cancels_key(self.prefix), "0")
 
     async def idle(self) -> None:
         await self.hold(lambda got: got[0] == b"", scripts.IDLE, groups_key(self.prefix, "job"), "g")

@@ -83,12 +83,13 @@ class Added:
     def __init__(self, number: int, place: Place, script: tuple[Step, ...], due: float) -> None:
         self.number, self.place, self.script, self.due = number, place, script, due
         self.acknowledged = self.in_order = self.void = self.excused = False
+        self.asked = self.over = False  # its cancel was asked for while it ran; it was cancelled before it ran
         self.starts: list[float] = []
         self.returned = self.failures = 0
         self.terminals: list[Event] = []
 
     def __repr__(self) -> str:
-        flags = [one for one in ("acknowledged", "in_order", "void", "excused") if getattr(self, one)]
+        flags = [one for one in ("acknowledged", "in_order", "void", "excused", "asked", "over") if getattr(self, one)]
         ends = [event.type for event in self.terminals]
         return (
             f"job {self.number} of {self.place} {self.script} {flags}: {len(self.starts)} starts, "
@@ -237,7 +238,7 @@ class World:
             self.stalled.add(event.job_id)
         elif event.type == "group.reaped":
             self.reaped[event.name, event.group_id] += 1
-        elif event.type in ("job.completed", "job.failed") and event.job_id:
+        elif event.type in ("job.completed", "job.failed", "job.cancelled") and event.job_id:
             self.jobs[event.job_id].terminals.append(event)
 
     async def _try(self, member: Member, job: Any) -> str:
@@ -312,6 +313,8 @@ class World:
             self.latest[place] = max(self.latest.get(place, 0), one.number)
         if one.terminals and not self._may_be_doubled(job.id):
             self.broken.append(f"{said} after its end")
+        if one.over and not self._may_be_doubled(job.id):
+            self.broken.append(f"{said} although it was cancelled")
         one.starts.append(now)
         if kind.limit is not None:
             self.starts.setdefault(kind.limit[0], []).append(now)
@@ -388,6 +391,24 @@ class World:
                 return
             if job.added and not one.void:
                 self.broken.append(f"{one!r} was added again")
+
+    async def cancel(self, which: int) -> None:
+        """An operator cancels a job that was added lately, whatever it does."""
+        known = [(job_id, one) for job_id, one in self.jobs.items() if one.acknowledged and not one.void][-12:]
+        if not known:
+            return
+        job_id, one = known[which % len(known)]
+        job = await self.operator.queue.get_job(one.place[0], job_id, one.place[1])
+        if job is None:
+            return
+        answer = await job.cancel("as planned")
+        one.asked = one.asked or answer == "requested"
+        one.over = one.over or answer == "cancelled"
+        if answer == "finished" and [event for event in one.terminals if event.type == "job.cancelled"]:
+            self.broken.append(f"{one!r} was cancelled, and has finished")
+        if answer == "requested":
+            notes = self.notes
+            await self.until(lambda: self.notes > notes, 0.05)
 
     # Acts: members ----------------------------------------------------------------------------------------
     async def start(self, slots: int, again: bool) -> None:
@@ -654,8 +675,8 @@ class World:
         for name, kind in KINDS.items():
             if kind.grouped and await self.operator.queue.groups(name):
                 return False
-        for name, most in (("tenant", 2), ("fleeting", 0)):
-            if not self.damaged and (await self.operator.queue.counts(name))["completed"] > most:
+        for name, state, most in (("tenant", "completed", 2), ("tenant", "cancelled", 1), ("fleeting", "completed", 0)):
+            if not self.damaged and (await self.operator.queue.counts(name))[state] > most:
                 return False
         return not await self._of_store(settled=True) and not await self._of_keys()
 
@@ -686,10 +707,11 @@ class World:
             if len(one.terminals) > 1:
                 self.broken.append(f"{one!r} ended twice")
             if one.acknowledged and not one.void:
-                if not one.starts and not (self.stalled & {job_id}):
+                if not one.starts and not (self.stalled & {job_id}) and not (one.asked or one.over):
                     self.broken.append(f"{one!r} never ran")
                 job = await self.operator.queue.get_job(name, job_id, group)
-                if KINDS[name].keeps and (job is None or job.state not in ("completed", "failed")):
+                ends = {"cancelled"} if one.over else {"completed", "failed"} | ({"cancelled"} if one.asked else set())
+                if KINDS[name].keeps and (job is None or job.state not in ends):
                     self.broken.append(f"{one!r} has come to {job and job.state}")
             if not self._may_be_doubled(job_id) and (one.returned > 1 or one.failures > ATTEMPTS):
                 self.broken.append(f"{one!r} ran too often")

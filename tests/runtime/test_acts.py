@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from asyncjobs import ConfigError, JobFailedError, JobGoneError, Runtime, StateError
+from asyncjobs import ConfigError, JobFailedError, JobGoneError, NotRunningError, StateError
 from tests.helpers import Watcher, eventually
 
 ALWAYS = {"limiter": None, "remove_on_complete": 1000}
@@ -40,7 +40,7 @@ async def crew(request, make_runtime):
         yield desk, fails, group
 
 
-async def failed(desk: Runtime, group: dict, **options):
+async def failed(desk, group: dict, **options):
     job = await desk.queue.add("send", {"n": 1}, **group, **options)
     with pytest.raises(JobFailedError):
         await job.wait(20)
@@ -177,3 +177,190 @@ async def test_who_acts_is_told(crew):
     assert (entry.by, entry.source, entry.what) == ("ana", "cli", "retry")
     trail = [one async for one in desk.queue.audit()]
     assert [(one.by, one.source, one.what, one.target["name"]) for one in trail] == [("ana", "cli", "retry", "send")]
+
+
+# Many jobs ---------------------------------------------------------------------------------------------------
+async def many_failed(desk, fails: Fails, group: dict, number: int) -> None:
+    await desk.queue.add_bulk([("send", n, {**group, "attempts": 1}) for n in range(number)])
+    await eventually(lambda: sum(fails.ran.values()) >= number, 60)
+
+    async def settled() -> bool:
+        return bool((await desk.queue.counts("send"))["failed"] == number)
+
+    await eventually(settled, 30)
+
+
+@pytest.mark.parametrize("number", [7, 1200], ids=["few", "an operation"])
+async def test_all_failed_jobs_are_retried_each_once(crew, number):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, number)
+    failed = desk.queue.select("send", state="failed")
+    dry = await failed.retry(dry_run=True)
+    assert (dry.number, dry.exact, len(dry.sample)) == (number, True, 5)
+    assert (await desk.queue.counts("send"))["failed"] == number
+    fails.works = True
+    done = await failed.retry(reason="the mail server is back")
+    assert (done.done, done.skipped) == (number, {})
+    assert (done.operation is None) == (number == 7)
+
+    await eventually(lambda: sum(fails.ran.values()) == 2 * number, 60)
+    assert set(fails.ran.values()) == {2}
+    assert (await failed.count()).number == 0
+    (entry,) = [one async for one in desk.queue.audit()]
+    assert (entry.what, entry.reason) == ("retry", "the mail server is back")
+    if done.operation:
+        operation = await desk.queue.operations.read(done.operation)
+        assert (operation.state, operation.done, operation.of) == ("done", number, number)
+
+
+async def test_what_fails_again_meanwhile_is_not_swept_in(crew):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 1100)
+    done = await desk.queue.select("send", state="failed").retry()
+    assert (done.done, sum(done.skipped.values())) == (1100, 0)
+    await eventually(lambda: set(fails.ran.values()) == {2}, 60)
+
+
+async def test_an_operation_is_done_again_from_where_its_driver_died_and_reaches_each_job_once(crew, monkeypatch):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 1700)
+    monkeypatch.setattr("asyncjobs.operate.operations.LEASE", 0.2)
+    real, calls = desk._assembly.broker.drive, 0
+
+    async def dies(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the second step is done, and not kept
+            raise NotRunningError
+        return await real(*args)
+
+    monkeypatch.setattr(desk._assembly.broker, "drive", dies)
+    with pytest.raises(NotRunningError):
+        await desk.queue.select("send", state="failed").retry()
+    monkeypatch.setattr(desk._assembly.broker, "drive", real)
+    (operation,) = await desk.queue.operations.all()
+    assert (operation.state, operation.done) == ("running", 0)
+    await desk.queue.operations.drive(operation.id)
+    operation = await desk.queue.operations.read(operation.id)
+    assert (operation.state, operation.done, operation.skipped) == ("done", 1700, {})
+    await eventually(lambda: set(fails.ran.values()) == {2}, 60)
+
+
+async def test_an_operation_can_be_stopped(crew, monkeypatch):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 1200)
+    real = desk._assembly.broker.drive
+
+    async def stops(operation_id, driver, lease, changes):
+        if changes:
+            await desk.queue.operations.stop(operation_id)
+        return await real(operation_id, driver, lease, changes)
+
+    monkeypatch.setattr(desk._assembly.broker, "drive", stops)
+    fails.works = True
+    done = await desk.queue.select("send", state="failed").retry()
+    assert done.done in (0, 500)
+    assert (await desk.queue.operations.read(done.operation)).state == "stopped"
+    with pytest.raises(ConfigError, match="no operation"):
+        await desk.queue.operations.stop("nonsense")
+
+
+async def test_many_are_removed_and_copied(crew):
+    desk, fails, group = crew
+    await many_failed(desk, fails, group, 30)
+    fails.works = True
+    done = await desk.queue.select("send", state="failed").rerun(delay=3600)
+    assert done.done == 30
+    assert (await desk.queue.counts("send"))["delayed"] == 30
+    assert (await desk.queue.select("send", state="failed").remove()).done == 30
+    assert (await desk.queue.select("send", state="delayed").promote()).done == 30
+    await eventually(lambda: sum(fails.ran.values()) == 60, 30)
+    with pytest.raises(ConfigError):
+        await desk.queue.select("send").rerun(job_id="x")
+
+
+async def test_another_process_goes_on_where_one_has_died(make_runtime, monkeypatch):
+    monkeypatch.setattr("asyncjobs.operate.operations.LEASE", 0.2)
+    fails = Fails()
+    desk, worker = make_runtime(consume=False), make_runtime(sweep_interval=0.2)
+    for runtime in (desk, worker):
+        runtime.job("send", attempts=1, **ALWAYS)(fails)
+    async with worker:
+        async with desk:
+            await many_failed(desk, fails, {}, 1200)
+            fails.works = True
+            operations = desk.queue.operations
+            plan = desk.queue.select("send", state="failed")._plan
+            operation_id = await operations.begin(plan, "retry", {}, "", 1200)
+
+        async def ended() -> bool:
+            return (await worker.queue.operations.read(operation_id)).state == "done"
+
+        await eventually(ended)
+        assert (await worker.queue.operations.read(operation_id)).done == 1200
+        await eventually(lambda: sum(fails.ran.values()) == 2400, 60)
+
+
+# Records of the release before -------------------------------------------------------------------------------
+@pytest.fixture(params=["", "acme"], ids=["alone", "group"])
+async def old(request, make_runtime, redis, prefix):
+    """A runtime that only adds, jobs as the release before has added them, and how they are addressed."""
+    group = {"group_id": request.param} if request.param else {}
+    runtime = make_runtime(consume=False)
+    runtime.job("send", group=bool(group), **ALWAYS)(lambda data: None)
+    async with runtime:
+        tag = f"{{{prefix}:send:acme}}" if group else f"{{{prefix}:send}}"
+        if group:
+            await redis.zadd(f"{{{prefix}:send}}:groups", {"acme": 1})
+        await redis.xgroup_create(f"{tag}:s", "w", "0", mkstream=True)
+        for n in range(20):
+            await redis.hset(f"{tag}:j:waiting-{n}", mapping={"d": "1", "t": "1700000000000"})
+            await redis.xadd(f"{tag}:s", {"j": f"waiting-{n}"})
+        await redis.hset(f"{tag}:j:delayed", mapping={"d": "1", "t": "1700000000000"})
+        await redis.zadd(f"{tag}:d", {"delayed": 4_000_000_000_000})
+        await redis.hset(
+            f"{tag}:j:failed",
+            mapping={"d": "1", "t": "1", "x": "f", "a": "1", "F": "1700000000000", "e1": '{"t":"x","s":"","a":1}'},
+        )
+        await redis.zadd(f"{tag}:f", {"failed": 1_700_000_000_000})
+        if group:
+            await redis.zadd(f"{{{prefix}:send}}:f", {"4:acmefailed": 1_700_000_000_000})
+        yield runtime.queue, group
+
+
+async def test_jobs_of_the_release_before_are_shown_and_acted_on(old):
+    queue, group = old
+    jobs = [job async for job in queue.select("send")]
+    assert len(jobs) == 22
+    for job_id, act in (("waiting-7", "remove"), ("delayed", "promote"), ("failed", "retry"), ("waiting-0", "remove")):
+        job = await queue.get_job("send", job_id, **group)
+        await getattr(job, act)()
+    assert dict(await queue.counts("send", **group)) == {
+        "waiting": 20, "active": 0, "delayed": 0, "completed": 0, "failed": 0,
+    }  # fmt: skip
+    assert (await queue.select("send", state="waiting").remove()).done == 20
+    assert sum((await queue.counts("send")).values()) == 0
+
+
+async def test_many_are_cancelled(make_runtime):
+    runtime, begun = make_runtime(), asyncio.Event()
+
+    @runtime.job("long", concurrency=2, **ALWAYS)
+    async def long(data):
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async with runtime:
+        await runtime.queue.add_bulk([("long", n) for n in range(10)])
+        await runtime.queue.add_bulk([("long", n, {"delay": 3600}) for n in range(5)])
+        await begun.wait()
+        done = await runtime.queue.select("long").cancel("all of it was a mistake")
+        assert (done.done, done.skipped) == (15, {})
+
+        async def over() -> bool:
+            return dict(await runtime.queue.counts("long")) == {
+                "waiting": 0, "active": 0, "delayed": 0, "completed": 0, "failed": 0, "cancelled": 15,
+            }  # fmt: skip
+
+        await eventually(over)
+        assert (await runtime.queue.select("long", state="cancelled").retry(dry_run=True)).number == 15

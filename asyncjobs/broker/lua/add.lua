@@ -19,7 +19,7 @@
 -- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, where one was refused}
 -- Order: the entry, the record, which holds the id of the entry, and the sender's mark last. A record that the store
 -- refuses (a foreign type, a slot on the move) takes its entry with it, so no entry is without a record.
-local call, pcall = redis.call, redis.pcall
+local call, pcall, type = redis.call, redis.pcall, type
 local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
 -- @include clock
