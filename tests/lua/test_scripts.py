@@ -690,3 +690,58 @@ async def test_what_runs_survives_that_its_stream_was_deleted(desk, op, what):
     await desk.add("c")
     _, _, later = await desk.work(token="t3", me="p2")
     assert list(later) == ["c"]
+
+
+async def test_what_a_process_says_of_itself_goes_with_it(redis, prefix):
+    """Its names are written where they are given; what an earlier release buried others leave goes at the next join."""
+    desk, about, draining = Desk(redis, prefix), about_key(prefix), draining_key(prefix)
+    await desk.send(beat(prefix, "one", True, about='{"n":1}', names='{"jobs":["a"],"tasks":[]}'))
+    await desk.send(beat(prefix, "one", False, about='{"n":2}'))
+    assert await redis.hgetall(about) == {b"one": b'{"n":2}', b"one names": b'{"jobs":["a"],"tasks":[]}'}
+    assert (await desk.send(beat(prefix, "two", True, draining="{}")))[0] == 2
+    assert await redis.hgetall(draining) == {b"two": b"{}"}
+    await redis.zrem(f"{{{prefix}}}:processes", "two")
+    assert (await desk.send(beat(prefix, "one", False)))[0] == 1
+    assert await redis.hexists(about, "two") is False
+    assert await redis.exists(draining) == 0
+    await redis.hset(about, mapping={f"gone{n}": "{}" for n in range(20)})
+    await redis.hset(draining, "gone7", "{}")
+    await desk.send(beat(prefix, "three", True))
+    assert await redis.hkeys(about) == [b"one", b"one names", b"three"]
+    assert await redis.exists(draining) == 0
+
+
+async def test_an_order_is_kept_once_and_refused_where_nobody_is(redis, prefix):
+    desk, draining = Desk(redis, prefix), draining_key(prefix)
+    await desk.send(beat(prefix, "one", True))
+    order = (f"{{{prefix}}}:processes", draining, "zset")
+    assert await desk.run(scripts.ORDER, *order, "two", "{}", "c", "m") == 0
+    for reason in ("first", "again"):
+        assert await desk.run(scripts.ORDER, *order, "one", reason, "c", "m") == 1
+    assert await redis.hgetall(draining) == {b"one": b"first"}
+    assert await desk.run(scripts.ORDER, *order, "one", "", "c", "m") == 1
+    assert await redis.exists(draining) == 0
+
+
+async def test_a_run_is_written_once_and_found_again(redis, prefix):
+    desk, runs, skips = Desk(redis, prefix), runs_key(prefix, "t"), skips_key(prefix, "t")
+    keys = (runs, skips, paused_key(prefix), "t")
+    for _ in range(2):
+        assert await desk.run(scripts.NOTE_RUN, *keys, "begin", MARK, "") == 0
+    (begun,) = await redis.lrange(runs, 0, -1)
+    assert begun.startswith(MARK.encode() + b',"b":')
+    for _ in range(2):
+        await desk.run(scripts.NOTE_RUN, *keys, "end", MARK, DONE)
+    (ended,) = await redis.lrange(runs, 0, -1)
+    assert ended.startswith(begun[:-1] + b',"e":')
+    assert ended.endswith(b',"o":"completed"}')
+    for n in range(60):
+        await desk.run(scripts.NOTE_RUN, *keys, "begin", f'{{"s":{n + 10},"p":"p1"', "")
+    assert await redis.llen(runs) == 50
+    await desk.run(scripts.NOTE_RUN, *keys, "end", MARK, DONE)
+    assert (await redis.lrange(runs, -1, -1))[0].startswith(MARK.encode() + b',"e":'), "it had begun long ago"
+    for process in ("p1", "p2"):
+        await desk.run(scripts.NOTE_RUN, *keys, "skip", "1000", f'"w":"missed","x":"{process}"')
+    assert len(await redis.lrange(skips, 0, -1)) == 1, "the other process saw the same"
+    await redis.hset(paused_key(prefix), "t", "{}")
+    assert await desk.run(scripts.NOTE_RUN, *keys, "begin", MARK, "") == 1
