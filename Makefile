@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BEHAVIOUR := tests/runtime tests/lua tests/integrations
 # What these hold is the same on every kind of store.
-ANYWHERE := leaving threads isolation types guests home watchdog loop_budget
+ANYWHERE := leaving threads calling lasting_threads threads_at_the_end isolation types guests home watchdog loop_budget
 ELSEWHERE := $(foreach name,$(ANYWHERE),--ignore tests/runtime/test_$(name).py)
 
 .DEFAULT_GOAL := help

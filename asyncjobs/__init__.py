@@ -4,7 +4,7 @@ queue.py ──► broker/ ══ Redis stream ══► work/pump ─► consum
  add()                                   turns         one queue    one try      outcome     settle      the edges
     ▲                                      ▲
     └ cron/scheduler.py  ticks             └ groups.py  one consumer a group, reaped when idle
-                                             upkeep/  the dead, the lost, the old
+                                             upkeep/  stalled, lost and finished jobs
 """
 
 from asyncjobs.active_job import ActiveJob
@@ -35,9 +35,11 @@ from asyncjobs.errors import (
 from asyncjobs.events import Event
 from asyncjobs.job import Job
 from asyncjobs.job_record import Cancellation
+from asyncjobs.operate.counting import Count
 from asyncjobs.operate.preview import Pace, Preview
 from asyncjobs.operate.processes import ProcessInfo, RunningJob
 from asyncjobs.operate.schedule import NextTick
+from asyncjobs.operate.selection import Page, Selection
 from asyncjobs.operate.tasks import SkippedTick, TaskInfo, TaskRun
 from asyncjobs.operate.why import Reason
 from asyncjobs.queue import Queue
@@ -54,6 +56,7 @@ __all__ = [
     "BrokerUnavailableError",
     "Cancellation",
     "ConfigError",
+    "Count",
     "Discard",
     "Event",
     "Job",
@@ -69,6 +72,7 @@ __all__ = [
     "NextTick",
     "NotRunningError",
     "Pace",
+    "Page",
     "PayloadError",
     "Preview",
     "ProcessInfo",
@@ -80,6 +84,7 @@ __all__ = [
     "RetryLater",
     "RunningJob",
     "Runtime",
+    "Selection",
     "SkippedTick",
     "StateError",
     "TaskDefinition",

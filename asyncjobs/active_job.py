@@ -33,7 +33,7 @@ class ActiveJob:
     Attributes:
         attempts_made: finished tries before this one: 0 on the first.
         attempts: the most tries in all; None: no bound.
-        stalled_count: how often its process died.
+        stalled_count: how often the job's process died.
     """
 
     __slots__ = (
@@ -66,21 +66,21 @@ class ActiveJob:
         elif options:
             try:
                 self.overrides = Overrides.decode(options)
-            except Exception as error:  # not only msgspec's: what is nested too deeply is a RecursionError
+            except Exception as error:  # msgspec's errors, and a RecursionError for a value that is nested too deeply
                 self.unreadable = PayloadError(f"the options of {named(self.name, self.id)} cannot be read: {error}")
         self.data: Any = None
         self.discarded = False
         # Kept by the consumer:
         self.aio_task: asyncio.Task[None] | None = None
-        self.context: Any = None  # what integrations keep with this try
+        self.context: Any = None  # an integration's context of this try
         self.began = False
-        self.entered = False  # its handler is called, or is about to be
+        self.entered = False  # the handler is called, or is about to be
         self.began_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
-        self.leaving: Leaving = ""  # why we cancelled it
-        self.mark = taken.mark  # its cancel was asked for, by whom and why
-        self.thread: InThread | None = None  # while one runs its handler
-        self.ended = False  # an outcome was recorded; whatever the handler still does no longer counts
+        self.leaving: Leaving = ""  # why the runtime has cancelled the try
+        self.mark = taken.mark  # who asked for the job's cancel, and why; empty: not asked for
+        self.thread: InThread | None = None  # set while a thread runs the handler
+        self.ended = False  # an outcome was recorded, so the handler's end does not count any more
 
     @property
     def attempts(self) -> int | None:
@@ -92,21 +92,21 @@ class ActiveJob:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has cancelled this job while it runs; then whatever its handler comes to no longer counts.
+        """True if an operator has cancelled this job while it runs. Then the handler's outcome does not count any more.
 
-        For a handler in a thread, which has to look by itself.
+        A handler in a thread has to look at this by itself, because a thread cannot be cancelled.
         """
         return self.leaving == "cancel"
 
     def discard(self) -> None:
-        """From now on no further try: a raise fails the job for good, a return completes it."""
+        """Allow no further try. An error of this try fails the job for good, a return completes it."""
         self.discarded = True
 
     async def update_progress(self, value: Any) -> None:
-        """Record how far the job is, any JSON; the event `job.progress` carries it.
+        """Record the job's progress, any JSON. The event `job.progress` carries it.
 
         Raises:
-            PayloadError: `value` cannot be written, or is larger than `max_result`; a handler that ends with this error
+            PayloadError: `value` cannot be written, or is larger than `max_result`. A handler that ends with this error
                 is not tried again.
         """
         body = payload.encode_result(value, "progress", self.spec.max_result)
@@ -114,12 +114,12 @@ class ActiveJob:
         self._notify("job.progress", self.name, job_id=self.id, group_id=self.group_id, data=value)
 
     async def log(self, text: str) -> None:
-        """Keep a line with the job, its first 8192 bytes of UTF-8; the last 1000 stay."""
+        """Keep a line of log with the job: its first 8192 bytes of UTF-8. The last 1000 lines stay."""
         if not isinstance(text, str):
             raise PayloadError(f"job.log({shown(text)}): expected text")
         line = text[:LONGEST_LINE].encode(errors="replace")
         if len(line) > LONGEST_LINE:
-            line = line[:LONGEST_LINE].decode(errors="ignore").encode()  # not within a character
+            line = line[:LONGEST_LINE].decode(errors="ignore").encode()  # without a cut character
         await self._broker.note(self.keys, self.id, self.token, "log", line)
 
     def __repr__(self) -> str:

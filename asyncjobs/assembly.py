@@ -1,9 +1,9 @@
-"""The Assembly: the parts of a started runtime, in what order they are built, started, drained and closed, and why.
+"""The Assembly: the parts of a started runtime, and the order in which they are built, started, drained and closed.
 
-The broker is first and last: everything else asks it. A process shows a sign of life before it takes anything, so that
-nobody gives back what it takes; it listens for news before it looks for what is there, so that nothing falls between.
-A stop goes the other way round: nothing begins, what runs ends or goes back, what was decided is settled, and only then
-does the process take its name off.
+The broker starts first and ends last, because all other parts use it. A process beats before it takes jobs, so that no
+other process gives these jobs back. It listens for news before it looks for jobs, so that no job is missed in between.
+A stop goes the other way round: no job begins, running jobs end or go back, decisions are settled, and after that the
+process takes its name off the list.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ logger = logging.getLogger("asyncjobs")
 
 Scope: TypeAlias = Callable[[ActiveJob], AbstractContextManager[Any]]
 TASK_THREADS: Final = 100  # most sync tasks at once
-LAST_WRITES: Final = 2.0  # seconds, after the drain, for settling, leaving and flushing each
-AFTER_GRACE: Final = 2.5  # seconds that a drain takes at most beyond its grace
-AGAIN: Final = 1.0  # seconds until it is tried again to consume a job
-UNDOING: Final = 2.0  # seconds for undoing what a failed start has got to
-CLOSING: Final = 0.5  # seconds that closing gets, however late it is
-AFTERWARDS: Final = 4.3  # seconds, after the grace, for all that a stop does then
-LINGERING: Final[set[asyncio.Task[None]]] = set()  # of stopped runtimes, held strongly
+LAST_WRITES: Final = 2.0  # seconds after the drain, for each of settling, leaving and flushing
+AFTER_GRACE: Final = 2.5  # seconds that a drain takes beyond its grace, at most
+AGAIN: Final = 1.0  # seconds until the next try to consume a job
+UNDOING: Final = 2.0  # seconds for undoing a failed start
+CLOSING: Final = 0.5  # seconds that closing gets, even if the stop is late
+AFTERWARDS: Final = 4.3  # seconds for all steps of a stop after the grace
+LINGERING: Final[set[asyncio.Task[None]]] = set()  # tasks of stopped runtimes, held strongly
 
 
 class Assembly:
-    """What a started runtime consists of: built, launched, drained and closed in this order.
+    """The parts of a started runtime: built, launched, drained and closed in this order.
 
-    The attributes without a default are set by `build`, each with what undoes it on `stack`.
+    `build` sets the attributes without a default, and puts the undoing of each on `stack`.
     """
 
     broker: Broker
@@ -81,22 +81,22 @@ class Assembly:
     def __init__(self, config: RuntimeConfig, bus: EventBus) -> None:
         self.config, self.bus = config, bus
         self.stack, self.supervisor = AsyncExitStack(), Supervisor()
-        self.lifeline = Supervisor()  # what must go on for as long as a thread runs a job or a task
+        self.lifeline = Supervisor()  # loops that must go on while a thread runs a job or a task
         self.embedded: EmbeddedStore | None = None
-        self.end = Deadline(float("inf"))  # by when a stop must be over
-        self.store: Store | None = None  # what it said of itself
+        self.end = Deadline(float("inf"))  # the instant by which a stop must be over
+        self.store: Store | None = None  # the store's own description
         self.watchdog: Watchdog | None = None
         self._beats = False
 
     # Starting ---------------------------------------------------------------------------------------------
     async def enter(self, services: Any) -> Any:
-        """Enter the services. Returns what handlers get of them."""
+        """Enter the services. Returns the object that handlers get."""
         entered = Services(services)
         self.stack.push_async_callback(lambda: entered.leave(self.end.left(keep=0.3)))
         return await entered.enter()
 
     def crossing(self) -> Crossing:
-        """The way from threads to this loop, closed with all else."""
+        """Make the way from threads to this loop. It is closed with all other parts."""
         way = Crossing()
         self.stack.callback(way.close)
         return way
@@ -104,12 +104,12 @@ class Assembly:
     def build(
         self, target: Any, given: Mapping[str, Any], way: Crossing, tasks: tuple[TaskSpec, ...], scope: Scope
     ) -> None:
-        """Make every part; nothing runs yet.
+        """Make all parts. No part runs yet.
 
         Args:
-            target: what to connect to.
-            given: what handlers may ask for by name.
-            scope: entered around each try.
+            target: the store to connect to.
+            given: the arguments that handlers may ask for by name.
+            scope: the context that is entered around each try.
         """
         config, stack = self.config, self.stack
         threads, task_threads = Threads(config.concurrency, way), Threads(TASK_THREADS, way)
@@ -125,7 +125,7 @@ class Assembly:
             loop=rounds,
         )
         stack.push_async_callback(lambda: self.broker.close(self.end.left(keep=0.5)))
-        process = lambda: self.heartbeat.process  # noqa: E731 - it has another name after a lapse
+        process = lambda: self.heartbeat.process  # noqa: E731 - the process gets another name after a lapse
         self.pump = Pump(self.broker, config.concurrency, process, lambda place: self.queues.consumer_at(place), rounds)
         stack.callback(self.pump.close)
         self.shared = Shared(
@@ -207,10 +207,10 @@ class Assembly:
             gc.freeze()
 
     async def check(self) -> None:
-        """Reach the store, and say in the log what it is.
+        """Reach the store, and log what it is.
 
         Raises:
-            ConfigError: it may delete jobs by itself.
+            ConfigError: the store may delete jobs by itself.
             BrokerError: see `Runtime.start`.
         """
         config, address = self.config, self.broker.address
@@ -227,13 +227,13 @@ class Assembly:
             logger.warning("durability='replicated', and the store has no replica: every add will fail")
 
     async def join(self) -> None:
-        """Show the first sign of life, before anything is taken; once."""
+        """Send the first beat, before jobs are taken. Only the first call does that."""
         if not self.heartbeat.joined:
             await self.heartbeat.join()
             await self.orders.listen()
 
     async def begin(self, spec: JobSpec) -> None:
-        """Consume a job that was registered while this runs, as soon as the store answers."""
+        """Consume a job that was registered on a running runtime, as soon as the store answers."""
         while not self.queues.quiet:
             try:
                 await self.join()
@@ -258,15 +258,15 @@ class Assembly:
 
     # Stopping ---------------------------------------------------------------------------------------------
     async def settled(self, reached: Callable[[], bool], timeout: float) -> None:
-        """Wait until `reached()`, for `timeout` seconds at most."""
+        """Wait until `reached()` is true, for `timeout` seconds at most."""
         deadline = clock.monotonic() + timeout
         while not reached() and clock.monotonic() < deadline:  # noqa: ASYNC110 - counts of many consumers have no event
             await asyncio.sleep(0.01)
 
     async def drain(self, grace: float) -> None:
-        """No new job starts, running ones get `grace` seconds and are cancelled then, and this process is gone.
+        """Start no new job, give running jobs `grace` seconds, cancel them then, and take this process off the list.
 
-        Takes at most `AFTER_GRACE` seconds more than that.
+        The drain takes at most `AFTER_GRACE` seconds more than the grace.
         """
         deadline = clock.monotonic() + grace
 
@@ -284,14 +284,14 @@ class Assembly:
             await tasks_end
         finally:
             tasks_end.cancel()
-        # Settling, leaving and flushing are for the living: what they miss, the lease brings back. A turn on the wire
-        # may bring jobs, which go back; after a lost one it is not known which jobs are ours until they were adopted.
+        # If settling, leaving or flushing fails, the lease brings the jobs back. A turn on the wire may bring jobs, and
+        # they go back. After a lost turn, this process does not know which jobs it owns until it has adopted them.
         await self.settled(self.queues.at_rest_but_for_threads, left(LAST_WRITES))
         if not self.in_threads():
             await self.leave(left(LAST_WRITES))
 
     async def leave(self, timeout: float = LAST_WRITES) -> None:
-        """This process is gone, for all others."""
+        """Take this process off the list, so that it is gone for all others."""
         queues = [one.keys for one in self.queues.all() if one.group_id is None or one.took or one.unsure]
         try:
             async with asyncio.timeout(timeout):
@@ -305,13 +305,13 @@ class Assembly:
         """The end, after `leave`."""
         await self.lifeline.stop(self.end.left(0.5, keep=0.5))
         for aio_task in tuple(self.shared.stubborn) if hasattr(self, "shared") else ():
-            leave_behind(aio_task)  # a handler that does not end keeps no process from ending
+            leave_behind(aio_task)  # a handler that does not end must not keep the process from ending
         error = await within(max(CLOSING, self.end.left()), self.stack.aclose)
         if error is not None:
             logger.warning("stopping: %s", said(error))
 
     async def undo(self) -> None:
-        """Whatever a start has begun ends. It may have begun to work, and what it took goes back."""
+        """End all that a failed start has begun. It may have begun to work, and then the jobs that it took go back."""
         try:
             if hasattr(self, "heartbeat") and self.heartbeat.joined:
                 await self.drain(0)
@@ -327,18 +327,18 @@ class Assembly:
         self.lifeline.abandon()
         self.broker.abandon()
         error = await within(UNDOING, self.stack.aclose)
-        logger.debug("what is left of the old loop: %s", error)
+        logger.debug("letting go of the old loop: %s", error)
 
     # Threads ----------------------------------------------------------------------------------------------
     def in_threads(self) -> int:
-        """How many jobs and runs of tasks cannot be cancelled, because threads run them."""
+        """The number of jobs and runs of tasks that cannot be cancelled, because threads run them."""
         return self.queues.in_threads() + self.scheduler.in_threads()
 
     def linger(self) -> None:
-        """Close when the threads have ended that run jobs or tasks: until then nobody else may run the same.
+        """Close when the threads that run jobs or tasks have ended. Until then no other process may run the same jobs.
 
-        The heartbeat goes on for as long, so the leases hold, and what a thread comes to is settled. All this ends with
-        the loop as well: the process is about to end then, and its threads with it.
+        The heartbeat goes on until then, so that the leases hold, and the threads' outcomes are settled. If the loop
+        ends first, this ends as well: then the process is about to end, and its threads with it.
         """
         text = "%d jobs or tasks run in threads, which cannot be cancelled; they stay active until these end"
         logger.warning(text, self.in_threads())
@@ -348,7 +348,7 @@ class Assembly:
 
     async def _outlive(self) -> None:
         try:
-            while self.in_threads():  # noqa: ASYNC110 - a thread ends whenever it likes
+            while self.in_threads():  # noqa: ASYNC110 - threads set no event when they end
                 await asyncio.sleep(0.05)
             self.end = Deadline(AFTERWARDS)
             await self.settled(self.queues.at_rest, LAST_WRITES)

@@ -1,4 +1,4 @@
-"""The only module that reads a clock. Redis has the last word on every deadline; this is for what is local."""
+"""The clock: the only module that reads one. It is for local times, since Redis's clock decides all deadlines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ wall = time.time
 """Seconds since the epoch by this machine's clock: for ids, log lines and cron ticks only."""
 
 monotonic = time.monotonic
-"""Seconds by a clock that never steps: for every local timer and time limit."""
+"""Seconds by a clock that never steps, for all local timers and time limits."""
 
 cpu = time.process_time
-"""Seconds of CPU that this process has used: they stand still while it is suspended."""
+"""Seconds of CPU that this process has used. They stand still while the process is suspended."""
 
 
 def now() -> datetime:
@@ -26,5 +26,5 @@ def from_ms(ms: int | float | bytes | str) -> datetime:
 
 
 def to_ms(instant: datetime) -> int:
-    """The inverse of :func:`from_ms`, rounded up, so that nothing is ever due too early."""
+    """The inverse of :func:`from_ms`, rounded up, so that no job is due too early."""
     return -int(-instant.timestamp() * 1000 // 1)

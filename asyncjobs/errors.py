@@ -1,14 +1,14 @@
-"""The exception tree. Every message says what went wrong, with which value, and what to do about it.
+"""The exception tree. Each message says what went wrong, with which value, and what to do about it.
 
 AsyncjobsError
 ├─ ConfigError               an option, its value, the values allowed
 ├─ LoadError                 every bad file of jobs/ and tasks/, each with its reason
 ├─ PayloadError              the path of the value that is not JSON or does not fit the handler
 ├─ UnknownJobError           the name, and the nearest known ones
-├─ StateError                what was asked of a job does not go with its state
+├─ StateError                a call that the job's state does not allow
 ├─ UpstreamError             a job that this one needs has failed
 ├─ JobGoneError              a job whose record is no longer kept
-├─ QueueFullError            more waits than `max_waiting` allows
+├─ QueueFullError            as many jobs wait as `max_waiting` allows
 ├─ NotRunningError           a call before start() or after stop()
 ├─ JobFailedError            what ``await job.wait()`` raises for a job that failed for good
 │  └─ JobCancelledError      the same for one that was cancelled
@@ -28,17 +28,17 @@ from typing import NamedTuple
 
 
 def visible(text: str) -> str:
-    """`text` on one line: what is not printable is escaped, so that an id cannot forge a line of a log."""
+    """`text` on one line. Characters that are not printable are escaped, so that an id cannot forge a line of a log."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def named(name: str, job_id: str, group_id: str | None = None) -> str:
-    """A job as log lines and error texts call it."""
+    """The name of a job in log lines and error texts."""
     return f"{name} {visible(job_id)}" if group_id is None else f"{name} {visible(job_id)} of {group_id!r}"
 
 
 class AsyncjobsError(Exception):
-    """The root of everything asyncjobs raises on purpose."""
+    """The root of all errors that asyncjobs raises on purpose."""
 
 
 class ConfigError(AsyncjobsError):
@@ -46,7 +46,7 @@ class ConfigError(AsyncjobsError):
 
 
 class Complaint(NamedTuple):
-    """One bad file: where it is, what is wrong with it, and the exception that said so, if any."""
+    """One bad file: its path, the reason, and the exception behind it, if any."""
 
     path: str
     reason: str
@@ -54,10 +54,10 @@ class Complaint(NamedTuple):
 
 
 class LoadError(AsyncjobsError):
-    """Everything that is wrong with the jobs and tasks folders, in one exception; nothing was started.
+    """All bad files of the jobs and tasks folders, in one exception. The runtime was not started.
 
     Attributes:
-        complaints: one record a bad file, in path order; the first one's traceback is chained.
+        complaints: one record for each bad file, in path order. The traceback of the first one is chained.
     """
 
     def __init__(self, complaints: Sequence[Complaint]) -> None:
@@ -68,10 +68,10 @@ class LoadError(AsyncjobsError):
 
 
 class PayloadError(AsyncjobsError):
-    """Data that is not JSON, is too large, or does not fit what the handler declares.
+    """Data that is not JSON, is too large, or does not fit the handler's declared type.
 
     Attributes:
-        final: raised for a result or a progress; a handler that ends with it is not tried again.
+        final: the error is about a result or a progress. A handler that ends with it is not tried again.
     """
 
     def __init__(self, message: str, *, final: bool = False) -> None:
@@ -80,7 +80,7 @@ class PayloadError(AsyncjobsError):
 
 
 class StateError(AsyncjobsError):
-    """A job in a state that does not allow what was asked of it; the text names the state."""
+    """A call that the job's state does not allow. The text names the state."""
 
 
 class UpstreamError(AsyncjobsError):
@@ -92,7 +92,7 @@ class JobGoneError(AsyncjobsError):
 
 
 class UnknownJobError(AsyncjobsError):
-    """A job name that nothing registered."""
+    """A job name that is not registered."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         self.name = name
@@ -108,10 +108,10 @@ class UnknownJobError(AsyncjobsError):
 
 
 class QueueFullError(AsyncjobsError):
-    """As many jobs wait as `max_waiting` allows; nothing of `job_ids` was added.
+    """As many jobs wait as `max_waiting` allows, so the jobs `job_ids` were not added.
 
     Attributes:
-        job_ids: what was refused. Of a bulk the others were added.
+        job_ids: the refused jobs. The other jobs of a bulk were added.
     """
 
     def __init__(self, queue: str, most: int, job_ids: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class NotRunningError(AsyncjobsError):
 
 
 class JobFailedError(AsyncjobsError):
-    """A job that was waited for has failed for good; the text is that of its last error."""
+    """A job that was waited for has failed for good. The text is the job's last error."""
 
     def __init__(self, name: str, job_id: str, reason: str) -> None:
         self.name, self.job_id, self.reason = name, job_id, reason
@@ -160,10 +160,10 @@ class BrokerError(AsyncjobsError):
 
 
 class BrokerUnavailableError(BrokerError):
-    """The store did not answer in time. The command is wholly applied or not at all; repeating it is safe.
+    """The store did not answer in time. The command is wholly applied or not at all, and a repeat is safe.
 
     Attributes:
-        job_ids: for an ``add``, the ids that were sent; adding again with them cannot add twice.
+        job_ids: for an ``add``, the ids that were sent. A repeat with these ids cannot add twice.
     """
 
     def __init__(self, message: str, job_ids: Sequence[str] = ()) -> None:
@@ -172,11 +172,11 @@ class BrokerUnavailableError(BrokerError):
 
 
 class Discard(Exception):
-    """Raise it in a handler to fail the job for good, without further tries and without a Sentry event."""
+    """A handler raises this to fail the job for good, without further tries and without a Sentry event."""
 
 
 def _quoted(delay: object) -> str:
-    """What was given as a delay, in words; where it is none it is refused by name, and until then it must not raise."""
+    """A given delay in words. It must not raise, because the runtime refuses a bad delay later, by its name."""
     try:
         return str(delay)[:40]
     except Exception:  # an int of thousands of digits
@@ -184,9 +184,9 @@ def _quoted(delay: object) -> str:
 
 
 class RetryLater(Exception):
-    """Raise it in a handler to run the job again after ``delay`` seconds, at the cost of no attempt.
+    """A handler raises this to run the job again after ``delay`` seconds, at the cost of no attempt.
 
-    Jobs behind it run meanwhile; with ``ordered=True`` they wait, since order is what that promises.
+    Jobs behind it run meanwhile. With ``ordered=True`` they wait, because that promises order.
     """
 
     def __init__(self, delay: float = 0.0) -> None:
@@ -207,4 +207,4 @@ class RateLimited(Exception):
 
 
 class AsyncjobsWarning(UserWarning):
-    """A likely slip that is not an error: milliseconds for seconds, a task that will never tick."""
+    """A likely mistake that is no error: milliseconds for seconds, a task that will never tick."""

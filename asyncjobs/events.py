@@ -1,8 +1,8 @@
-"""Events: one record for each thing that happens in this process, and the bus that carries it.
+"""Events: a record for each thing that happens in this process, and the bus that carries the records.
 
-Sentry, logs, live dashboards and tests all hang on this; a job never calls any of them. An event that
-nobody subscribed to is never built. A subscriber that raises, whatever it raises, is logged and harms no job; an async
-one runs beside the job, as often as `MOST_RUNNING` at once.
+Sentry, logs, dashboards and tests subscribe to events, and a job never calls them. An event without subscribers is
+never built. A subscriber that raises any error is logged, and harms no job. An async subscriber runs beside the job,
+in at most `MOST_RUNNING` calls at once.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ EVENT_TYPES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened, when, and to whom; fields that do not apply are ``None``.
+    """One event. Fields that do not apply are ``None``.
 
     Attributes:
         type: one of `EVENT_TYPES`.
         name: the job's or the task's name.
-        at: when it happened in this process, UTC.
-        attempts_made: finished tries of the job, this one included where it just ended.
-        scheduled_at: the instant a tick was due.
-        error: the exception of a failed try or task, or why a tick was skipped.
-        data: the payload of a job that failed or was retried, the progress of one that reported it.
-        context: what an integration keeps with the try.
+        at: the instant of the event in this process, UTC.
+        attempts_made: finished tries of the job, including a try that just ended.
+        scheduled_at: the instant at which a tick was due.
+        error: the exception of a failed try or task, or the reason why a tick was skipped.
+        data: the payload of a job that failed or was retried, or the progress that a job has reported.
+        context: an integration's context of the try.
     """
 
     type: str
@@ -70,9 +70,9 @@ Subscriber: TypeAlias = Callable[[Event], Any] | Callable[[Event], Awaitable[Any
 
 
 class Subscription:
-    """One callback, and what it has to do with events that take their time.
+    """One subscribed callback.
 
-    State: `_running`, the aio_tasks of an async callback; `_waiting`, what it returned beyond those, oldest first.
+    State: `_running`, the aio_tasks of an async callback; `_waiting`, its coroutines beyond those, oldest first.
     """
 
     __slots__ = ("_bus", "_callback", "_running", "_waiting")
@@ -89,7 +89,7 @@ class Subscription:
             return "without a name"
 
     def call(self, event: Event) -> None:
-        """Hand the event over; never raises."""
+        """Call the callback with an event. Never raises."""
         try:
             result = self._callback(event)
             if result is not None and inspect.isawaitable(result):
@@ -120,8 +120,8 @@ class Subscription:
         timer.cancel()
         self._running.discard(aio_task)
         if aio_task.cancelling() and not late:
-            _close(result)  # it may have been cancelled before its first step
-            self.drop_waiting()  # the loop is about to end, or the runtime
+            _close(result)  # the callback may have been cancelled before its first step
+            self.drop_waiting()  # the loop, or the runtime, is about to end
         else:
             error = TimeoutError(f"it took longer than {TIME_LIMIT:g} s") if late else aio_task.result()
             if error is not None:
@@ -140,7 +140,7 @@ class Subscription:
             self._drop(self._waiting.popleft()[1])
 
     def abandon(self) -> None:
-        """The loop that this ran in is closed."""
+        """The loop of the callback was closed. Drop its calls."""
         self.drop_waiting()
         for aio_task in self._running:
             leave_behind(aio_task)
@@ -153,11 +153,11 @@ class Subscription:
             await asyncio.wait(self._running, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
         self.drop_waiting()
         await ended(tuple(self._running), deadline.left())
-        self._running.clear()  # what does not end is left behind
+        self._running.clear()  # calls that do not end are left behind
 
 
 def _close(result: Any) -> None:
-    """Close a coroutine that is not awaited, which would else warn of that."""
+    """Close a coroutine that is not awaited, else Python would warn."""
     with suppress(BaseException):
         result.close()
 
@@ -165,12 +165,12 @@ def _close(result: Any) -> None:
 class EventBus:
     """Hands each event to the subscribers of its type, in the order of subscription.
 
-    State: `_subscribers`, event type → subscriptions, without a key where there is none.
+    State: `_subscribers`, event type → subscriptions, without keys for empty lists.
 
     Attributes:
-        busy: the subscriptions whose async callback runs.
-        failed: how often a subscriber raised, or took longer than `TIME_LIMIT`.
-        dropped: how many events an async subscriber did not get because it was too slow.
+        busy: the subscriptions whose async callbacks run.
+        failed: how often subscribers raised, or took longer than `TIME_LIMIT`.
+        dropped: how many events async subscribers did not get because they were too slow.
     """
 
     def __init__(self) -> None:
@@ -180,12 +180,12 @@ class EventBus:
         self.failed = self.dropped = 0
 
     def on(self, event_type: str, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback` with each `Event` of a type, ``"*"`` for every type.
+        """Call `callback` with each `Event` of a type, ``"*"`` for all types.
 
         Returns:
             A function that ends the subscription.
         Raises:
-            ConfigError: there is no such event type.
+            ConfigError: no event type has this name.
         """
         if event_type != "*" and event_type not in EVENT_TYPES:
             raise ConfigError(f"no event is called {event_type!r}; there are: * {' '.join(EVENT_TYPES)}")
@@ -211,7 +211,7 @@ class EventBus:
         return event_type in self._subscribers
 
     def emit(self, event_type: str, name: str, **fields: Any) -> None:
-        """Build the event and hand it on; never raises."""
+        """Build an event, and call its subscribers. Never raises."""
         subscriptions = self._subscribers.get(event_type)
         if not subscriptions:
             return
@@ -220,7 +220,7 @@ class EventBus:
             subscription.call(event)
 
     def raised(self, subscription: Subscription, event: Event, error: BaseException) -> None:
-        """A subscriber has raised; what the event is about goes on."""
+        """A subscriber has raised. The job or task of the event goes on."""
         self.failed += 1
         text = "the subscriber %s of %s raised, and %s goes on: %s"
         self._throttled.error(f"{event.type} {subscription}", text, subscription, event.type, event.name, Stack(error))
@@ -231,7 +231,7 @@ class EventBus:
         self.busy.clear()
 
     def abandon(self) -> None:
-        """The loop that async subscribers ran in is closed."""
+        """The loop of async subscribers was closed. Drop their calls."""
         for one in self.busy:
             one.abandon()
         self.busy.clear()

@@ -1,4 +1,4 @@
-"""Health: how a process is doing, without asking the store."""
+"""Health: the state of a runtime, without a question to the store."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from asyncjobs.upkeep.watchdog import Lag
 
 
 class Health(TypedDict, total=False):
-    """What `Runtime.health` returns; of a stopped runtime `status`, `state`, `io` and `events` alone.
+    """The result of `Runtime.health`. A stopped runtime has only `status`, `state`, `io` and `events`.
 
     Attributes:
-        status: ``degraded`` while the store does not answer or a loop is down, or lost data until
+        status: ``degraded`` while the store does not answer or a loop is down, and after a loss of data until
             `acknowledge_data_loss`.
-        store: its address, without a password.
-        keeps: what of a write outlives the store.
-        data_lost_at: when the store was found to have lost its data.
+        store: the store's address, without a password.
+        keeps: which acknowledged writes outlive the store.
+        data_lost_at: the instant at which this process noticed that the store had lost its data.
         draining: an operator has asked this process to take nothing.
-        process: the name under which the others know this process.
-        loops_down: of the runtime's own loops, those that have ended and are not well again.
+        process: the name by which other processes know this one.
+        loops_down: the runtime's own loops that have ended and are not well again.
         running, unsettled: jobs that run here; outcomes that the store has not acknowledged.
-        invariants: what should hold of the runtime and does not; empty unless it has a fault.
-        groups: open groups by job name.
-        tasks: the next tick by name.
-        loop: how late the event loop is and was, and what caused that; without a watchdog it is not told.
+        invariants: the broken invariants of the runtime, a sentence each; empty unless the runtime has a fault.
+        groups: job name → open groups.
+        tasks: task name → next tick.
+        loop: how late the event loop is and was, and the cause; absent without a watchdog.
         io: accepted, sent, dropped.
-        events: failed, how often subscribers raised; dropped, what was too much for slow ones.
+        events: failed, how often subscribers raised; dropped, the events that were too many for slow subscribers.
     """
 
     status: Literal["ok", "degraded", "stopped"]
@@ -54,7 +54,7 @@ class Health(TypedDict, total=False):
 
 
 def health(parts: Assembly | None, bus: EventBus, io: LiveUpdates) -> Health:
-    """Of a runtime that consists of `parts`; None: it is stopped. All but its `state`."""
+    """The health of a runtime with these `parts`, without its `state`; None: the runtime is stopped."""
     found: Health = {"status": "stopped"} if parts is None else _of_parts(parts)
     found["io"] = {"accepted": io.accepted, "sent": io.sent, "dropped": io.dropped}
     found["events"] = {"failed": bus.failed, "dropped": bus.dropped}

@@ -1,4 +1,4 @@
-"""The Home: the process and the event loop in which a runtime has been started, where alone it may be called."""
+"""The Home: the process and the event loop in which a runtime was started. Only code there may call the runtime."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from asyncjobs.errors import NotRunningError
 
 
 class Home:
-    """State: `loop`, in which the runtime was started last, or None; `_pid`, the process that did so."""
+    """State: `loop`, in which the runtime was started last, or None; `_pid`, the process that started it."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
     def enter(self) -> None:
-        """The runtime lives in this loop from now on."""
+        """Let the runtime live in the running loop from now on."""
         self.loop, self._pid = asyncio.get_running_loop(), os.getpid()
 
     def is_here(self) -> bool:
-        """Whether the caller runs in the runtime's own loop."""
+        """True if the caller runs in the runtime's own loop."""
         return self.loop is not None and self.loop is running_loop() and self._pid == os.getpid()
 
     def lost(self) -> Literal["", "closed", "forked"]:
-        """Why nothing in that loop can be called any more: it was closed, or this process was forked off."""
+        """Why that loop cannot be used any more: it was closed, or this process was forked off."""
         if self.loop is None:
             return ""
         if self._pid != os.getpid():
@@ -33,7 +33,7 @@ class Home:
         return "closed" if self.loop.is_closed() else ""
 
     def check(self, what: str) -> None:
-        """Let nobody in from elsewhere.
+        """Refuse calls from elsewhere.
 
         Raises:
             NotRunningError: `what` was called in another process, event loop or thread.

@@ -1,4 +1,4 @@
-"""Idle: when no job is left to run."""
+"""Idle: waiting until no job is left to run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ async def idle(queue: Queue, here: Callable[[], int], timeout: float | None) -> 
     """Wait until no job of the names that `queue` knows is waiting, active or delayed, in any process.
 
     Args:
-        here: how many run in this process, or are not settled yet.
+        here: returns how many jobs run in this process, or are not settled yet.
     Raises:
-        JobTimeoutError: there still is work after `timeout` seconds.
+        JobTimeoutError: jobs are left after `timeout` seconds.
     """
     deadline = None if timeout is None else clock.monotonic() + timeout
     pause = FIRST_PAUSE
@@ -32,7 +32,7 @@ async def idle(queue: Queue, here: Callable[[], int], timeout: float | None) -> 
 
 
 async def _busy(queue: Queue, here: Callable[[], int]) -> str:
-    """The first job name with work left, in words; empty when idle."""
+    """The first job name with work left, in words; empty if there is none."""
     if running := here():
         return f"{running} running here"
     for name in queue.names:

@@ -1,8 +1,8 @@
-"""Invariants: what must hold of a started runtime between any two steps of its loop, and of the store at any time.
+"""Invariants: conditions that hold for a started runtime between any two steps of its loop, and for the store always.
 
-A job that stands still is always one of these that does not hold: work that no wake-up leads to, a slot that is counted
-and not used, an entry that is pending for a process that does not know it. Tests ask after each story, and so does the
-chaos run; `Runtime.health` tells what is known of it without a look at each queue.
+A job that stands still always breaks one of them: no wake-up leads to its queue, a slot is counted and not used, or an
+entry is pending for a process that does not know it. Tests and the chaos run check the invariants after each story.
+`Runtime.health` checks those that need no look at each queue.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Runtime(Protocol):
 
 
 def of_runtime(runtime: Runtime) -> list[str]:
-    """What should hold of `runtime` and does not, a sentence each; empty for one that is stopped."""
+    """The broken invariants of `runtime`, a sentence each; empty for a stopped runtime."""
     return [] if runtime._assembly is None else of_parts(runtime._assembly)
 
 
 def of_parts(parts: Assembly) -> list[str]:
-    """The same for what a started runtime consists of."""
+    """The broken invariants of a started runtime's parts, a sentence each."""
     consumers = parts.queues.all()
     return [*_slots(parts, consumers), *_wakes(parts, consumers), *_gates(parts, consumers)]
 
 
 def at_a_glance(parts: Assembly, running: int) -> list[str]:
-    """As much of it as costs no look at each queue; `running` jobs run."""
+    """The broken invariants that can be found without a look at each queue. `running` jobs run."""
     pump = parts.pump
     broken = []
     on_wire = sum(turn.reserved for turn in pump.held if turn in turn.consumer.turns)
@@ -66,7 +66,7 @@ def _slots(parts: Assembly, consumers: list[Consumer]) -> list[str]:
     broken = []
     running = sum(len(one.attempts.running) for one in consumers)
     on_wire = sum(turn.reserved for one in consumers for turn in one.turns)
-    # A job whose outcome is known keeps its slot until its aio_task has ended or has gone on to the next one.
+    # A job with an outcome keeps its slot until its aio_task has ended, or has gone on to the next job.
     if not running <= parts.pump.running <= running + sum(one.attempts.zombies for one in consumers) + len(consumers):
         broken.append(f"{running} jobs run, and {parts.pump.running} slots are taken")
     if parts.pump.reserved != on_wire:
@@ -77,31 +77,31 @@ def _slots(parts: Assembly, consumers: list[Consumer]) -> list[str]:
     for turn in (turn for one in consumers for turn in one.turns):
         if turn not in held:
             broken.append(f"nothing is going to answer a turn of {turn.consumer!r}")
-    # Where the ring holds any queue it is about to be served, and after that those that wait are fed.
+    # If the ring holds a queue, the pump is about to serve it, and after that it feeds the waiting queues.
     if parts.pump.starved and parts.pump.free_slots() > 0 and not parts.pump.ring:
         broken.append(f"{len(parts.pump.starved)} queues wait for a slot, and {parts.pump.free_slots()} are free")
     return broken
 
 
 def _wakes(parts: Assembly, consumers: list[Consumer]) -> list[str]:
-    """Whatever a queue waits for, something is going to wake it."""
+    """Each queue that waits for something has a wake-up."""
     broken = []
     pump, ring, starved, fetched = parts.pump, set(parts.pump.ring), set(parts.pump.starved), set(parts.pump.fetched)
     if not starved <= set(consumers):
         broken.append(f"{len(starved - set(consumers))} queues that are gone wait for a slot")
     for one in consumers:
         if one.queued != (one in ring):
-            broken.append(f"{one!r} takes itself to be in the ring: {one.queued}")
+            broken.append(f"{one!r} has queued={one.queued}, and the ring disagrees")
         if one.starving != (one in starved):
-            broken.append(f"{one!r} takes itself to wait for a slot: {one.starving}")
+            broken.append(f"{one!r} has starving={one.starving}, and the waiting queues disagree")
         resting = bool(one.resting_until or one.refusals) and one.alarm_at is not None
-        # What ends while there are jobs beyond its slots is settled with the last of them, or before long.
+        # Jobs that end while the queue holds prefetched jobs are settled with the last of these, or after a while.
         soon = one in fetched and not (one.lost_reply or one.refusals or (one.hungry and one.free()))
-        unheard = not one.calls  # its news link is being made, and the first look comes with it
+        unheard = not one.calls  # the queue's news link is not up yet, and the first look comes with it
         if one.wants_a_turn and not (one.queued or one.starving or one.turns or resting or soon or unheard):
             broken.append(f"{one!r} wants a turn, and nothing leads to it")
         if one.ahead and one not in fetched:
-            broken.append(f"{one!r} holds {len(one.ahead)} jobs beyond its slots, and nobody looks after them")
+            broken.append(f"{one!r} holds {len(one.ahead)} jobs beyond its slots, and no timer sends them back")
         if one.alarm_at is not None and not len(pump.alarms):
             broken.append(f"{one!r} waits for an alarm that is not set")
     if len(ring) != len(pump.ring):
@@ -112,14 +112,14 @@ def _wakes(parts: Assembly, consumers: list[Consumer]) -> list[str]:
 
 
 def _gates(parts: Assembly, consumers: list[Consumer]) -> list[str]:
-    """A shared limit counts what runs under it, and whoever it keeps waiting is let in one day."""
+    """A shared limit counts the jobs that run under it, and each queue that it keeps waiting has a wake-up."""
     broken = []
     for shared_limit in parts.queues.shared_limits.values():
         under = [one for one in consumers if shared_limit in one.shared_limits]
         running = sum(len(one.attempts.running) for one in under)
         if shared_limit.running != running:
             broken.append(f"{running} jobs run under {shared_limit!r}")
-        # What it let in while other shared limits are asked is on no turn yet.
+        # Jobs that it let in while other shared limits are asked are on no turn yet.
         let_in = sum(turn.reserved for one in under for turn in one.turns if turn.grants)
         if shared_limit.pending < let_in or (shared_limit.pending > let_in and not parts.pump.asking):
             broken.append(
@@ -136,10 +136,10 @@ def _gates(parts: Assembly, consumers: list[Consumer]) -> list[str]:
 
 
 async def of_store(runtime: Runtime, settled: bool = False) -> list[str]:
-    """What should hold of the store and does not, for the queues of the names that `runtime` knows.
+    """The broken invariants of the store, for the queues of all names that `runtime` knows.
 
     Args:
-        settled: nothing is to be done any more, so no queue may hold a job.
+        settled: all work is done, so no queue may hold a job.
     Raises:
         BrokerError: the store does not answer.
     """
@@ -186,11 +186,11 @@ def _of_queue(found: Inspection, living: set[str], settled: bool) -> list[str]:
 
 
 async def of_keys(runtime: Runtime, keys: Iterable[str], expires: Callable[[str], Awaitable[bool]]) -> list[str]:
-    """What should hold of all keys of an installation and does not.
+    """The broken invariants of all keys of an installation.
 
     Args:
-        keys: every key of it.
-        expires: whether a key goes by itself.
+        keys: all keys of the installation.
+        expires: tells whether a key expires by itself.
     Raises:
         BrokerError: the store does not answer.
     """

@@ -1,4 +1,4 @@
-"""Jobs as they are seen: `Job`, the handle that `add` and `get_job` return, and `ActiveJob`, a handler's view."""
+"""The Job: the handle that `add` and `get_job` return."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import Seconds, seconds
 from asyncjobs.errors import (
+    BrokerError,
     ConfigError,
     JobCancelledError,
     JobFailedError,
@@ -31,19 +32,20 @@ from asyncjobs.errors import (
     named,
     visible,
 )
-from asyncjobs.operate.why import Place, Reason, why
+from asyncjobs.operate.why import Place, Reason, why_job
 from asyncjobs.operator import CancelAnswer, Operator, Spot
 
 if TYPE_CHECKING:
     from asyncjobs.broker import Broker
+    from asyncjobs.broker.reading import Finish
 from asyncjobs.job_record import (
     NO_ERRORS,
     Cancellation,
     JobAct,
     Origin,
     TryErrors,
-    acts_of,
     cancellation,
+    history_of,
     instant_of,
     number_of,
     numbered,
@@ -104,18 +106,24 @@ NEEDED: Final = {
 }
 
 
+OF_AN_END: Final = (
+    "state", "result", "error", "finished_at", "cancelled_by",
+    "started_at", "attempts_made", "stalled_count", "progress", "logs", "_record",
+)  # fmt: skip
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """A job as it stood when it was added or read; read it again with `queue.get_job` for news.
+    """A job as it stood when it was added or read. `queue.get_job` reads its present state.
 
     Attributes:
         added: False on the handle of an `add` whose `job_id` existed already.
         state: None on the handle of an `add` that added nothing.
-        error: the failed tries, oldest first; empty for none. Of many the first and the last ten are kept.
-        due_at: when a delayed job comes due.
-        history: what operators did to it, oldest first; the last 20 acts.
-        copied_from: the job that it is a rerun of.
-        cancelled_by: who cancelled it, or has asked for that while it runs; None: nobody.
+        error: the failed tries, oldest first; empty for none. Only the first and the last ten are kept.
+        due_at: the instant at which a delayed job is due.
+        history: what has befallen the job, oldest first: failed tries, its cancel, and the last 20 acts of operators.
+        copied_from: the job of which this one is a rerun.
+        cancelled_by: who has cancelled the job, or has asked for that while it runs; None: it was not cancelled.
     """
 
     id: str
@@ -153,15 +161,14 @@ class Job:
         Raises:
             JobGoneError: its record is gone: it was removed, or let go by retention, or never added.
         """
-        assert self._broker is not None
-        assert self._keys is not None
-        due, record = await self._broker.read(self._keys, self.id)
+        broker, keys, _ = self._place()
+        due, record = await broker.read(keys, self.id)
         if "d" not in record:
             raise JobGoneError(
                 f"the record of {named(self.name, self.id, self.group_id)} is gone: it was removed, let go by "
                 "retention, or never added"
             )
-        now = read_job(self._broker, self._spec, self.name, self._keys, self.group_id, self.id, due, record)
+        now = self._read(due, record)
         for one in fields(self):
             if one.name != "added":
                 setattr(self, one.name, getattr(now, one.name))
@@ -173,13 +180,13 @@ class Job:
         Raises:
             JobGoneError: its record is gone.
         """
-        assert self._broker is not None
-        assert self._keys is not None
-        place = Place(self.name, self.group_id, self._keys, self.id)
-        found = await why(self._broker, place, self._spec, self.group_id is not None)
-        if found is None:
-            raise JobGoneError(f"the record of {named(self.name, self.id, self.group_id)} is gone, so it waits no more")
-        return found
+        broker, keys, _ = self._place()
+        return await why_job(broker, Place(self.name, self.group_id, keys, self.id), self._spec)
+
+    def _read(self, due: float | None, record: Mapping[str, bytes], state: JobState | None = None) -> Job:
+        broker, keys, _ = self._place()
+        where = (self.name, keys, self.group_id, self.id)
+        return read_job(broker, self._spec, *where, due, record, state, self._operator)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -188,37 +195,36 @@ class Job:
 
     @property
     def queue_name(self) -> str:
-        """The queue as it is shown: the name, and the group behind a dash."""
+        """The name of the queue in texts: the job's name, and the group behind a dash."""
         return self.name if self.group_id is None else f"{self.name}-{self.group_id}"
 
     async def wait(self, timeout: Seconds | None = None) -> Any:
-        """Wait until the job has finished, in whatever process, and return its result.
+        """Wait until the job has finished, in any process, and return its result.
 
         Raises:
-            JobFailedError: it failed for good.
-            JobCancelledError: it was cancelled; a JobFailedError, too.
-            JobTimeoutError: not finished after `timeout` seconds; it goes on all the same.
-            ConfigError: called in a handler of the same queue at concurrency 1, where it could never end.
+            JobFailedError: the job failed for good.
+            JobCancelledError: the job was cancelled; a JobFailedError, too.
+            JobTimeoutError: the job has not finished after `timeout` seconds. It goes on all the same.
+            ConfigError: the caller is a handler of the same queue at concurrency 1, so the wait could never end.
         """
         import asyncio
 
-        assert self._broker is not None
-        assert self._keys is not None
+        broker, keys, _ = self._place()
         waiting, spec = current.get(None), self._spec
-        here = waiting is not None and waiting.keys.stream == self._keys.stream
+        here = waiting is not None and waiting.keys.stream == keys.stream
         if here and spec is not None and spec.concurrency == 1:
             raise ConfigError(
                 f"{visible(self.queue_name)} runs one job at a time, so waiting for {visible(self.id)} in its handler "
-                "can never end; "
-                "chain it, or raise the concurrency"
+                "can never end; chain it, or raise the concurrency"
             )
         limit = None if timeout is None else seconds(timeout, "timeout")
         try:
             async with asyncio.timeout(limit):
-                finish = await self._broker.finished(self._keys, self.id, LOOK_EVERY)
+                finish = await broker.finished(keys, self.id, LOOK_EVERY)
         except TimeoutError:
             who = named(self.name, self.id, self.group_id)
             raise JobTimeoutError(f"job {who} had not finished after {limit:g} s") from None
+        await self._take_end(finish)
         if finish.op == "c":
             return self._result(finish.body)
         if finish.op == "f":
@@ -228,6 +234,23 @@ class Job:
             known = cancellation(finish.body)
             raise JobCancelledError(self.name, self.id, "" if known is None else known.reason)
         raise JobFailedError(self.name, self.id, "its record is gone: it was removed on completion, or never added")
+
+    async def _take_end(self, finish: Finish) -> None:
+        """This object says how the job has ended: as its record tells it, or, where none is kept, as the news did."""
+        broker, keys, _ = self._place()
+        op = finish.op.encode()
+        record: dict[str, bytes] = {}
+        state = MARKS.get(op)
+        if state is None:
+            return
+        with suppress(BrokerError):  # the job has finished, and that is known
+            _, record = await broker.read(keys, self.id)
+        if record.get("x") != op:
+            field = {b"c": "v", b"f": "e1"}.get(op, "k")
+            record = {"x": op, field: finish.body, "F": b"%d" % (clock.wall() * 1000)}
+        end = self._read(None, record, state)
+        for name in OF_AN_END if "d" in record else OF_AN_END[:5]:
+            setattr(self, name, getattr(end, name))
 
     # Acts -------------------------------------------------------------------------------------------------
     async def cancel(self, reason: str = "") -> CancelAnswer:
@@ -338,7 +361,7 @@ def read_job(
     if state is None:
         state = MARKS.get(record.get("x", b""), "waiting" if due is None else "delayed")
     overrides = NO_OVERRIDES
-    with suppress(Exception):  # what cannot be read cannot be run either, and its error says so
+    with suppress(Exception):  # a job with unreadable options cannot run, and its error says so
         overrides = Overrides.decode(record.get("o", b""))
     errors = [try_error_before(value) for _, value in numbered(record, "E")]
     errors += (try_error(number, value) for number, value in numbered(record, "e"))
@@ -360,7 +383,7 @@ def read_job(
         finished_at=instant_of(record.get("F")),
         due_at=instant_of(due),
         cancelled_by=None if state in ("completed", "failed") else cancellation(record.get("k")),
-        history=acts_of(record.get("y", b"")),
+        history=history_of(record, errors),
         copied_from=None if isinstance(overrides.n, msgspec.UnsetType) else Origin(*overrides.n),
         _broker=broker,
         _keys=keys,

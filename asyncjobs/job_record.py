@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -76,7 +76,7 @@ class StoredCancellation(msgspec.Struct):
 
 
 class JobAct(msgspec.Struct, frozen=True):
-    """What an operator did to a job: what, who, from where, why, and when."""
+    """What has befallen a job: what, when, who did it, from where, and why. The reason of a failed try is its error."""
 
     what: str
     at: datetime
@@ -145,6 +145,15 @@ def cancellation(raw: bytes | None) -> Cancellation | None:
         stored = msgspec.json.decode(raw, type=StoredCancellation)
         return Cancellation(stored.by, stored.reason, clock.from_ms(stored.at), stored.source)
     return Cancellation("", "", clock.from_ms(0), "")
+
+
+def history_of(record: Mapping[str, bytes], errors: Iterable[TryError | None]) -> tuple[JobAct, ...]:
+    """What has befallen a job, oldest first: its failed tries, its cancel, and what operators did to it."""
+    found = list(acts_of(record.get("y", b"")))
+    found += (JobAct("failed", one.at, reason=one.text) for one in errors if one is not None)
+    if (mark := cancellation(record.get("k"))) is not None:
+        found.append(JobAct("cancel", mark.at, mark.by, mark.source, mark.reason))
+    return tuple(sorted(found, key=lambda one: one.at))
 
 
 def acts_of(raw: bytes) -> tuple[JobAct, ...]:

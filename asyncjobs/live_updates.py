@@ -1,8 +1,7 @@
-"""Live updates: the `io` of a handler, over a Socket.IO server or manager, or over nothing.
+"""Live updates: the `io` of a handler, with a Socket.IO server, a manager, or nothing behind it.
 
-Socket.IO has no back-pressure and its Redis manager can hold a caller for seconds, so a handler's emit only
-puts on a bounded outbox; one sender empties it. The data are encoded at the emit, so that what the handler does
-with them afterwards does not matter.
+Socket.IO has no back-pressure, and its Redis manager can hold a caller for seconds. So a handler's emit only puts the
+data on a bounded outbox, and one sender empties it. The emit encodes the data, so the handler may change them later.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MOST_STUCK: Final = 8  # sends that Socket.IO has never ended; beyond them nothi
 
 
 class Data(NamedTuple):
-    """What an emit carries, as it was at that moment: JSON, or a copy where bytes travel beside the JSON."""
+    """The data of an emit as they were then: JSON, or a copy if bytes travel beside the JSON."""
 
     text: str
     copy: Any
@@ -52,7 +51,7 @@ class Emit(NamedTuple):
 
 
 class Accepted:
-    """What `emit` returns: awaiting it is allowed and never waits."""
+    """The result of `emit`. Awaiting it is allowed, and never waits."""
 
     __slots__ = ()
 
@@ -73,19 +72,19 @@ class Room:
         self._io, self._name, self._namespace = io, name, namespace
 
     def emit(self, event: str, data: Any = None) -> Accepted:
-        """Send `event` to everybody in the room."""
+        """Send `event` to all members of the room."""
         return self._io.emit(event, data, to=self._name, namespace=self._namespace)
 
 
 class LiveUpdates:
     """``io.to(room).emit(event, data)``, ``io.emit(event, data, to=room)``, ``io.emit(event, data)`` to all.
 
-    An emit returns at once, in any state of Socket.IO, and never fails the job, unless the data cannot be sent
-    at all. The order within a room is kept. If the outbox is full the oldest entry is dropped.
+    An emit returns at once, in any state of Socket.IO, and never fails the job, unless the data cannot be sent at all.
+    The order within a room is kept. If the outbox is full, its oldest entry is dropped.
 
     Attributes:
         raw: the app's `socketio` server or manager, or None.
-        accepted, sent, dropped: how many emits there were, reached Socket.IO, and did not.
+        accepted, sent, dropped: how many emits there were, how many reached Socket.IO, and how many did not.
     """
 
     def __init__(self, target: Any = None) -> None:
@@ -124,7 +123,7 @@ class LiveUpdates:
         room: str | None = None,
         namespace: str | None = None,
     ) -> Accepted:
-        """Send `event` to the room `to`, or to everybody. `data` may change afterwards: what is sent is encoded here.
+        """Send `event` to the room `to`, or to all clients. `data` are encoded here, so they may change afterwards.
 
         Raises:
             PayloadError: the data is neither JSON nor bytes.
@@ -151,7 +150,7 @@ class LiveUpdates:
         if running_loop() is self._loop:
             self._filled.set()
             return
-        with suppress(RuntimeError):  # that loop has been closed; the next one sends it
+        with suppress(RuntimeError):  # that loop was closed, and the next one sends the entry
             self._loop.call_soon_threadsafe(self._filled.set)
 
     def _take(self) -> Emit:
@@ -174,7 +173,7 @@ class LiveUpdates:
                 self._sending = False
 
     async def _send(self, one: Emit) -> None:
-        """Send one. Socket.IO may raise what it likes, and does not hold the next one for longer than SEND_TIMEOUT."""
+        """Send one emit. Socket.IO may raise any error, and holds the next emit for at most SEND_TIMEOUT."""
         if len(self._stuck) >= MOST_STUCK:
             self._drop("Socket.IO does not come back from the sends before it")
             return
@@ -206,13 +205,13 @@ class LiveUpdates:
         self._throttled.warning("dropped", "a live update was dropped: %s", why)
 
     async def flush(self, timeout: float) -> None:
-        """Let what is left be sent, for `timeout` seconds at most; the rest is counted as dropped."""
+        """Let the sender empty the outbox for `timeout` seconds at most. The rest is counted as dropped."""
         deadline = Deadline(timeout)
         while (self._outbox or self._sending) and deadline.left():  # noqa: ASYNC110 - the sender has no event for it
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
-        """The sender has ended: what is left will not be sent, and what Socket.IO does not end is left behind."""
+        """The sender has ended. Drop the rest of the outbox, and leave sends behind that Socket.IO does not end."""
         self.dropped += len(self._outbox)
         self._outbox.clear()
         self._bytes = 0
@@ -223,15 +222,15 @@ class LiveUpdates:
 
 
 def encode(data: Any) -> Data:
-    """`data` as it is at this moment.
+    """Encode `data` as they are at this moment.
 
     Raises:
-        TypeError, ValueError, RecursionError: it is neither JSON nor bytes.
+        TypeError, ValueError, RecursionError: `data` are neither JSON nor bytes.
     """
     size = 0
 
     def binary(value: Any) -> None:
-        """Bytes travel beside the JSON; what else json does not know cannot be sent."""
+        """Bytes travel beside the JSON. Other values that json does not know cannot be sent."""
         nonlocal size
         if not isinstance(value, (bytes, bytearray)):
             raise TypeError(f"{shown(value)} is a {type(value).__name__}")

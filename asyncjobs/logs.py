@@ -1,7 +1,7 @@
-"""Logs: errors as a user wants to see them, their text and their stack from the handler on, within bounds.
+"""Logs: errors with their text and their stack from the handler on, within bounds.
 
-An exception is a guest: its text, its cause, even the name of its class may raise whatever they like. Here they do no
-harm. What may happen a thousand times a second is said once every ten, with how often it happened.
+An exception is a guest: its text, its cause, even the name of its class may raise any error. This module contains such
+errors. A message that may come a thousand times a second is logged once in ten seconds, with the number of messages.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ HERE: Final = Path(__file__).parent
 # The example's own jobs and tasks are an app's; the keeper of threads and the loop are nobody's business.
 OURS: Final = tuple(str(path) for path in HERE.iterdir() if path.name != "demo")
 MACHINERY: Final = ("concurrent/futures/", "asyncio/")
-MOST_TEXT: Final = 2048  # bytes of UTF-8 that are kept and logged of an error's text
-MOST_STACK: Final = 6144  # the same of its stack
+MOST_TEXT: Final = 2048  # bytes of UTF-8 of an error's text that are kept and logged
+MOST_STACK: Final = 6144  # bytes of UTF-8 of an error's stack that are kept and logged
 LONGEST_LINE: Final = 1024
 SAID_EVERY: Final = 10.0  # seconds
-MOST_KINDS: Final = 1000  # of messages that are told apart in that time
-OTHERS: Final = ""  # the kind of all that come while there is no room for another kind
+MOST_KINDS: Final = 1000  # kinds of messages that are told apart in that time
+OTHERS: Final = ""  # the kind of all messages that come while there is no room for another kind
 CONTROL: Final = {code: "?" for code in range(32) if chr(code) not in "\t\n"}  # six bytes each in JSON
 
 
 class Told(NamedTuple):
-    """An error as it is kept with a job and logged; together 8 kB at the most.
+    """An error in the form in which a job keeps it and the log shows it, 8 kB at most.
 
     Attributes:
         text: ``ValueError: no such user``.
-        stack: the end of its traceback, without our own frames.
-        whole: nothing of it was cut.
+        stack: the end of the traceback, without the frames of asyncjobs.
+        whole: text and stack were not cut.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Told(NamedTuple):
 
 
 def told(error: BaseException) -> Told:
-    """`error` in words, whatever it is."""
+    """`error` in words. Never raises."""
     full = _text(error)
     text = _head(full, MOST_TEXT)
     try:
@@ -58,7 +58,7 @@ def told(error: BaseException) -> Told:
 
 
 def _cut(error: traceback.TracebackException) -> bool:
-    """Cut the texts of a chain before they are formatted: they may be megabytes of lines. Whether any was that long."""
+    """Cut the texts of a chain before they are formatted, as they may have megabytes. Returns True if one was cut."""
     left: list[traceback.TracebackException | None] = [error]
     cut = False
     while left:
@@ -83,12 +83,12 @@ class Stack:
         self._text = ""
 
     def __str__(self) -> str:
-        self._text = self._text or told(self._error).stack.strip()  # each handler of the app asks for it
+        self._text = self._text or told(self._error).stack.strip()  # kept, because each handler of the app asks for it
         return self._text
 
 
 def said(error: BaseException) -> str:
-    """``ValueError: no such user``, of a bounded length, on whatever an exception's own text does."""
+    """``ValueError: no such user``, of a bounded length. Never raises, even if the exception's own text does."""
     return _head(_text(error), MOST_TEXT)
 
 
@@ -111,7 +111,7 @@ def _head(text: str, most: int) -> str:
 
 
 def _tail(stack: str) -> str:
-    """The last `MOST_STACK` bytes of `stack`; a line that would take the room of many is cut."""
+    """The last `MOST_STACK` bytes of `stack`. Very long lines are cut."""
     if len(stack) > MOST_STACK:
         lines = stack[-64 * MOST_STACK :].splitlines()
         stack = "\n".join(line if len(line) <= LONGEST_LINE else _head(line, LONGEST_LINE) for line in lines) + "\n"
@@ -120,15 +120,15 @@ def _tail(stack: str) -> str:
 
 
 def say(logger: logging.Logger, level: int, message: str, *args: Any) -> None:
-    """Log `message`, on whatever the app's filters and handlers do: no job may hang on them."""
+    """Log `message`. Never raises, because no job may depend on the app's filters and handlers."""
     with suppress(BaseException):
         logger.log(level, message, *args, stacklevel=2)
 
 
 def log(logger: logging.Logger, level: int, error: Told, source: Any, message: str, *args: Any) -> None:
-    """Log `message` with the stack of `error`; `source` is the exception, for handlers that read more than text.
+    """Log `message` with the stack of `error`. `source` is the exception, for handlers that read more than text.
 
-    A formatter takes a stack that is there already instead of making one, which may be twenty megabytes.
+    A formatter uses a stack that it finds, instead of making its own, which may be twenty megabytes.
     """
     if logger.isEnabledFor(level):
         file, line, function, _ = logger.findCaller(stacklevel=2)
@@ -139,9 +139,9 @@ def log(logger: logging.Logger, level: int, error: Told, source: Any, message: s
 
 
 class _Contained:
-    """A logger of ours. The app's handlers, filters and record factories are guests: what they raise ends here.
+    """A logger of asyncjobs. Errors of the app's handlers, filters and record factories end here.
 
-    State: `_told`, the first such error was printed, as logging itself prints those of its own handlers.
+    State: `_told`, the first such error was printed, as logging itself prints errors of its own handlers.
     """
 
     _told = False
@@ -166,7 +166,7 @@ class _Contained:
 
 
 def contain(*names: str) -> None:
-    """Let loggers harm nobody, whichever class the app has chosen for them."""
+    """Contain the errors of loggers, whatever class the app has chosen for them."""
     for name in names:
         one = logging.getLogger(name)
         if not isinstance(one, _Contained):
@@ -177,7 +177,7 @@ contain("asyncjobs", "asyncjobs.io", "asyncjobs.declare.cron_expression")
 
 
 def from_the_handler(error: BaseException) -> TracebackType | None:
-    """The traceback of `error` without its leading frames of ours, whose locals hold the raw job too."""
+    """The traceback of `error` without the leading frames of asyncjobs, because their locals hold the raw job."""
     at = error.__traceback__
     while at is not None and _is_ours(at.tb_frame.f_code.co_filename):
         at = at.tb_next
@@ -189,7 +189,7 @@ def _is_ours(filename: str) -> bool:
 
 
 def exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """`error` as `logging` takes it, with that traceback."""
+    """`error` in the form that `logging` takes, with the traceback from the handler on."""
     try:
         return type(error), error, from_the_handler(error)
     except BaseException:
@@ -197,9 +197,9 @@ def exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, 
 
 
 def is_closing(aio_task: asyncio.Task[Any] | None) -> bool:
-    """Whether a GeneratorExit in `aio_task` means that it is being taken down with its loop, so it must not go on.
+    """True if a GeneratorExit in `aio_task` means that the task ends with its loop, so it must not go on.
 
-    Otherwise something that it runs has raised it, as it may raise anything.
+    Otherwise the code in the task has raised the GeneratorExit itself.
     """
     try:
         return aio_task is None or asyncio.current_task() is not aio_task
@@ -208,10 +208,10 @@ def is_closing(aio_task: asyncio.Task[Any] | None) -> bool:
 
 
 class ThrottledLog:
-    """A log that says each kind of thing once per `SAID_EVERY`, and no more than `MOST_KINDS` kinds in one.
+    """A log that writes each kind of message once per `SAID_EVERY`, and at most `MOST_KINDS` kinds in that time.
 
-    State: `_said`, kind → when it was last said, and how often it was held back since; `_full_until`, before which no
-    kind can have become free to be forgotten.
+    State: `_said`, kind → the instant of its last message, and how many were held back since; `_full_until`, the
+    instant before which no kind can be forgotten.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -242,6 +242,6 @@ class ThrottledLog:
         say(self._logger, level, message, *args)
 
     def _forget(self, now: float) -> None:
-        """Drop the kinds that may be said again anyway."""
+        """Drop the kinds that may be logged again anyway."""
         self._said = {kind: (at, held) for kind, (at, held) in self._said.items() if now - at < SAID_EVERY}
         self._full_until = min((at for at, _ in self._said.values()), default=now) + SAID_EVERY

@@ -1,9 +1,9 @@
-"""The LoopBudget: what the loop does between two looks at the app's sockets and timers, and how much of it is ours.
+"""The LoopBudget: bounds the runtime's share of the event loop between two looks at the app's sockets and timers.
 
-asyncio runs all that is ready before it looks for more. A hundred jobs that begin at once are one such round, in which
-no request is read. So with a budget a step of ours begins only while those before it have not used up the slice of this
-round; the others wait here. After each slice the loop is left to the app, until a round went by in which there was
-nothing to do or the app has had its share.
+asyncio runs all ready callbacks before it looks at sockets again: that is a round. A hundred jobs that begin at once
+are one round, in which no request is read. With a budget, steps of the runtime begin only until the slice of the round
+is used up, and further steps wait here. After each slice the loop is left to the app, until a round had nothing to do
+or the app has had its share.
 
        a step finds the slice used up                   nothing to do there, or enough time was left to the app
 free ──────────────────────────────────► left to the app ────────────────────────────────────────────────► ours
@@ -25,26 +25,26 @@ import msgspec
 
 from asyncjobs import clock
 
-SLICES: Final = 10  # of a budget; the app is served after each
+SLICES: Final = 10  # slices of a budget; the app is served after each slice
 QUIET: Final = 0.00005  # seconds; a round that takes less had nothing to do
-SHARE: Final = 2  # slices of time that the app gets after one of ours, where it has that much to do
-PAUSE: Final = 4  # slices between two trips to the store, while there is enough to do here
-FIRST: Final = 1 << 62  # ahead of all that has no such rank
+SHARE: Final = 2  # slices of time that the app gets after a slice of the runtime, if it has that much to do
+PAUSE: Final = 4  # slices between two trips to the store, while this process has enough to do
+FIRST: Final = 1 << 62  # subtracted from a rank that has to come before all ordinary ranks
 
-AT_ONCE: Final = 50  # calls that are begun together where there is a budget
+AT_ONCE: Final = 50  # calls that begin together, with a budget
 T = TypeVar("T")
 
 FREE, LEFT, OURS = range(3)
 
 
 class Starter(Protocol):
-    """Whose job waits for room."""
+    """The attempts whose job waits for room."""
 
     def begin(self, job: Any, sent_at: float, margin: float, rank: int | None) -> None: ...
 
 
 class Step(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A step that waits: an aio_task by its future, or a job that has none yet. No two have the same rank."""
+    """A step that waits for room: an aio_task by its future, or a job without an aio_task. Each rank is unique."""
 
     rank: int
     future: asyncio.Future[None] | None = None
@@ -55,15 +55,15 @@ class Step(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class LoopBudget:
-    """Counts the rounds of the loop in which a job has begun, and lets no more begin in one than fits its slice.
+    """Counts the rounds of the loop in which jobs begin, and lets only as many steps begin as fit into a slice.
 
-    State: `number`, of the present one; `_counted`, whether its end is awaited.
-    `until`, the monotonic instant at which the slice of this round is used up; without a budget none ever is.
+    State: `number`, of the present round; `_counted`, whether its end is awaited.
+    `until`, the monotonic instant at which the slice of this round is used up; infinite without a budget.
     `_waiting`, a heap of steps that wait for room, by rank; `_most`, how many of them are woken for a round: more than
-    the last time, where all of these had room, else as many as had; `_woken` and `_again`, how many were, and wait
-    again.
-    `_phase`, of the drawing above; `_fresh`, whether the first step of a round that is ours is still to come;
-    `_left_at`, since when the loop is left to the app, and `_began_at`, when this round began.
+    last time if all had room then, else as many as had room; `_woken` and `_again`, how many were woken, and how many
+    of these wait again.
+    `_phase`, of the drawing above; `_fresh`, the first step of a round of the runtime is still to come; `_left_at`,
+    the instant since which the loop is left to the app; `_began_at`, the beginning of this round.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class LoopBudget:
         self._pauses: list[tuple[float, asyncio.Future[None]]] = []
 
     def now(self) -> int:
-        """The number of this round, another in the next one."""
+        """The number of this round. Each round has another number."""
         if not self._counted:
             self._counted = True
             asyncio.get_running_loop().call_soon(self._over)
@@ -96,16 +96,16 @@ class LoopBudget:
         return self.number
 
     def spent(self) -> bool:
-        """Whether the slice of this round is used up."""
+        """True if the slice of this round is used up."""
         if not self._slice:
             return False
         self.now()
         return clock.monotonic() >= self.until
 
     def has_room(self) -> bool:
-        """Whether a step may begin in this round."""
+        """True if a step may begin in this round."""
         now = clock.monotonic()
-        if self._fresh:  # one step there is in each round of ours, whatever else has run in it
+        if self._fresh:  # each round of the runtime has at least one step, even if other code has used it up
             self._fresh = False
             self.until = now + self._slice
         return now < self.until
@@ -114,8 +114,8 @@ class LoopBudget:
         """Wait until a round has room for another step.
 
         Args:
-            rank: of a step that was told to begin, and found no room after all.
-            first: before all that do not say so.
+            rank: the rank of a step that was told to begin, and found no room after all.
+            first: the step comes before all steps without `first`.
         """
         self.now()
         if rank is None:
@@ -134,17 +134,17 @@ class LoopBudget:
     def defer(self, owner: Starter, job: Any, sent_at: float, margin: float) -> None:
         """Have `owner` begin a job before a round that may have room for it.
 
-        What waits so has no aio_task yet, and costs little until then.
+        A job that waits in this way has no aio_task yet, and costs little.
         """
         heapq.heappush(self._waiting, Step(next(self._ranks), None, owner, job, sent_at, margin))
 
     async def breathe(self) -> None:
-        """Where the slice is used up, wait for room: between two steps of what is long."""
+        """Wait for room if the slice is used up. Long work calls this between its steps."""
         if self.spent():
             await self.room()
 
     async def gather(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """What all `calls` return, in order; with a budget some of them at a time."""
+        """The results of all `calls`, in order. With a budget only some calls run at a time."""
         if not self._slice:
             return await asyncio.gather(*calls)
         left, found = iter(calls), []
@@ -155,19 +155,19 @@ class LoopBudget:
 
     @property
     def governs(self) -> bool:
-        """Whether some wait for room, so that whatever else begins stands behind them."""
+        """True if steps wait for room, so that each new step has to wait behind them."""
         return self._phase != FREE
 
     @property
     def crowded(self) -> bool:
-        """Whether more waits for room than the next round of ours is expected to have."""
+        """True if more steps wait for room than the runtime's next round is expected to have."""
         return len(self._waiting) > self._most
 
     async def pause(self, since: float) -> None:
-        """Wait for some slices since `since`, or until this is not crowded any more.
+        """Wait for some slices since `since`, or until the budget is not crowded any more.
 
-        A trip to the store costs as much as the jobs themselves where it settles a few of them, and the more often the
-        loop is left to others the fewer have ended.
+        A trip to the store that settles only a few jobs costs as much as the jobs themselves. And the more often the
+        loop is left to the app, the fewer jobs have ended by the next trip.
         """
         if self.crowded:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -209,7 +209,7 @@ class LoopBudget:
             self._end_pauses(now)
 
     def _leave(self, now: float) -> None:
-        """This round is the app's, unless nobody waits any more; what is woken here runs in the next one of ours."""
+        """Leave this round to the app, unless no step waits. Steps woken here run in the runtime's next round."""
         self._woken = self._again = 0
         while self._waiting and self._woken < self._most:
             one = heapq.heappop(self._waiting)

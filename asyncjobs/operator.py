@@ -7,6 +7,7 @@ lengthen stops the act.
 from __future__ import annotations
 
 import functools
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ from asyncjobs.record import Record
 
 LONGEST_REASON: Final = 500  # characters that are kept
 LONGEST_NAME: Final = 100
+ENTRY: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}", re.ASCII)
 TRAIL_PIECE: Final = 200  # entries of the audit trail that are read at once
 TOLD: Final = {"retry": "job.retried", "promote": "job.promoted", "remove": "job.removed"}
 STATES_BY_LETTER: Final = {
@@ -78,6 +80,18 @@ async def trail(broker: Broker) -> AsyncIterator[AuditEntry]:
         for entry, fields in rows:
             yield _entry(entry, fields)
         before = rows[-1][0]
+
+
+async def entry_of(broker: Broker, entry_id: str) -> AuditEntry:
+    """One entry of the audit trail.
+
+    Raises:
+        ConfigError: there is none of that id.
+    """
+    fields = await broker.read_audit_entry(entry_id) if ENTRY.fullmatch(entry_id) else None
+    if fields is None:
+        raise ConfigError(f"the audit trail has no entry {shown(entry_id)}; about the last 10,000 are kept")
+    return _entry(entry_id, fields)
 
 
 def _entry(entry: str, fields: Mapping[str, str]) -> AuditEntry:

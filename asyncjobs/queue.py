@@ -1,33 +1,26 @@
-"""The Queue: the front door. Checks, builds, hands over to the broker; never starts a consumer."""
+"""The Queue: the front door. It checks jobs, builds them and gives them to the broker; it never starts a consumer."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import AddCall, Broker
-from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, group_text, id_text
-from asyncjobs.declare.definition import JobSpec, checked_name
+from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, id_text
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import Backoff, JobOptions, KeepRule
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
-from asyncjobs.declare.values import UNSET, Seconds, Unset, flag, keywords, shown
+from asyncjobs.declare.values import UNSET, Seconds, Unset, keywords, shown
 from asyncjobs.errors import ConfigError, NotRunningError, PayloadError, UnknownJobError
 from asyncjobs.home import Home
-from asyncjobs.job import Job, counts_of, in_the_name_of, new_id, read_job
-from asyncjobs.limits.controls import Bounds, QueueControls
+from asyncjobs.job import Job, counts_of, new_id, read_job
+from asyncjobs.limits.bounds import Bounds
 from asyncjobs.operate.copying import Copier
-from asyncjobs.operate.finding import find
-from asyncjobs.operate.names import all_names, announce, strangers
-from asyncjobs.operate.operations import Operations
-from asyncjobs.operate.selection import Selection
-from asyncjobs.operate.states import states
-from asyncjobs.operate.walk import Plan
-from asyncjobs.operate.wanted import Wanted
-from asyncjobs.operator import AuditEntry, Operator, trail
+from asyncjobs.operate.desk import Desk
+from asyncjobs.operator import Operator
 
 if TYPE_CHECKING:
     from asyncjobs.events import EventBus
@@ -35,11 +28,11 @@ if TYPE_CHECKING:
 NOTHING: Final[Mapping[str, Any]] = {}
 
 
-class Queue:
-    """All jobs of a runtime: add them, and look at them. The same object is `runtime.queue` and a handler's `queue`.
+class Queue(Desk):
+    """Adds jobs of a runtime, and looks at them. `runtime.queue` and a handler's `queue` are the same object.
 
-    State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while
-    the runtime runs.
+    State: `_specs`, name → registered job; `_names`, reference → name and handler; the broker, present while the
+    runtime runs.
     """
 
     def __init__(self, bus: EventBus, max_payload: int, home: Home) -> None:
@@ -78,7 +71,7 @@ class Queue:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every job that may be added."""
+        """The names of all jobs that may be added."""
         return tuple(sorted(self._specs))
 
     # Adding -----------------------------------------------------------------------------------------------
@@ -97,22 +90,23 @@ class Queue:
         remove_on_complete: KeepRule | Mapping[str, Any] | Unset = UNSET,
         remove_on_fail: KeepRule | Mapping[str, Any] | Unset = UNSET,
     ) -> Job:
-        """Add one job; once this returns it will run, through any crash of any process.
+        """Add one job. Once this call returns, the job will run, through any crash of any process.
 
         Args:
-            job: its name, or its handler.
-            data: the payload, JSON, or what the handler's `data` is annotated with.
-            group_id: the group of a grouped job; required there, refused elsewhere.
-            job_id: your own id. If a job has it, in any state, nothing is added and `added` is False.
+            job: the job's name, or its handler.
+            data: the payload: JSON, or a value of the type that the handler declares for `data`.
+            group_id: the group of a grouped job; required for it, refused for other jobs.
+            job_id: your own id. If any job has this id, in any state, no job is added, and `added` is False.
             delay: seconds from now, 0 for at once; or `at`, an aware datetime.
-            attempts, backoff, timeout, remove_on_complete, remove_on_fail: this job's own, over its definition's.
+            attempts, backoff, timeout, remove_on_complete, remove_on_fail: this job's own options, over those of its
+                definition.
         Raises:
-            UnknownJobError, PayloadError, ConfigError: nothing was sent.
+            UnknownJobError, PayloadError, ConfigError: the job was not sent.
             NotRunningError: the runtime is not started.
-            BrokerUnavailableError: no answer; the job is wholly there or not at all, and a repeat with the id
-                in `job_ids` cannot add it twice.
-            BrokerError: the store refused, nothing was added.
-            QueueFullError: as many wait as `max_waiting` allows.
+            BrokerUnavailableError: no answer. The job is wholly there or not at all, and a repeat with the id in
+                `job_ids` cannot add it twice.
+            BrokerError: the store refused, and no job was added.
+            QueueFullError: as many jobs wait as `max_waiting` allows.
         """
         own = (attempts, backoff, timeout, remove_on_complete, remove_on_fail)
         given: Mapping[str, Any] = NOTHING
@@ -128,7 +122,7 @@ class Queue:
     async def add_bulk(self, jobs: Iterable[tuple[Any, ...]]) -> list[Job]:
         """Add many jobs in one round trip: ``(job, data)`` or ``(job, data, options)`` each.
 
-        All are checked before any is sent; a bad one is named by its place and nothing is added.
+        All jobs are checked before any is sent. The error names a bad job by its index, and then no job is added.
         """
         broker = self._running("add_bulk")
         calls, handles = [], []
@@ -153,7 +147,7 @@ class Queue:
         replies = await broker.add(await self._bounds.laid_over(broker, calls))
         at_ms, added_at = -1, None
         for handle, reply in zip(handles, replies, strict=True):
-            if added_at is None or reply.at_ms != at_ms:  # a script adds hundreds at one instant
+            if added_at is None or reply.at_ms != at_ms:  # computed once, since a script adds hundreds at one instant
                 at_ms, added_at = reply.at_ms, clock.from_ms(reply.at_ms)
             self._added(handle, reply.added, added_at)
             await broker.loop.breathe()
@@ -204,7 +198,7 @@ class Queue:
     async def get_job(
         self, name: str | Callable[..., Any], job_id: str, group_id: str | int | None = None
     ) -> Job | None:
-        """A job as it stands, or None if there is none with that id (any more)."""
+        """Read a job; None if there is no job with that id (any more)."""
         broker, spec = self._running("get_job"), self.spec(name)
         group = group_of(spec, group_id)
         keys = broker.queue_keys(spec.name, group)
@@ -214,9 +208,9 @@ class Queue:
         return read_job(broker, spec, spec.name, keys, group, job_id, due, record, operator=self.operator)
 
     async def counts(self, name: str | Callable[..., Any], group_id: str | int | None = None) -> dict[str, int]:
-        """How many jobs are in each state; of a grouped job without a group: of all its groups together.
+        """How many jobs are in each state. For a grouped job without `group_id`: over all its groups.
 
-        `cancelled` is a key only where some are; a state that is missing counts 0.
+        `cancelled` is a key only if there are such jobs. A state that is missing counts 0.
         """
         broker, spec = self._running("counts"), self.spec(name)
         if group_id is None:
@@ -225,59 +219,6 @@ class Queue:
             counts = await broker.counts(broker.queue_keys(spec.name, group_of(spec, group_id)))
         return counts_of(counts)
 
-    def select(
-        self,
-        name: str | Callable[..., Any] | None = None,
-        *,
-        state: str | Iterable[str] | None = None,
-        group_id: str | int | None = None,
-        text: str | None = None,
-        error: str | None = None,
-        tag: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        newest_first: bool = True,
-    ) -> Selection:
-        """Jobs to look at; nothing is asked until the selection is iterated, paged or counted.
-
-        Args:
-            name: registered here or not, or a handler; None: every name that a process has ever registered.
-            state: one or several of waiting, active, delayed, completed, failed, cancelled; None: all.
-            group_id: None: all groups, and what has none.
-            text: plain text in the payload, or ``key:value`` against what it says; a key may be a path, ``order.id:7``.
-            error: text in the last error, which begins with its type.
-            tag: of the job.
-            since, until: aware datetimes, both inclusive; when it finished, started, comes due, or was added.
-        Raises:
-            ConfigError: a value that cannot be.
-        """
-        known = None
-        if name is not None:
-            known = self._specs.get(checked_name(name, "job")) if isinstance(name, str) else self.spec(name)
-        if group_id is not None:
-            group_id = group_text(group_id) if known is None else group_of(known, group_id)
-        asked = known.name if known is not None else None if name is None else str(name)
-        wanted = Wanted.of(text, error, tag, since, until)
-        plan = Plan(asked, group_id, states(state), wanted, flag(newest_first, "newest_first"))
-        return Selection(self._running, self._specs, plan, self.operator)
-
-    async def find(self, job_id: str) -> list[Job]:
-        """Every job with that id, over all names and groups, registered here or not."""
-        found = await find(self._running("find"), self._specs, id_text(job_id, "job_id"))
-        return in_the_name_of(self.operator, found)
-
-    async def all_names(self) -> dict[str, dict[str, int]]:
-        """Every job name that a process has ever registered, with how many jobs are in each state."""
-        return await all_names(self._running("all_names"), self._specs)
-
-    async def announce(self) -> None:
-        """Leave it in the store which names there are here, and what holds for them."""
-        await announce(self._running("announce"), self._specs)
-
-    async def strangers(self) -> dict[str, dict[str, int]]:
-        """The job names that others have registered and this runtime has not, with what is left of them by state."""
-        return await strangers(self._running("strangers"), self._specs)
-
     async def groups(self, name: str | Callable[..., Any]) -> list[str]:
         """The ids of the groups that are not reaped, sorted."""
         broker, spec = self._running("groups"), self.spec(name)
@@ -285,39 +226,8 @@ class Queue:
             raise ConfigError(f"{spec.name} has no groups; group=True in its definition gives each group_id a queue")
         return sorted([group_id async for page in broker.groups(spec.name) for group_id in page])
 
-    # Acting -----------------------------------------------------------------------------------------------
-    def acting_as(self, by: str, source: str = "python") -> Queue:
-        """This queue, for acts in the name of `by`: the audit trail and the record of each job tell it.
-
-        Args:
-            by: who acts, 1 to 100 characters.
-            source: from where, such as "cli" or the name of an admin page.
-        """
-        queue = copy.copy(self)
-        queue.operator = self.operator.called(id_text(by, "by"), id_text(source, "source"))
-        return queue
-
-    @property
-    def operations(self) -> Operations:
-        """Acts on many jobs that are kept in the store: those under way, and the last hundred."""
-        return Operations(self._running("operations"), self._specs, self.operator)
-
-    def audit(self) -> AsyncIterator[AuditEntry]:
-        """The acts of operators, newest first; about the last 10,000 are kept."""
-        return trail(self._running("audit"))
-
-    def job(self, name: str | Callable[..., Any]) -> QueueControls:
-        """Pause, resume, limit a whole job name, in all processes, while they run; for a grouped job, each group."""
-        spec = self.spec(name)
-        return QueueControls(self._running("job"), spec, None)
-
-    def group(self, name: str | Callable[..., Any], group_id: str | int) -> QueueControls:
-        """The same for one group."""
-        spec = self.spec(name)
-        return QueueControls(self._running("group"), spec, group_of(spec, group_id))
-
     def spec(self, job: str | Callable[..., Any]) -> JobSpec:
-        """The registered job called or handled by `job`."""
+        """The registered job with this name or handler."""
         name = job if isinstance(job, str) else _name_of(job, self._names, self._specs)
         spec = self._specs.get(name)
         if spec is None:
@@ -328,7 +238,7 @@ class Queue:
         """The broker, for the method `what` that was called, `of` the queue or of the runtime.
 
         Raises:
-            NotRunningError: the runtime is not running, or not in this loop.
+            NotRunningError: the runtime does not run, or runs in another loop.
         """
         if self._broker is None:
             raise NotRunningError(
@@ -348,7 +258,7 @@ def _name_of(handle: Any, names: Mapping[Any, tuple[str, Any]], known: Iterable[
 
 
 def _reference(handle: Any) -> Any:
-    """What a handler is found by: a function or a method by itself, an object that can be called by its identity."""
+    """The key under which a handler is found: a function or a method itself, or the identity of a callable object."""
     if isinstance(handle, (staticmethod, classmethod)):
         handle = handle.__func__
     return handle if inspect.isroutine(handle) else (id(handle), type(handle))

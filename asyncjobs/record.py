@@ -1,7 +1,7 @@
-"""Records: what travels with each job from the wire and back, unseen by the garbage collector.
+"""Records: small values that travel with each job, and that the garbage collector does not see.
 
-A thousand jobs at a time are on their way. Each small tuple of theirs that outlived a moment would be counted among
-what lives for long, and have the collector look through all that the app holds, tens of milliseconds each time.
+A thousand jobs at a time are on their way. Each of their small tuples that outlives a moment would count as long-lived,
+and make the collector look through all objects of the app, for tens of milliseconds each time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """Values under names, which are never changed; none of them may refer back to it."""
+    """Named values that never change. No value may refer back to the record."""
 
     def _replace(self, **values: Any) -> Self:
-        """The same with other `values`."""
+        """A copy with other `values`."""
         return msgspec.structs.replace(self, **values)

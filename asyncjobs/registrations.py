@@ -25,21 +25,24 @@ TASK_OPTIONS: Final = tuple(one.name for one in fields(TaskDefinition) if one.na
 
 
 class Registrations:
-    """State: `jobs` and `tasks`, registered in code, by name; `_loaded`, what the folders held when last loaded."""
+    """State: `jobs` and `tasks`, registered in code, by name; `_loaded`, found in the folders at the last load.
 
-    def __init__(self, config: RuntimeConfig, queue: Queue) -> None:
-        self._config, self._queue = config, queue
+    The runtime's config may be replaced between two starts, so each call gets the present one.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
         self.jobs: dict[str, JobSpec] = {}
         self.tasks: dict[str, TaskSpec] = {}
         self._loaded = loader.Loaded([], [])
 
     @property
     def loaded(self) -> loader.Loaded:
-        """All jobs and tasks that are registered in code and, since the last load, found in files."""
+        """All jobs and tasks that are registered in code, or were found in files at the last load."""
         return loader.Loaded([*self.jobs.values(), *self._loaded.jobs], [*self.tasks.values(), *self._loaded.tasks])
 
     def definition(self, function: Callable[..., Any], options: Mapping[str, Any]) -> JobDefinition:
-        """The record of a job whose options are given flat."""
+        """The definition of a job whose options are given flat."""
         return JobDefinition(
             handle=function,
             job_options=JobOptions(**{key: options[key] for key in JOB_OPTIONS if key in options}),
@@ -47,24 +50,26 @@ class Registrations:
             group=options.get("group", False),
         )
 
-    def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> JobSpec:
+    def add_job(self, config: RuntimeConfig, name: str, definition: JobDefinition | Mapping[str, Any]) -> JobSpec:
         """Register a job.
 
         Raises:
             ConfigError: the name is taken, or an option is bad.
         """
-        spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", self._config.max_result)
+        spec = JobSpec(name, build(JobDefinition, definition, "the job"), "in code", config.max_result)
         if name in self._queue.names:
             raise ConfigError(f"a job called {name!r} is registered already; a name has one handler")
         check_limiters(spec, self.loaded.jobs)
         return spec
 
     def keep_job(self, spec: JobSpec) -> None:
-        """From now on it can be added."""
+        """Let a job be added from now on."""
         self.jobs[spec.name] = spec
         self._queue.register(spec)
 
-    def task(self, cron_time: str, name: str | None, options: Mapping[str, Any]) -> Callable[[Function], Function]:
+    def task(
+        self, config: RuntimeConfig, cron_time: str, name: str | None, options: Mapping[str, Any]
+    ) -> Callable[[Function], Function]:
         """A decorator that registers a task."""
         cron_time = normalise(cron_time)
         given = {"is_active": True, **keywords(options, TASK_OPTIONS, "@runtime.task")}
@@ -72,7 +77,7 @@ class Registrations:
         def register(function: Function) -> Function:
             known = name_of(function) if name is None else name
             definition = TaskDefinition(task=function, cron_time=cron_time, **given)
-            spec = TaskSpec(known, definition, self._config.timezone, "in code")
+            spec = TaskSpec(known, definition, config.timezone, "in code")
             if known in self.tasks:
                 raise ConfigError(f"a task called {known!r} is registered already; name this one, name='…'")
             self.tasks[known] = spec
@@ -100,17 +105,17 @@ class Registrations:
             jobs,
             tasks if config.schedule and config.environment != "test" else None,
             given=given,
-            timezone=self._config.timezone,
+            timezone=config.timezone,
             known=tuple(self.jobs.values()),
             known_tasks=tuple(self.tasks.values()),
-            strict=self._config.strict_load,
-            max_result=self._config.max_result,
+            strict=config.strict_load,
+            max_result=config.max_result,
         )
         for spec in self._loaded.jobs:
             self._queue.register(spec)
 
     def with_add(self, function: Function, name: str) -> Function:
-        """`function` with an `add`; a method, or an object with an `add` of its own, is wrapped to have one."""
+        """Give `function` an `add`. A method, or an object with an `add` of its own, is wrapped."""
         add = functools.partial(self._add, name)
         plain: Any = getattr(function, "__func__", function) if isinstance(function, staticmethod) else function
         other = getattr(plain, "add", None)
@@ -131,7 +136,7 @@ class Registrations:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name that a function registers under, unless it is given one."""
+    """The name under which a function is registered, unless another one is given."""
     name = getattr(function, "__name__", "")
     if not name or name == "<lambda>":
         raise ConfigError(f"{shown(function)} has no name to be called by; give one")

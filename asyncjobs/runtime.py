@@ -43,32 +43,31 @@ class Runtime(Oversight):
 
     Args:
         redis: a URL, a `redis.asyncio` client, or None: ``ASYNCJOBS_REDIS_URL``, else the embedded store.
-        jobs, tasks: the folders; None for none.
+        jobs, tasks: the folders, or None.
         services: an object, a mapping, or an (async) context manager factory, given to handlers.
-        io: a `socketio.AsyncServer` or manager for live updates, else None.
-        prefix: in front of every key, so that several apps can share one Redis.
+        io: a `socketio.AsyncServer` or manager for live updates, or None.
+        prefix: the beginning of all keys, so that several apps can share one Redis.
         environment: decides which tasks run; else ``ASYNCJOBS_ENV``, else ``development``.
-        timezone: in which cron expressions are read, unless a task says otherwise.
-        consume, schedule: False for a process that only adds; that runs no tasks.
+        timezone: the zone in which cron expressions are read, unless a task names another.
+        consume, schedule: False for a process that only adds, or that runs no tasks.
         durability: ``"replicated"`` makes each add wait for a replica.
         concurrency: most jobs at once in this process, of all kinds together.
         max_payload: bytes of JSON that one job may carry.
-        max_result: bytes of JSON that a result, or a progress, may be; a job that returns more fails for good.
+        max_result: bytes of JSON that a result, or a progress, may have. A job that returns more fails for good.
         connect_timeout: seconds in which the store must answer, at start and for each call.
-        grace: seconds that running jobs get when the runtime stops, unless `stop` says otherwise.
-        sentry_capture, sentry_payload: every failed try or only the last; whether payloads may be sent.
+        grace: seconds that running jobs get when the runtime stops, unless `stop` gives another number.
+        sentry_capture, sentry_payload: report each failed try or only the last one; whether payloads may be sent.
         sweep_interval: seconds between two looks for work whose news was lost.
-        data_dir: the folder of the embedded store, below the nearest pyproject.toml above the jobs if it is relative.
+        data_dir: the folder of the embedded store. A relative one lies below the nearest pyproject.toml above the jobs.
             None: ``.asyncjobs``, and in the environment ``test`` a private one that is removed at stop.
-        allow_eviction: start even on a store whose `maxmemory-policy` lets it delete what we keep.
-        strict_load: False leaves bad files of the folders out instead of refusing to start.
-        blocking_warning: seconds after which whatever blocks the event loop is named in the log; None: never.
-        loop_budget: most seconds that the runtime's own steps take in a row before the loop serves the app again, but
-            for a job that computes for longer by itself; None: no bound, for a process that does nothing else.
-        gc_freeze: the start ends with `gc.freeze()`: what the process holds by then is left out of garbage collections,
-            each of which would stop the app for as long as looking through all of it takes.
+        allow_eviction: start even on a store whose `maxmemory-policy` lets it delete jobs.
+        strict_load: False leaves bad files of the folders out, instead of refusing to start.
+        blocking_warning: seconds after which the log names the code that blocks the event loop; None: never.
+        loop_budget: most seconds in a row that the runtime's own steps take before the loop serves the app again. A job
+            may compute for longer by itself. None: no bound, for a process that only runs jobs.
+        gc_freeze: the start ends with `gc.freeze()`, so no garbage collection stops the app to look at its objects.
     Raises:
-        ConfigError: an option with a value it cannot take. No I/O is done here; safe at import.
+        ConfigError: an option has a value that is not allowed. The call does no I/O, so it is safe at import.
     """
 
     def __init__(
@@ -132,21 +131,21 @@ class Runtime(Oversight):
         self._io = LiveUpdates(io)
         self._home = Home()
         self._queue = Queue(self._bus, max_payload, self._home)
-        self._registered = Registrations(self.config, self._queue)
+        self._registered = Registrations(self._queue)
         self._looking = False
         self._state: State = "stopped"
-        self._lock = asyncio.Lock()  # a new one in each loop
+        self._lock = asyncio.Lock()  # replaced in each new loop
         self._assembly: Assembly | None = None
         self._starting: asyncio.Timeout | None = None  # ends a start that `stop` is called in
 
     @property
     def queue(self) -> Queue:
-        """Where jobs are added and looked at; in a thread that runs a handler its methods block until they are done."""
+        """The queue, which adds jobs and looks at them. In a handler's thread its methods block until they are done."""
         return here(self._queue)  # type: ignore[no-any-return]
 
     @property
     def io(self) -> LiveUpdates:
-        """Live updates, as handlers get them."""
+        """The live updates that handlers get as `io`."""
         return here(self._io)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -157,9 +156,9 @@ class Runtime(Oversight):
     def job(self, name: str | Callable[..., Any] | None = None, **options: Any) -> Any:
         """Register a function as a job: ``@runtime.job("send-mail", attempts=10, limiter=Limiter(5, 1))``.
 
-        What it returns is the function itself, callable in a unit test, with an `add` like `queue.add`. On a
-        running runtime the job can be added at once; it is consumed at once with ``autorun=True``, else from
-        the next start on.
+        The decorator returns the function itself, which a unit test can call, with an `add` like `queue.add`. On a
+        running runtime the job can be added at once. It is consumed at once with ``autorun=True``, else from the next
+        start on.
         """
         if callable(name):
             return self.job()(name)
@@ -173,25 +172,26 @@ class Runtime(Oversight):
         return register
 
     def add_job(self, name: str, definition: JobDefinition | Mapping[str, Any]) -> None:
-        """Register a job by its record; see `job` for when it is consumed.
+        """Register a job by its definition. `job` describes when it is consumed.
 
         Raises:
             ConfigError: the name is taken, or an option is bad.
         """
-        spec = self._registered.add_job(name, definition)
+        spec = self._registered.add_job(self.config, name, definition)
         parts = self._assembly if self.config.consume and spec.worker_options.autorun else None
         if parts is not None:
             self._home.check("runtime.add_job with autorun=True")
+            parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))  # in the next loop turn
         self._registered.keep_job(spec)
-        if parts is not None:
-            parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))
+        if self._state == "running" and self._assembly is not None and self._home.is_here():
+            self._assembly.supervisor.once(f"announcing {name}", self._queue.announce)
 
     def task(self, cron_time: str, *, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
-        """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``; active unless it says otherwise."""
-        return self._registered.task(cron_time, name, options)
+        """Register a function as a cron task: ``@runtime.task("0 */3 * * *")``. Its `is_active` is True by default."""
+        return self._registered.task(self.config, cron_time, name, options)
 
     def on(self, event_type: str, callback: Subscriber | None = None) -> Any:
-        """Call `callback`, sync or async, with each `Event` of a type, ``"*"`` for all; also as a decorator.
+        """Call `callback`, sync or async, with each `Event` of a type, ``"*"`` for all. Also a decorator.
 
         Returns:
             A function that ends the subscription; as a decorator, the callback.
@@ -207,13 +207,13 @@ class Runtime(Oversight):
 
     # Life -------------------------------------------------------------------------------------------------
     async def start(self) -> Self:
-        """Load everything, reach the store, begin to work. Starting a started runtime does nothing.
+        """Load the folders, reach the store, begin to work. Starting a started runtime does nothing.
 
         Raises:
-            LoadError: every bad file of the folders; nothing was started.
+            LoadError: the folders have bad files. No part was started.
             BrokerUnavailableError: the store was not reached within `connect_timeout`.
-            ConfigError: a store that cannot be had, is too old, or may delete what it keeps.
-            BrokerError: a store that refuses us, or a command that we need; the message names it.
+            ConfigError: the store cannot be started, is too old, or may delete jobs.
+            BrokerError: the store refuses the connection, or a command that asyncjobs needs. The message names it.
             NotRunningError: `stop` was called meanwhile.
         """
         async with self._claimed("runtime.start"):
@@ -243,10 +243,10 @@ class Runtime(Oversight):
 
     @asynccontextmanager
     async def _claimed(self, what: str) -> AsyncIterator[None]:
-        """Start or stop alone, in the loop that this lives in; where that one is closed, this one is its home now.
+        """Start or stop alone, in the runtime's own loop. If that loop was closed, the running loop is the new home.
 
         Raises:
-            NotRunningError: it lives in another loop.
+            NotRunningError: the runtime lives in another loop.
         """
         left: Assembly | None = None
         if not self._home.is_here():
@@ -269,8 +269,8 @@ class Runtime(Oversight):
             yield
 
     async def _build(self, parts: Assembly) -> None:
-        """Load what there is, and make every part of it."""
-        unmade = self._looking and is_factory(self._services)  # nothing will run
+        """Load the folders, and make all parts."""
+        unmade = self._looking and is_factory(self._services)  # no job will run
         services = Unmade() if unmade else await parts.enter(self._services)
         given = {"queue": self._queue, "io": self._io, "services": services}
         way = parts.crossing()
@@ -290,13 +290,13 @@ class Runtime(Oversight):
             parts.resume(lambda: self._queue.operations.take_up())
         if not self._looking:
             tell = functools.partial(tell_strangers, self._queue.strangers)
-            parts.supervisor.once("looking for jobs that nobody here runs", tell)
+            parts.supervisor.once("looking for jobs without a handler", tell)
 
     async def load(self) -> loader.Loaded:
         """Load and check both folders without a store, as `python -m asyncjobs check` does.
 
         Raises:
-            LoadError: every bad file, with its reason.
+            LoadError: the folders have bad files.
         """
         services = Unmade() if is_factory(self._services) else self._services
         given = {"queue": self._queue, "io": self._io, "services": services}
@@ -305,17 +305,17 @@ class Runtime(Oversight):
 
     @property
     def loaded(self) -> loader.Loaded:
-        """All jobs and tasks that are registered in code and, since the last start or `load`, found in files."""
+        """All jobs and tasks that are registered in code, or were found in files at the last start or `load`."""
         return self._registered.loaded
 
     async def stop(self, grace: Seconds | None = None) -> None:
-        """quiet → drain → cancel: no new job starts, running ones get `grace` seconds, the rest goes back uncounted.
+        """quiet → drain → cancel: no new job starts, running jobs get `grace` seconds, the rest goes back uncounted.
 
-        What runs in a thread cannot be cancelled. It keeps its job, and the connections and the heartbeat of this
-        runtime go on beside until it has ended; the process can end at any time, and then its leases bring it back.
+        A thread cannot be cancelled. It keeps its job, and the runtime's connections and heartbeat go on in the
+        background until the thread has ended. The process can end at any time, and then the leases bring the job back.
 
-        Takes at most `grace` and a few seconds, whatever handlers do and whether the store answers or not.
-        Stopping a stopped runtime does nothing; it may be started again.
+        A stop takes at most `grace` and a few seconds, whatever handlers do and whether the store answers or not.
+        Stopping a stopped runtime does nothing. A stopped runtime may be started again.
         """
         allowed = duration(self.config.grace) if grace is None else seconds(grace, "grace")
         if self._state == "stopped" and self._assembly is None:
@@ -346,7 +346,7 @@ class Runtime(Oversight):
 
     @asynccontextmanager
     async def only_adding(self) -> AsyncIterator[Queue]:
-        """Start just enough to add and look, for a command that does no work itself; stops at the end."""
+        """Start only the parts that add and look, for a command that runs no job, and stop them at the end."""
         config = self.config
         self.config, self._looking = replace(config, consume=False, schedule=False), True
         try:
@@ -382,7 +382,7 @@ class Runtime(Oversight):
         """Wait until no job that this runtime knows is waiting, active or delayed, in any process.
 
         Raises:
-            JobTimeoutError: there still is work after `timeout` seconds.
+            JobTimeoutError: jobs are left after `timeout` seconds.
         """
         await idle(self.queue, self._running_here, None if timeout is None else seconds(timeout, "timeout"))
 
@@ -391,10 +391,10 @@ class Runtime(Oversight):
         return 0 if parts is None else parts.queues.running() + parts.queues.unsettled()
 
     def health(self) -> Health:
-        """How this process is doing, without asking the store; see `Health`."""
+        """The state of this runtime, without a question to the store; see `Health`."""
         return {**health(self._assembly, self._bus, self._io), "state": self._state}
 
     def acknowledge_data_loss(self) -> None:
-        """Somebody knows that the store has lost its data: `health` is well again."""
+        """Acknowledge that the store has lost its data, so that `health` is well again."""
         if self._assembly is not None:
             self._assembly.heartbeat.data_lost_at = None

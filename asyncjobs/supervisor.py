@@ -1,4 +1,4 @@
-"""The Supervisor: the long-lived loops of a runtime. They end when the runtime stops, and at no other time."""
+"""The Supervisor: the long-lived loops of a runtime. They end only when the runtime stops."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Run: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 class _Loop:
     """One supervised loop.
 
-    State: `pause`, before its next start; `down_since`, when it ended other than by `stop`, until it has run for as
-    long as that pause.
+    State: `pause`, before the loop's next start; `down_since`, the instant at which it ended other than by `stop`,
+    until it has run for as long as that pause.
     """
 
     __slots__ = ("began", "down_since", "may_return", "name", "pause", "run")
@@ -39,11 +39,11 @@ class _Loop:
 class Supervisor:
     """Supervised loops, each in an aio_task, and errands that run once beside them.
 
-    A loop that ends is reported and starts again after a pause, whatever ended it: an error, its own return, a
-    cancellation by something else. Its siblings go on.
+    A loop that ends is reported, and starts again after a pause, whether an error, its own return or a foreign
+    cancellation has ended it. The other loops go on.
 
-    State: `_loops`, all of them; `_aio_tasks`, what runs; `_errands`, name → the errand to run when the one of that
-    name that runs has ended, or None.
+    State: `_loops`, all loops; `_aio_tasks`, the running aio_tasks; `_errands`, name of a running errand → the errand
+    that runs after it, or None.
     """
 
     def __init__(self) -> None:
@@ -54,16 +54,15 @@ class Supervisor:
         self._stopping = False
 
     def start(self, name: str, run: Run, may_return: bool = False) -> None:
-        """Run `run` until `stop`, again whenever it ends; with `may_return`, until it has once come to its end."""
+        """Run `run` until `stop`, and again each time it ends; with `may_return`, until it has returned once."""
         loop = _Loop(name, run, may_return)
         self._loops.append(loop)
         self._begin(loop)
 
     def once(self, name: str, run: Run) -> None:
-        """Run `run` to its end beside everything else; an error is reported.
+        """Run `run` once, beside the loops. An error is reported.
 
-        While an errand of that name runs, only one more waits for its end: it finds whatever the others would have
-        found.
+        While an errand of that name runs, only one more waits for its end, because more of them would find the same.
         """
         if name in self._errands:
             self._errands[name] = run
@@ -72,7 +71,7 @@ class Supervisor:
         self._hold(name, run, functools.partial(self._errand_ended, name))
 
     def down(self) -> list[str]:
-        """The loops that have ended although nobody stopped them, and are not well again yet."""
+        """The loops that have ended without a stop, and are not well again yet."""
         return [loop.name for loop in self._loops if self._is_down(loop)]
 
     @staticmethod
@@ -100,15 +99,15 @@ class Supervisor:
             loop.down_since = None
             return
         pause, loop.pause = loop.pause, min(loop.pause * 2, LONGEST_PAUSE)
-        if not isinstance(error, BrokerUnavailableError):  # that is said once for all, by the pump
+        if not isinstance(error, BrokerUnavailableError):  # the pump logs an outage once for all
             loop.down_since = clock.monotonic()
             if not aio_task.cancelled():
                 self._complain(loop, error, pause)
-        # By a timer, not by an aio_task: where the app ends its loop without stopping us, it waits for no one new.
+        # A timer restarts the loop, and not an aio_task: an app that ends its loop without a stop must not wait for it.
         asyncio.get_running_loop().call_later(pause, self._again, loop, aio_task.cancelled())
 
     def _again(self, loop: _Loop, cancelled: bool) -> None:
-        if cancelled and not self._stopping:  # not said before: the app may have been about to end its loop
+        if cancelled and not self._stopping:  # logged only now, because the app may have been about to end its loop
             self._complain(loop, asyncio.CancelledError(), 0.0)
         self._begin(loop)
 
@@ -126,7 +125,7 @@ class Supervisor:
             self.once(name, following)
 
     def abandon(self) -> None:
-        """The loop that all this ran in is closed: nothing will run again."""
+        """The event loop was closed. Drop all loops and errands."""
         self._stopping = True
         for aio_task in tuple(self._aio_tasks):
             leave_behind(aio_task)
@@ -145,7 +144,7 @@ def _ran(loop: _Loop) -> float:
 
 
 async def _run(run: Run) -> BaseException | None:
-    """The error that `run` ended with. A cancellation from outside is one of the aio_task, and goes on."""
+    """Await `run`. Returns the error with which it ended. A cancellation of the aio_task itself passes through."""
     aio_task = asyncio.current_task()
     try:
         await run()

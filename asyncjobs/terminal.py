@@ -1,4 +1,4 @@
-"""What the commands print: tables and lines that read well on a terminal and as well in a pipe."""
+"""The terminal: tables and lines that commands print, readable on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def log_to_console(out: Console, verbose: bool) -> None:
-    """Only the command line sets logging up; an embedded runtime never does."""
+    """Set logging up. Only the command line does that, and an embedded runtime never."""
     handler: logging.Handler
     if out.is_terminal:
         handler = RichHandler(console=out, show_path=False, rich_tracebacks=False)

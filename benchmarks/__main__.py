@@ -19,7 +19,7 @@ from benchmarks.report import render
 
 SCRIPTS = (
     "throughput", "latency", "memory", "growth", "cores", "network", "idle", "profile", "groups", "limits", "guest",
-    "peers",
+    "operate", "peers",
 )  # fmt: skip
 
 TCP = ("network", "guest", "peers")

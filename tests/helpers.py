@@ -22,7 +22,7 @@ from benchmarks.servers import Server, free_port
 BOUND = 20.0
 LOOPS = ("asyncio", "uvloop")
 __all__ = [
-    "BOUND", "LOOPS", "Process", "Server", "Watcher", "command_line", "eventually", "free_port", "ledger",
+    "BOUND", "LOOPS", "Process", "Server", "Watcher", "app", "command_line", "eventually", "free_port", "ledger",
     "most_in_window", "run_on", "write",
 ]  # fmt: skip
 
@@ -112,6 +112,19 @@ class Process:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGKILL)
         self.popen.wait()
+
+
+def app(server: Any, prefix: str, **options: Any) -> tuple[Runtime, Any]:
+    """A runtime with a few jobs that others use."""
+    runtime = Runtime(server.url, prefix=prefix, **options)
+
+    @runtime.job("echo", limiter=None)
+    async def echo(data: Any) -> Any:
+        return data
+
+    runtime.job("held", limiter=None)(lambda data: data)
+    runtime.job("grouped", group=True)(lambda data: data)
+    return runtime, echo
 
 
 def ledger(path: Path) -> list[str]:

@@ -39,7 +39,7 @@ FLOORS = [
 # Limits wake the queues that they keep waiting, and know of them what is written there alone.
 TYPES_ONLY = {("limits", "work")}
 # A handle passes what is asked of it on to those who look and act; they do not know the handle that was asked.
-HANDLES = {("job", "operate"), ("limits", "operate")}
+HANDLES = {("job", "operate")}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -124,6 +124,15 @@ def test_a_guest_serves_requests_beside_each_backlog():
     assert medians(report)["aiohttp, 5 ms of waiting, asyncjobs: p99"] > 0
 
 
+@pytest.mark.slow
+def test_a_look_at_jobs_takes_few_round_trips():
+    report = found("benchmarks.operate")
+    assert held(report, "round trips a page")
+    figures = medians(report)
+    assert {"find an id", "count over all groups", "waiting over all groups: first page"} <= set(figures)
+    assert all(value > 0 for value in figures.values())
+
+
 def test_nobody_is_left_out_silently():
     command = [sys.executable, "-m", "benchmarks.peers", "--only", "resque"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

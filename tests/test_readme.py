@@ -7,7 +7,9 @@ import os
 import re
 import socket
 import sys
+import textwrap
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,51 @@ async def test_the_chain_of_its_jobs_runs(project, make_runtime, capsys):
         await runtime.wait_idle(10)
     assert "mail to ana@example.org, try 1" in capsys.readouterr().out
     assert runtime.io.accepted == 3
+
+
+async def test_its_ways_to_find_jobs_work(make_runtime):
+    """The part on finding jobs, among some that have failed and some that wait."""
+    (code,) = re.findall(r"```python run=find\n(.*?)```", README, re.DOTALL)
+    runtime = make_runtime()
+
+    async def fails(data):
+        raise TimeoutError("no answer")
+
+    runtime.job("send-mail", attempts=1)(fails)
+    async with runtime:
+        for n in range(3):
+            await runtime.queue.add("send-mail", {"company": n})
+        await runtime.wait_idle(10)
+        names = {"queue": runtime.queue, "yesterday": datetime.now(UTC) - timedelta(days=1)}
+        body = textwrap.indent(code, "    ")
+        exec(f"async def run():\n{body}\n    return locals()", names)
+        got = await names["run"]()
+        assert got["found"][0].id == got["job"].id
+        assert (got["count"].number, got["count"].exact) == (3, True)
+        assert got["one"].id == got["job"].id, "the one of company 7"
+        assert got["names"] == {"send-mail": {"waiting": 0, "active": 0, "delayed": 1, "completed": 0, "failed": 3}}
+
+
+async def test_its_ways_to_act_on_jobs_work(make_runtime):
+    """The part on acts, among some that have failed."""
+    (code,) = re.findall(r"```python run=act\n(.*?)```", README, re.DOTALL)
+    runtime = make_runtime()
+
+    async def fails(data):
+        raise TimeoutError("Timeout")
+
+    runtime.job("send-mail", attempts=1)(fails)
+    async with runtime:
+        for n in range(3):
+            await runtime.queue.add("send-mail", {"company": n})
+        await runtime.wait_idle(10)
+        body = textwrap.indent(code, "    ")
+        names = {"queue": runtime.queue, "timedelta": timedelta}
+        exec(f"async def run():\n{body}\n    return locals()", names)
+        got = await names["run"]()
+        assert got["copy"].copied_from.id == got["job"].id
+        assert got["done"].done in (2, 3)
+        assert sum((await runtime.queue.counts("send-mail")).values()) == 0
 
 
 def table_keys(heading: str) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.calling import RetryingCaller
-from asyncjobs.broker.keys import Keys, audit_key, groups_key, index_keys, index_member
+from asyncjobs.broker.keys import Keys, audit_key, groups_key, index_keys, index_member, total_gate
 
+MOST_WINDOWS: Final = 10  # of one limit
 MOST_AUDITED: Final = 10_000  # entries of the trail, give or take the last node
 ENTRIES_A_LOOK: Final = 5000  # of a stream, where a job's record does not say where the job waits
 DONE: Final = "1"
@@ -99,6 +100,28 @@ class Acting(RetryingCaller):
             (entry.decode(), {_text(flat[i]): _text(flat[i + 1]) for i in range(0, len(flat), 2)})
             for entry, flat in rows
         ]
+
+    async def read_audit_entry(self, entry: str) -> dict[str, str] | None:
+        """One entry; None: there is none."""
+        rows = await self._ask(("XRANGE", audit_key(self.prefix), entry, entry))
+        return {_text(rows[0][1][i]): _text(rows[0][1][i + 1]) for i in range(0, len(rows[0][1]), 2)} if rows else None
+
+    # All of a queue ---------------------------------------------------------------------------------------
+    async def erase(self, keys: Keys, job_id: str) -> None:
+        """Delete the record of a job, whatever its state."""
+        await self._ask(("UNLINK", keys.job(job_id)))
+
+    async def raze(self, keys: Keys) -> None:
+        """Delete what is kept of one queue but for the records of its jobs."""
+        buckets = [keys.bucket, *(f"{keys.bucket}{n}" for n in range(1, MOST_WINDOWS))]
+        sets = (keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled)
+        await self._ask(("UNLINK", *sets, *buckets, keys.senders, keys.settings))
+
+    async def raze_name(self, name: str) -> None:
+        """Delete what is kept of all groups of a name together, and of the name itself."""
+        gate = total_gate(self.prefix, name)
+        gates = [gate, *(f"{gate}:{n}" for n in range(1, MOST_WINDOWS))]
+        await self._ask(("UNLINK", groups_key(self.prefix, name), *index_keys(self.prefix, name), *gates))
 
     async def _register(self, name: str, keys: Keys) -> None:
         """A group is registered before it gets work: the other way round, a crash would hide the work."""

@@ -1,4 +1,4 @@
-"""Adds on their way: what a caller submits, what of it travels together, and what is answered."""
+"""Adds on their way: a caller's submission, the batches in which its jobs travel, and the answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOBODY: Final[Set[str]] = frozenset()
 
 
 class Place(NamedTuple):
-    """The queue that jobs are added to. `registry`: where its group is registered, '' for a queue without groups."""
+    """The queue that jobs are added to. `registry`: the key that registers its group, '' for a queue without groups."""
 
     keys: Keys
     name: str
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 class AddCall(NamedTuple):
     """One job to add. `kind` is 'in' (`when` ms from now, 0 at once) or 'at' (`when` ms since the epoch).
 
-    `most`: waiting and delayed, where the queue's own settings do not say; '' for no bound.
+    `most`: most waiting and delayed jobs, unless the queue's own settings give a bound; '' for no bound.
     """
 
     place: Place
@@ -44,7 +44,7 @@ class AddReply(NamedTuple):
 
 
 class Submission:
-    """One caller's jobs: how many are still unanswered, their replies in order, and the future that waits."""
+    """One caller's jobs: the number of unanswered ones, their replies in order, and the future that waits."""
 
     __slots__ = ("calls", "deadline", "future", "left", "most", "once", "refused", "replies")
 
@@ -53,10 +53,10 @@ class Submission:
         self.replies: list[AddReply] = [AddReply(False, 0)] * len(calls)
         self.refused: list[AddCall] = []
         self.most = 0
-        self.once = False  # the store is known to be down: it is tried once
+        self.once = False  # the store is known to be down, so the submission is sent once
 
     def waits_for(self, tags: Set[str]) -> bool:
-        """Whether any of its jobs goes to one of the queues `tags`."""
+        """True if any of the jobs goes to one of the queues `tags`."""
         return bool(tags) and any(call.place.keys.tag in tags for call in self.calls)
 
     def answer(self, index: int, reply: AddReply) -> None:
@@ -64,7 +64,7 @@ class Submission:
         self._answered()
 
     def refuse(self, index: int, most: int) -> None:
-        """Its queue is full."""
+        """The store refused the job at `index`, because its queue is full."""
         self.refused.append(self.calls[index])
         self.most = most
         self._answered()
@@ -88,7 +88,7 @@ class Submission:
 
 
 class FollowUp(NamedTuple):
-    """A command of the queue `tag` that travels behind adds to it, and who is told its answer: a reply, or an error."""
+    """A command that travels behind adds to the queue `tag`, and the function that gets the reply or the error."""
 
     tag: str
     command: Command
@@ -96,7 +96,7 @@ class FollowUp(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One job of a submission, and its place there."""
+    """One job of a submission, and its index there."""
 
     submission: Submission
     nth: int
@@ -104,7 +104,7 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The jobs of one queue that one script call adds, and when it was made up."""
+    """The jobs of one queue that one script call adds, and the instant at which the batch was made up."""
 
     tag: str
     command: Command

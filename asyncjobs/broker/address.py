@@ -1,7 +1,7 @@
-"""Where the store is, and with which options it is reached.
+"""The Address: where the store is, and the options of connections to it.
 
-redis-py re-sends by default after a lost reply, which duplicates writes. Here every option is explicit and its
-retries are off; what is safe to send again is decided above, call by call.
+redis-py re-sends by default after a lost reply, which duplicates writes. Here each option is explicit and redis-py's
+retries are off. The broker decides for each call whether it may be sent again.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from asyncjobs.errors import ConfigError
 logger = logging.getLogger("asyncjobs")
 
 REPLY_TIMEOUT: Final = 5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
-SHORTEST_SECRET: Final = 4  # characters; what is shorter is found in any text
-_DERIVED: Final = ("maint", "event_", "orig_", "oss_")  # what redis-py adds to a client's options for itself
+SHORTEST_SECRET: Final = 4  # characters; a shorter text would be hidden in many harmless places
+_DERIVED: Final = ("maint", "event_", "orig_", "oss_")  # options that redis-py adds to a client's options for itself
 
 
 class Address:
-    """Where the store is: a URL, or what a client of the app is connected to.
+    """Where the store is, by a URL or by a client of the app.
 
     Raises:
-        ConfigError: a URL that cannot be one, or an object that is no `redis.asyncio` client.
+        ConfigError: the URL is invalid, or the object is no `redis.asyncio` client.
     """
 
     def __init__(self, target: Any, connect_timeout: float) -> None:
         self._options: dict[str, Any] = {
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
-            "socket_timeout": None,  # one bound around a whole pipeline instead of one a reply
+            "socket_timeout": None,  # one bound around a whole pipeline, instead of one for each reply
             "socket_connect_timeout": min(connect_timeout, REPLY_TIMEOUT),
             "socket_keepalive": True,
             "decode_responses": False,
             "health_check_interval": 0,
-            # RESP2: scripts answer in arrays and strings alone, and no push message can come between them.
+            # RESP2, because scripts answer in arrays and strings alone, and no push message can come between replies.
             "protocol": 2,
         }
         self._sentinel: Sentinel | None = None
@@ -89,7 +89,7 @@ class Address:
         return ConnectionPool(connection_class=kind, host=host, port=port, **options), made.shown
 
     def _from_client(self, client: Redis) -> tuple[ConnectionPool, str]:
-        """Our own connections to the same server: the client's options may retry, decode or time out."""
+        """Make connections of our own to the client's server, because the client's options may retry or decode."""
         theirs = client.connection_pool
         self._hide(theirs.connection_kwargs)
         if isinstance(theirs, SentinelConnectionPool):
@@ -121,7 +121,7 @@ class Address:
         return ConnectionPool(connection_class=kind, host=host, port=port, **kwargs), f"redis+cluster://{where}"
 
     def _hide(self, *options: Mapping[str, Any]) -> None:
-        """Remember what of `options` nobody may see."""
+        """Remember the secrets in `options`, so that no text shows them."""
         for given in options:
             for name in SECRET:
                 secret = given.get(name)
@@ -131,14 +131,14 @@ class Address:
         self._secrets.sort(key=len, reverse=True)
 
     def hidden(self, text: object) -> str:
-        """`text`, of redis-py or of a server, without any secret of this address."""
-        said = str(text).partition(", with args beginning with")[0]  # a server that does not know AUTH repeats it
+        """A text of redis-py or of a server, without the secrets of this address."""
+        said = str(text).partition(", with args beginning with")[0]  # a server without AUTH repeats its arguments
         for secret in self._secrets:
             said = said.replace(secret, "***")
         return said
 
     def chained(self, error: BaseException) -> BaseException | None:
-        """`error` as the cause of ours, or None where it, or what it was caused by, holds a secret."""
+        """`error` as the cause of our own error; None if `error`, or a cause of it, holds a secret."""
         chain: list[BaseException] = [error]
         for one in chain:
             if self.hidden(one) != str(one) or self.hidden(repr(one)) != repr(one):
@@ -148,17 +148,17 @@ class Address:
 
     @property
     def database(self) -> int:
-        """The number of the database; a Cluster has one alone."""
+        """The number of the database. A Cluster has only one."""
         return 0 if self.seeds else int(self._pool.connection_kwargs.get("db") or 0)
 
     async def close(self) -> None:
-        """Leave the Sentinels that were asked."""
+        """Close the connections to the Sentinels."""
         if self._sentinel is not None:
             for client in self._sentinel.sentinels:
                 await client.aclose()
 
     def at(self, host: str, port: int) -> Address:
-        """The same store, reached at this one node of its Cluster."""
+        """The address of one node of this Cluster."""
         node = copy.copy(self)
         kwargs = {**self._pool.connection_kwargs, "host": host, "port": port}
         node._pool = ConnectionPool(connection_class=self._pool.connection_class, **kwargs)
@@ -166,7 +166,7 @@ class Address:
         return node
 
     def new_connection(self) -> AbstractConnection:
-        """A connection that is not connected yet; of a Cluster to one seed after the other."""
+        """A new connection, not connected yet. For a Cluster it goes to one seed after the other."""
         if self.seeds:
             self.seeds.append(self.seeds.pop(0))
             return self.at(*self.seeds[0]).new_connection()
@@ -175,5 +175,5 @@ class Address:
 
 
 def _identifies(option: str) -> bool:
-    """Whether an option says who we are and how we are to know the server; the rest is the client's own business."""
+    """True if an option says who the client is, or how it knows the server. Other options are not taken over."""
     return option in ("username", "password", "credential_provider", "client_name") or option.startswith("ssl_")

@@ -1,7 +1,7 @@
-"""Adding: whatever is added in one turn of the loop travels in one pipeline, and arrives exactly once.
+"""Adding: all jobs that are added in one turn of the loop travel in one pipeline, and each is added exactly once.
 
-A call whose reply was lost is sent again under the same number, by which the script recognises it. That
-holds because no newer add of a queue is sent while the fate of an older one is unknown.
+A call whose reply was lost is sent again under the same number, and the script recognises it by that number. For this
+no newer add of a queue is sent while the fate of an older one is unknown.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from asyncjobs.loop_budget import LoopBudget
 
 ADDED, FULL = b"12"
 JOBS_A_SCRIPT: Final = 500  # about 2 ms of server time
-WAYS: Final = 4  # what a job costs on its way to the store, of what it costs to make up its batch
-BYTES_A_SECOND: Final = 100_000_000  # that are packed and handed to a socket
+WAYS: Final = 4  # the cost of a job's way to the store, as a multiple of its cost in the batch
+BYTES_A_SECOND: Final = 100_000_000  # bytes that are packed and handed to a socket
 JOBS_A_PIPELINE: Final = 8000
-PIECE: Final = 1000  # jobs that are queued for the way at once
-WAIT_MS: Final = 2000  # well under the time in which a pipeline must be answered
-FOLLOWED: Final = 3 + ADD.keys + 6  # where the command of an add says so, see ``lua/add.lua``
+PIECE: Final = 1000  # jobs that are queued for sending at once
+WAIT_MS: Final = 2000  # much less than the time in which a pipeline must be answered
+FOLLOWED: Final = 3 + ADD.keys + 6  # the index of `followed` in an add's command, see ``lua/add.lua``
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
-SLACK: Final = 60.0  # seconds on top of the connection timeout in which what was sent may still arrive
+SLACK: Final = 60.0  # seconds beyond the connection timeout in which a sent command may still arrive
 LAST_CHANCE: Final = 2.0  # seconds that a stopping runtime gives adds on their way
 
 
@@ -41,15 +41,15 @@ class AddBatcher:
     """Collects adds and sends them.
 
     State:
-        _open: callers that wait, in the order of their deadlines, and `_timer`, that looks at the first of these.
-        _waiting: jobs not sent yet, and `_size`, bytes of their payloads.
-        _unknown: batches that were sent, and whose answer is not known.
-        _behind: tag → jobs of the queue of such a batch, which wait for that.
-        _drain: the aio_task that sends, present only while there are any.
-        _again_at: when what is unknown is sent again.
-        _answered_at: when anything was last answered.
+        _open: callers that wait, in the order of their deadlines; `_timer` fails the first of them in time.
+        _waiting: jobs that were not sent yet, and `_size`, the bytes of their payloads.
+        _unknown: batches that were sent, and whose answer is unknown.
+        _behind: tag → jobs that wait until an unknown batch of their queue is answered.
+        _drain: the aio_task that sends, present only while there are jobs to send.
+        _again_at: the instant at which unknown batches are sent again.
+        _answered_at: the instant of the last answer.
         _queueing: callers whose jobs are not all in `_waiting` yet.
-        _jobs, _bytes: as much travels together at most.
+        _jobs, _bytes: the most jobs, and bytes, that travel together.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AddBatcher:
         self._sender = sender
         self._timeout = timeout
         self._resent_for = 2 * timeout + SLACK
-        self._marked_for = round((3 * timeout + 2 * SLACK) * 1000)  # ms; one that connects in between comes later still
+        self._marked_for = round((3 * timeout + 2 * SLACK) * 1000)  # ms, with the time to connect once more in between
         self._replicas = replicas
         self._scattered = scattered
         self._numbers = itertools.count(1)
@@ -86,7 +86,7 @@ class AddBatcher:
         self._answered_at = float("-inf")
         self._queueing = 0
         self._closed = False
-        # Asked for what may travel behind the adds to some places: a turn of whoever is idle there.
+        # Returns the turns of idle queues that may travel behind the adds to some places.
         self.follow_ups: Callable[[list[Place]], list[FollowUp]] = lambda places: []
 
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
@@ -108,11 +108,11 @@ class AddBatcher:
             await self._queue(submission)
             return await submission.future
         finally:
-            submission.future.cancel()  # nobody waits for it any more
+            submission.future.cancel()  # the caller has stopped waiting
             del self._open[submission]
 
     async def _queue(self, submission: Submission) -> None:
-        """Put the jobs of `submission` behind all that wait, in pieces; they are sent meanwhile."""
+        """Put the jobs of `submission` behind all waiting jobs, in pieces. Earlier pieces are sent meanwhile."""
         calls = submission.calls
         self._queueing += 1
         try:
@@ -136,7 +136,7 @@ class AddBatcher:
     def _look_at_open(self) -> None:
         """Fail the callers whose time is up.
 
-        It is not up for one that merely waits for its turn, or for its bytes, on a connection that moves.
+        A caller that waits for its turn, or for its bytes, on a connection that moves has more time.
         """
         now, doubtful = clock.monotonic(), {batch.tag for batch in self._unknown}
         moves = now - max(self._answered_at, now - self.connection.still()) < self._timeout
@@ -146,7 +146,7 @@ class AddBatcher:
             if moves and not submission.waits_for(doubtful):
                 submission.deadline = now + self._timeout
                 del self._open[submission]
-                self._open[submission] = None  # the last one now
+                self._open[submission] = None  # moved to the end
             else:
                 submission.fail(BrokerUnavailableError("the store has not answered in time"))
         first = next((one for one in self._open if not one.future.done()), None)
@@ -155,7 +155,7 @@ class AddBatcher:
             self._timer = asyncio.get_running_loop().call_later(first.deadline - now, self._look_at_open)
 
     async def close(self, timeout: float = LAST_CHANCE) -> None:
-        """Send what was accepted, for a bounded time, then tell whoever still waits, and close the connection."""
+        """Send the accepted jobs for a bounded time, then fail waiting callers, and close the connection."""
         self._closed = True
         try:
             if self._drain is not None:
@@ -170,7 +170,7 @@ class AddBatcher:
             await self.connection.shut()
 
     async def _send_waiting(self) -> None:
-        """Send until everything is answered. What a node did not answer is sent again, and only its queues wait."""
+        """Send until all jobs are answered. If a node does not answer, its jobs are sent again, and its queues wait."""
         pause = FIRST_PAUSE
         try:
             while self._waiting or self._unknown or self._behind or self._queueing:
@@ -205,22 +205,22 @@ class AddBatcher:
             self._unknown, self._size = [], 0
 
     def _pace(self, jobs: int, seconds: float) -> None:
-        """As many travel together as can be made up, packed and answered within the budget, as the last ones were."""
+        """Set `_jobs` and `_bytes` so that a pipeline fits the loop budget, by the time that the last one took."""
         budget = self._loop.budget
         if budget is not None and jobs >= JOBS_A_SCRIPT // 4:
             self._jobs = max(JOBS_A_SCRIPT // 4, min(JOBS_A_PIPELINE, int(jobs * budget / (WAYS * seconds))))
 
     def _resent(self) -> list[Batch]:
-        """What is to be sent again now; what nobody waits for any more is not."""
+        """The unknown batches to send again now, without those whose callers have stopped waiting."""
         if clock.monotonic() < self._again_at:
             return []
         self._unknown = [batch for batch in self._unknown if batch.is_waited_for]
         return self._unknown
 
     def _take(self, held: Set[str]) -> list[Item]:
-        """The next jobs, as many as travel together, but those of `held` queues, where an older add is not answered.
+        """The next jobs to send together, without jobs of the `held` queues, where an older add is not answered.
 
-        Those are put aside, once; what nobody waits for any more is left out.
+        Jobs of held queues are put aside once. Jobs whose callers have stopped waiting are left out.
         """
         taken: list[Item] = []
         if not held and len(self._waiting) <= self._jobs and self._size <= self._bytes:
@@ -243,7 +243,7 @@ class AddBatcher:
         return taken
 
     def _take_up(self) -> None:
-        """What waited for an answer that has come, or that nobody waits for any more, is the next to be sent."""
+        """Send next the jobs that waited for an answer, if that has come or no caller waits for it any more."""
         held = {batch.tag for batch in self._unknown}
         for tag in [tag for tag in self._behind if tag not in held]:
             items = self._behind.pop(tag)
@@ -280,13 +280,13 @@ class AddBatcher:
         return Batch(keys.tag, ADD(*args), items, clock.monotonic())
 
     def _commands(self, batches: list[Batch]) -> tuple[list[Command], list[int], int]:
-        """Groups are registered before their work is added: the other way round, a crash would hide it.
+        """The commands that add `batches`. Groups are registered before their jobs, else a crash would hide the jobs.
 
-        One server does both in one script, so that work whose registration is refused is not added. The registry of a
-        Cluster lies on another node: its answer is waited for.
+        One server does both in one script, so that jobs whose registration is refused are not added. The registry of a
+        Cluster lies on another node, so there an add waits for the answer of the registration.
 
         Returns:
-            All commands; for each, the registration that it needs, or -1; and how many registrations come first.
+            All commands; for each, the index of the registration that it needs, or -1; the number of registrations.
         """
         if not self._scattered or not any(batch.items[0].call.place.registry for batch in batches):
             return [batch.command for batch in batches], [-1] * len(batches), 0
@@ -303,7 +303,7 @@ class AddBatcher:
         return [*registrations, *(batch.command for batch in batches)], [-1] * first + needs, first
 
     async def _send(self, batches: list[Batch]) -> list[Batch]:
-        """Send once; return the batches whose answer is not known and that somebody still waits for."""
+        """Send once. Returns the batches whose answer is unknown and whose callers still wait."""
         commands, needs, first = self._commands(batches)
         follow_ups = self._follow_ups_of(batches)
         followed = {follow_up.tag for follow_up in follow_ups}
@@ -330,12 +330,12 @@ class AddBatcher:
             raise
         again = self._absorb(batches, replies[first:last], reached[first:last])
         for follow_up, reply in zip(follow_ups, replies[last:], strict=True):
-            follow_up.answer(reply)  # after whoever added: a job is told as added before it is told as active
+            follow_up.answer(reply)  # after the adds' own answers, so that job.added comes before job.active
         return again
 
     def _follow_ups_of(self, batches: list[Batch]) -> list[FollowUp]:
-        """What travels behind `batches`, but not behind jobs with options of their own: those may say that the record
-        goes when the job has run, and whoever adds it is to have a chance of waiting for that."""
+        """The turns that travel behind `batches`, but not behind jobs with options of their own. Such an option may
+        delete the record when the job has run, and the caller must have a chance to wait for the job."""
         if self._replicas:
             return []
         return self.follow_ups(
@@ -343,7 +343,7 @@ class AddBatcher:
         )
 
     def _absorb(self, batches: list[Batch], replies: list[Any], reached: list[bool]) -> list[Batch]:
-        """Answer what is settled; return the batches to send again."""
+        """Answer the callers of batches that the store has answered. Returns the batches to send again."""
         again: list[Batch] = []
         for batch, reply, there in zip(batches, replies, reached, strict=True):
             if isinstance(reply, BrokerUnavailableError):  # one node of a Cluster
@@ -370,9 +370,9 @@ class AddBatcher:
         return again
 
     def _give_up(self, batches: list[Batch], error: BrokerUnavailableError) -> list[Batch]:
-        """Fail the callers whose time is up; return the batches that somebody still waits for.
+        """Fail the callers whose time is up. Returns the batches whose callers still wait.
 
-        What may have been added too long ago to be recognised is not sent again.
+        A batch that was sent too long ago for the script to recognise it is not sent again.
         """
         left, now = [], clock.monotonic()
         for batch in batches:

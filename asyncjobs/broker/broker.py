@@ -1,7 +1,7 @@
-"""The Broker: one method a transition, one round trip each, every one safe to send again.
+"""The Broker: one method for each transition. Each makes one round trip, and is safe to send again.
 
-Its connections, whatever the number of queues: adds, two for work, one for everything else, the heartbeat and
-the subscriber.
+The broker has six connections, whatever the number of queues: one for adds, two for work, one for the heartbeat, one
+for the subscriber, and one for all other calls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORK_CONNECTIONS: Final = 2
 
 
 class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting):
-    """All that is stored in Redis, as verbs."""
+    """All access to the store, as verbs."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet
 
     # Connections ------------------------------------------------------------------------------------------
     async def check(self) -> Store:
-        """Reach the store, and see what it is.
+        """Reach the store, and ask what it is.
 
         Raises:
-            BrokerUnavailableError: not reached, or not ready, within the connection timeout.
-            ConfigError: it is too old.
-            BrokerError: reached, but it refuses us.
+            BrokerUnavailableError: the store was not reached, or not ready, within the connection timeout.
+            ConfigError: the store is too old.
+            BrokerError: the store refuses the connection or a command.
         """
         deadline, pause = clock.monotonic() + self._timeout, 0.1
         while True:
@@ -88,7 +88,7 @@ class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet
                 async with asyncio.timeout(max(0.05, deadline - clock.monotonic())):
                     return await examine(self._misc, self.prefix, self.channels)
             except (BrokerUnavailableError, TimeoutError) as error:
-                await self._misc.close()  # what answers next may be another server
+                await self._misc.close()  # another server may answer the next connection
                 left = deadline - clock.monotonic()
                 if left <= 0.1:
                     text = str(error) or f"{self.address.text} is out of reach"
@@ -104,10 +104,11 @@ class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet
         on_changed: Callable[[], None] = lambda: None,
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """Call `on_news` with a group id and the seconds until due, whenever an idle queue of `name` got work.
+        """Call `on_news` with a group id and the seconds until due, each time an idle queue of `name` got work.
 
-        `on_changed` is called when something was set for all groups of `name`, `on_room` when their shared limit has
-        room again. `on_confirmed` is called when listening has begun, or begun again: time to look what is there.
+        `on_changed` is called when the settings for all groups of `name` have changed, `on_room` when their shared
+        limit has room again. `on_confirmed` is called when listening has begun, or has begun again: then earlier news
+        may have been missed.
         """
 
         def on_message(message: bytes) -> None:
@@ -126,7 +127,7 @@ class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet
         await self.subscriber.listen(self.channels.cancels, on_asked)
 
     async def close(self, timeout: float = LAST_CHANCE) -> None:
-        """Send the adds on their way for `timeout` seconds at most, then close every connection for good."""
+        """Send the adds on their way for `timeout` seconds at most, then close all connections for good."""
         if self._abandoned:
             with suppress(Exception):
                 await self.address.close()
@@ -150,7 +151,7 @@ class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet
         return [*self._work, self._misc, self._beats]
 
     def abandon(self) -> None:
-        """The loop of all connections has been closed: let go of them, from another one."""
+        """The loop of all connections was closed. Drop them, from another loop."""
         self._abandoned = True
         for connection in (*self._connections(), self._adds.connection):
             connection.abandon()
@@ -158,11 +159,11 @@ class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet
 
     # Adding and reading -----------------------------------------------------------------------------------
     async def add(self, calls: Sequence[AddCall]) -> list[AddReply]:
-        """Add jobs, once each however often it is sent.
+        """Add each job once, however often the call is sent.
 
         Raises:
-            BrokerUnavailableError: no answer; each job is wholly there or not at all, `job_ids` names them.
-            BrokerError: the store refused; nothing was added.
+            BrokerUnavailableError: no answer. Each job is wholly there or not at all; `job_ids` names the jobs.
+            BrokerError: the store refused, and no job was added.
         """
         return await self._adds.add(calls)
 

@@ -18,7 +18,7 @@ from asyncjobs.loop_budget import LoopBudget
 
 
 class RetryingCaller:
-    """Has a connection for whatever is not hot, and the names under which this process speaks."""
+    """Has a connection for all calls off the hot path, and the names under which this process speaks."""
 
     def __init__(
         self, prefix: str, process: str, connection: Connection, timeout: float, channels: Channels, loop: LoopBudget
@@ -37,8 +37,8 @@ class RetryingCaller:
     async def _ask(self, command: Command, connection: Connection | None = None, patient: bool = False) -> Any:
         """Send one idempotent command until it is answered, for as long as a caller should wait.
 
-        A store that is known to be down is tried once, unless the caller is `patient`: an act that is due now, and
-        that may well be late, would be lost.
+        If the store is known to be down, the command is sent once, unless the caller is `patient`: its act is due now,
+        may be late, and must not be lost.
         """
         connection = connection or self._misc
         once = not patient and connection.known_down(key_of(command))

@@ -1,4 +1,4 @@
-"""A Redis Cluster: each command goes to the node that holds its slot, a pipeline a node."""
+"""A Redis Cluster: each command goes to the node that holds its slot, in one pipeline for each node."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 Node = tuple[str, int]
 _Send: TypeAlias = Callable[[Connection, Sequence[Command]], Awaitable[tuple[list[Any], list[bool]]]]
 
-LAG: Final = 1.0  # seconds that a node may take, or take longer than another one in the same trip
+LAG: Final = 1.0  # seconds that a node may take, or may take longer than another node in the same trip
 SHORTEST_REST: Final = 0.05
 LONGEST_REST: Final = 5.0
-LONGEST_REFUSED_REST: Final = 0.5  # of a node that says no at once, so that asking it costs nothing
-STAGGER: Final = 0.1  # seconds after which another node is asked who holds which slot
+LONGEST_REFUSED_REST: Final = 0.5  # seconds for a node that refuses at once, because asking it costs nothing
+MOST_KEYS_TRIED: Final = 10_000  # until one is found for each primary, which may hold a single slot
+STAGGER: Final = 0.1  # seconds after which the next node is asked for the slots
 MOVED = ("MovedError", "AskError", "ClusterDownError", "TryAgainError", "ReadOnlyError")
 
 
 class Topology:
-    """Which node holds which slot, as the Cluster says; shared by all connections of a process.
+    """Which node holds which slot, as the Cluster says. All connections of a process share it.
 
-    State: `_nodes`, slot → primary, empty until asked for, and `_before`, as it was then; `_known`, every primary ever
-    heard of, beside the seeds; `reach`, whether any node says who holds what; `_reaches`, whether each answers.
+    State: `_nodes`, slot → primary, empty until a node was asked, and `_before`, the nodes before that; `_known`, all
+    primaries ever heard of, beside the seeds; `reach`, whether any node tells the slots; `_reaches`, whether each node
+    answers.
     """
 
     def __init__(self, address: Address, connect_timeout: float) -> None:
@@ -45,22 +47,22 @@ class Topology:
         self._reaches: dict[Node, Reach] = {}
 
     def forget(self) -> None:
-        """The slots have moved: ask again before the next command."""
+        """The slots have moved, so ask for them before the next command."""
         self._before, self._nodes = self._nodes or self._before, []
 
     def reach_of(self, node: Node) -> Reach:
-        """Whether a node answers, for all connections to it."""
+        """The Reach of a node, which all connections to the node share."""
         if node not in self._reaches:
             self._reaches[node] = Reach(self._connect_timeout)
         return self._reaches[node]
 
     @property
     def failing(self) -> bool:
-        """Whether anything is known to have failed."""
+        """True if any node is known to have failed."""
         return self.reach.failing or any(one.failing for one in self._reaches.values())
 
     def node_known(self, key: str) -> Node | None:
-        """The primary that held `key` when somebody last asked."""
+        """The primary that held `key` when the slots were last asked for."""
         nodes = self._nodes or self._before
         return nodes[key_slot(key.encode())] if nodes else None
 
@@ -68,7 +70,7 @@ class Topology:
         """The primary that holds `key`.
 
         Raises:
-            BrokerUnavailableError: no node of the Cluster answers, or none knows who holds the slot.
+            BrokerUnavailableError: no node of the Cluster answers, or no node knows the holder of the slot.
         """
         if not self._nodes:
             async with self._asking:
@@ -82,12 +84,12 @@ class Topology:
         return self._nodes[key_slot(key)]
 
     async def primaries(self) -> list[Node]:
-        """Every primary that holds a slot."""
+        """All primaries that hold a slot."""
         await self.node_of(b"")
         return sorted(set(self._nodes))
 
     async def _ask(self) -> list[Node]:
-        """Ask one node, and the next one beside it whenever there is no answer in a moment."""
+        """Ask one node for the slots, and one more each time there is no answer in a moment."""
         asking: dict[asyncio.Task[list[Node]], Node] = {}
         left = list(self._known)
         reason: object = "it names no nodes"
@@ -108,7 +110,7 @@ class Topology:
                         raise error
                     reason = error
                     self._known.remove(node)
-                    self._known.append(node)  # asked last from now on
+                    self._known.append(node)  # from now on this node is asked last
             raise BrokerUnavailableError(f"{self._address.text} is out of reach: {reason}")
         finally:
             for one in asking:
@@ -136,7 +138,7 @@ class Topology:
 
 
 class _Breaker:
-    """Whether a node is left alone for a moment, because it did not answer when the others did."""
+    """Leaves a node alone for a moment if it did not answer when the others did."""
 
     __slots__ = ("pause", "until")
 
@@ -153,7 +155,7 @@ class _Breaker:
 
 
 class ClusterConnection(Connection):
-    """A `Connection` over all nodes: one connection each, made when first needed."""
+    """A `Connection` over all nodes. Each node's own connection is made when it is first needed."""
 
     def __init__(self, address: Address, connect_timeout: float, topology: Topology) -> None:
         super().__init__(address, connect_timeout, topology.reach)
@@ -169,8 +171,8 @@ class ClusterConnection(Connection):
     async def run(self, commands: Sequence[Command], needs: Sequence[int] = ()) -> list[Any]:
         """Send each command to its node; see `Connection.run`.
 
-        A node that does not answer costs its own commands alone: their replies are the error. It is raised only
-        if no node knows who holds the slots.
+        If a node does not answer, the error is the reply to its commands, and other nodes' commands go on. The error is
+        raised only if no node knows the holders of the slots.
         """
         replies, _ = await self._run(commands, needs, _run_alone, LAG)
         return replies
@@ -178,7 +180,7 @@ class ClusterConnection(Connection):
     async def run_and_wait(
         self, commands: Sequence[Command], needs: Sequence[int], replicas: int, wait_ms: int
     ) -> tuple[list[Any], list[bool]]:
-        """Each primary waits for replicas of its own."""
+        """`Connection.run_and_wait`: each primary waits for its own replicas."""
         lag = LAG + wait_ms / 1000
         return await self._run(
             commands, needs, lambda connection, mine: connection.run_and_wait(mine, (), replicas, wait_ms), lag
@@ -188,11 +190,21 @@ class ClusterConnection(Connection):
         nodes = await self._topology.primaries()
         answers = await asyncio.gather(
             *(self._connection_to(node).run(commands) for node in nodes), return_exceptions=True
-        )  # all of them: a node that is still being asked would connect while the next call does
+        )  # waits for all nodes, else a node that is still connecting would connect twice in the next call
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         return answers  # type: ignore[return-value]
+
+    async def key_of_each(self, pattern: str) -> list[str]:
+        found: dict[Node, str] = {}
+        every = len(await self._topology.primaries())
+        for number in range(MOST_KEYS_TRIED):
+            if len(found) >= every:
+                break
+            key = pattern % number
+            found.setdefault(await self._topology.node_of(key.encode()), key)
+        return list(found.values())
 
     async def _run(
         self, commands: Sequence[Command], needs: Sequence[int], send: _Send, lag: float
@@ -222,7 +234,7 @@ class ClusterConnection(Connection):
     async def _all_nodes(
         self, by_node: Mapping[Node, Sequence[Command]], send: _Send, lag: float
     ) -> list[tuple[list[Any], list[bool]]]:
-        """What each node answers; one that lags is given up for now: others have work for the nodes that answer."""
+        """The answers of all nodes. A node that lags is given up for now, because other nodes have work to do."""
         sending = [asyncio.ensure_future(self._one_node(node, mine, send)) for node, mine in by_node.items()]
         late: set[asyncio.Future[tuple[list[Any], list[bool]]]] = set()
         try:
@@ -236,7 +248,7 @@ class ClusterConnection(Connection):
                     for node, one in zip(by_node, sending, strict=True)
                     if one in late
                 ):
-                    break  # those whose bytes are on their way have as long as these take
+                    break  # a node whose bytes still move has as long as they take
         finally:
             left = [one for one in sending if not one.done()]
             for one in left:
@@ -284,7 +296,7 @@ class ClusterConnection(Connection):
         return min((connection.still() for connection in self._connections.values()), default=float("inf"))
 
     async def close(self) -> None:
-        """Drop all connections, and what is known of the nodes."""
+        """Drop all connections, and the slots."""
         self._topology.forget()
         for connection in self._connections.values():
             await (connection.shut() if self._shut else connection.close())

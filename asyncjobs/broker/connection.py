@@ -1,4 +1,4 @@
-"""How commands reach a server: one pipelined connection, and its errors translated once."""
+"""The Connection: commands reach a server by one pipelined connection, and errors are translated once."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",
     "NOREPLICAS", "UNBLOCKED",
 )  # fmt: skip
-# AttributeError is redis-py's, when another task closed the socket under a write; RuntimeError uvloop's; UnicodeError
-# that of a host name that is none.
+# redis-py raises AttributeError if another task closed the socket under a write, uvloop raises RuntimeError, and an
+# invalid host name raises UnicodeError.
 LOST: Final = (RedisError, TimeoutError, OSError, AttributeError, RuntimeError, UnicodeError)
 IMPATIENT_MS: Final = 100
 CALLS_A_PIPELINE: Final = 500
-BYTES_A_PIPELINE: Final = 2 * 1024 * 1024  # of what is sent together, and of what is asked for together
+BYTES_A_PIPELINE: Final = 2 * 1024 * 1024  # bytes that are sent, or asked for, together
 ELSEWHERE: Final = (
     "the job, or the queue, belongs to a runtime in another event loop: call it there, with "
     "asyncio.run_coroutine_threadsafe, or read the job with a runtime of this loop"
@@ -46,14 +46,14 @@ _TRANSIENT_TYPES: Final = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the server said "not now": the same call may succeed in a moment."""
+    """True if the server said "not now". The same call may succeed in a moment."""
     if type(error).__name__ in _TRANSIENT_TYPES or str(error).split(" ", 1)[0] in TRANSIENT:
         return True
     return "non local key" in str(error)  # a script met a job of a slot that is on its way to another node
 
 
 def refusal(error: BaseException) -> BrokerError:
-    """An error reply as ours: the server answered, and nothing was written."""
+    """Our own error for an error reply: the server answered, and wrote nothing."""
     if type(error).__name__ == "OutOfMemoryError" or str(error).startswith("OOM"):
         return BrokerError(f"the store is out of memory and took nothing: {error}; raise its maxmemory or drain")
     if type(error).__name__ == "NoPermissionError" or str(error).startswith("NOPERM"):
@@ -62,11 +62,11 @@ def refusal(error: BaseException) -> BrokerError:
 
 
 class Connection:
-    """One connection with one pipeline in flight; it connects when first used and again after every loss.
+    """One connection with one pipeline in flight. It connects when it is first used, and again after each loss.
 
-    State: `_wire`, the connection, and what was submitted but not sent yet (`_waiting`), which the drain of the loop
-    turn sends in one pipeline; `reach`, whether the server answers; `_balking`, whether it does more than to say "not
-    now" to everything that is sent here.
+    State: `_wire`, the connection; `_waiting`, the calls that were not sent yet, which the drain of the loop's turn
+    sends in one pipeline; `reach`, whether the server answers; `_balking`, whether the server does more than to answer
+    "not now" to all commands.
     """
 
     def __init__(self, address: Address, connect_timeout: float, reach: Reach | None = None) -> None:
@@ -85,13 +85,13 @@ class Connection:
         """Send `commands` in one pipeline and return their replies in order, an error reply as its exception.
 
         Args:
-            needs: for each command the index of an earlier one that must have been applied before it, or -1. One
-                connection keeps the order, but sends both whatever becomes of the first: where that may be refused,
-                the script of the second looks for itself.
+            needs: for each command the index of an earlier one that must be applied before it, or -1. One connection
+                keeps the order, but sends both commands even if the first is refused. In that case the script of the
+                second looks for itself.
         Raises:
             BrokerUnavailableError: no answer, so each command is wholly applied or not at all.
             BrokerError: the server wants other credentials.
-            NotRunningError: shut.
+            NotRunningError: the connection was shut.
         """
         self._check_shut()
         if not commands:
@@ -104,7 +104,7 @@ class Connection:
                     wire = await self._connect()
             replies = await wire.exchange(commands, REPLY_TIMEOUT)
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if missing:  # rare ones, or somebody flushed the scripts; those commands did nothing
+            if missing:  # rare scripts, or the scripts were flushed; those commands did nothing
                 await _load_scripts(wire, {BY_SHA[str(commands[i][1])] for i in missing})
                 again = await wire.exchange([commands[i] for i in missing], REPLY_TIMEOUT)
                 for i, reply in zip(missing, again, strict=True):
@@ -116,7 +116,7 @@ class Connection:
             cause = error
         else:
             if any(type(reply).__name__ == "ReadOnlyError" for reply in replies):
-                await self.close()  # a demoted primary: the next connect finds the new one
+                await self.close()  # the primary was demoted, and the next connect finds the new one
             self.reach.answered()
             if isinstance(replies[0], ResponseError) and all(_says_not_now(reply) for reply in replies):
                 self._balking.failed()
@@ -135,7 +135,7 @@ class Connection:
             del cause, failure  # their tracebacks hold this frame
 
     def _failure(self, error: BaseException, is_new: bool) -> BrokerError:
-        """Why there is no answer; on a new connection some of it will be the same the next time."""
+        """The error for a missing answer. A failure of a new connection that would come again is a `BrokerError`."""
         text, reason = self._address.text, self._address.hidden(error) or "no answer in time"
         if isinstance(error, (AuthenticationError, AuthorizationError)):
             return BrokerError(f"{text} refused the credentials: {reason}")
@@ -150,39 +150,43 @@ class Connection:
         return BrokerUnavailableError(f"{text} is out of reach: {reason}")
 
     def known_down(self, *keys: str) -> bool:
-        """Whether a call about `keys` would wait in vain, for all that is known; it is to try once and not to wait."""
+        """True if a call about `keys` would probably wait in vain. Then it is sent once, without a wait."""
         return self.reach.known_down or self._balking.known_down
 
     def still(self) -> float:
-        """Seconds since a byte of the pipeline in flight was seen to arrive or to leave; infinite without one."""
+        """Seconds since a byte of the pipeline in flight arrived or left; infinite if none is in flight."""
         wire = self._wire
         return wire.still() if wire is not None and wire.busy else float("inf")
 
     async def run_and_wait(
         self, commands: Sequence[Command], needs: Sequence[int], replicas: int, wait_ms: int
     ) -> tuple[list[Any], list[bool]]:
-        """`run`, and then wait for `replicas` replicas to have it; also whether each command is known to be there."""
+        """`run`, then wait until `replicas` replicas have the writes. Also returns whether each write is confirmed."""
         if not commands:
             return [], []
-        # Who has just found no replica does not hold everybody up for the whole time again.
+        # If the last wait found no replica, the next one must not hold up all callers for the whole time again.
         patience = wait_ms if self._replicas_reached else min(wait_ms, IMPATIENT_MS)
         *replies, reached = await self.run([*commands, ("WAIT", replicas, patience)], needs)
         self._replicas_reached = isinstance(reached, int) and reached >= replicas
         return replies, [self._replicas_reached] * len(replies)
 
     async def everywhere(self, commands: Sequence[Command]) -> list[list[Any]]:
-        """`run` on every primary; one list of replies each. For commands without keys."""
+        """`run` commands without keys on each primary. Returns one list of replies for each."""
         return [await self.run(commands)]
+
+    async def key_of_each(self, pattern: str) -> list[str]:
+        """One key for each primary, that it holds: `pattern` with a number."""
+        return [pattern % 0]
 
     def _check_shut(self) -> None:
         if self._shut:
             raise stopped()
 
     def check_loop(self) -> asyncio.AbstractEventLoop:
-        """The running loop, which is that of the first call.
+        """The running loop, which must be the loop of the first call.
 
         Raises:
-            NotRunningError: it is another one, from where nothing that this sends could be awaited; or this is shut.
+            NotRunningError: another loop runs, in which no reply could be awaited; or the connection was shut.
         """
         self._check_shut()
         loop = asyncio.get_running_loop()
@@ -193,10 +197,10 @@ class Connection:
         return loop
 
     async def call(self, command: Command, patience: float | None = None) -> Any:
-        """Send `command` together with whatever else is called in this turn of the loop.
+        """Send `command` together with all other calls of this turn of the loop.
 
         Args:
-            patience: seconds after which the call is given up, if by then nothing moves on the connection.
+            patience: seconds after which the call is given up, unless bytes move on the connection.
         Raises:
             BrokerUnavailableError: no answer.
             ResponseError: the error reply.
@@ -253,7 +257,7 @@ class Connection:
             self._waiting = []
 
     def _next_batch(self) -> list[tuple[Command, asyncio.Future[Any]]]:
-        """What is sent together of what waits, without the calls that nobody waits for any more."""
+        """The waiting calls that are sent together, without calls whose callers have stopped waiting."""
         batch: list[tuple[Command, asyncio.Future[Any]]] = []
         size = taken = 0
         for command, future in self._waiting:
@@ -274,21 +278,21 @@ class Connection:
         except BaseException:
             await wire.close()
             raise
-        if self._shut:  # while it was made
+        if self._shut:  # shut while the connection was made
             await wire.close()
             raise stopped()
-        await self.close()  # another call may have connected meanwhile; one connection is kept, and none is forgotten
+        await self.close()  # another call may have connected meanwhile, and only one connection may stay open
         self._wire = wire
         return wire
 
     async def close(self) -> None:
-        """Drop the connection; the next command makes a new one."""
+        """Drop the connection. The next command makes a new one."""
         wire, self._wire = self._wire, None
         if wire is not None:
             await wire.close()
 
     async def shut(self) -> None:
-        """Close for good: whoever still waits is told, and nothing connects again."""
+        """Close for good. Waiting calls fail, and no call connects again."""
         self._shut = True
         if self._drain is not None:
             self._drain.cancel()
@@ -296,7 +300,7 @@ class Connection:
         await self.close()
 
     def abandon(self) -> None:
-        """The loop of this connection has been closed: drop it, from another one."""
+        """The loop of this connection was closed. Drop the connection, from another loop."""
         self._shut = True
         wire, self._wire = self._wire, None
         if wire is not None:
@@ -304,7 +308,7 @@ class Connection:
 
 
 def key_of(command: Command) -> str:
-    """The key that decides the slot of a command; what has none goes where the empty key lies."""
+    """The key that decides the slot of a command. A command without keys goes to the node of the empty key."""
     place = 3 if command[0] == "EVALSHA" else 1
     key = command[place] if len(command) > place else ""
     return key.decode() if isinstance(key, bytes) else str(key)
@@ -319,7 +323,7 @@ def stopped() -> NotRunningError:
 
 
 def _remedy(reason: str) -> str:
-    """What to do about a server that does not let us in."""
+    """The advice for a server that refuses the connection."""
     known = {
         "DB index": "it has no database of that number, name a lower one",
         "SELECT is not allowed": "it is a Cluster, use redis+cluster://",

@@ -1,8 +1,9 @@
-"""Keeping order: signs of life, what the dead held, what retention lets go, and groups that are idle."""
+"""Keeping order: heartbeats, jobs of dead processes, retention, and idle groups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -32,7 +33,7 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 
 ASKED_AT_ONCE: Final = 500  # processes
 SWEEPER_PATIENCE_MS: Final = 10_000
-UNUSED: Final = 60_000  # ms after which a process that holds nothing of a queue loses its name there
+UNUSED: Final = 60_000  # ms after which a process that holds no job of a queue loses its name in the stream
 LEFT_AT_ONCE: Final = 500  # queues
 FORGOTTEN_AT_ONCE: Final = 250  # records, about 1 ms of server time
 STAYS, NO_RECORD = b"02"
@@ -40,7 +41,7 @@ Listed: TypeAlias = tuple[str | bytes, str | bytes]  # a job's id, and how the i
 
 
 class Overflow(NamedTuple):
-    """Finished jobs of groups that their name's retention lets go."""
+    """Finished jobs of groups that are beyond their name's retention."""
 
     name: str
     before_ms: int
@@ -52,7 +53,7 @@ class Overflow(NamedTuple):
 class Silent(NamedTuple):
     """Another process: seconds since its last beat, and its leases by job name ('' for all other names).
 
-    An earlier release tells no leases: they are empty.
+    A process of an earlier release tells no leases, so they are empty.
     """
 
     seconds: float
@@ -64,12 +65,12 @@ class Silent(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """What a beat brought: whether we still count as alive, and the other processes that were silent for longest.
+    """The reply to a beat: whether this process still counts as alive, and the processes that were silent for longest.
 
     Attributes:
-        epoch: what the data are marked with; another one than before means that they were lost in between.
+        epoch: the mark of the store's data. A changed mark means that the data were lost in between.
         draining: whether it was asked to take nothing.
-        told: what was told of cancels since the beat before, some of it for the second time; `at`, up to when.
+        told: the messages about cancels since the last beat, some of them for the second time; `at`: up to when.
     """
 
     alive: bool
@@ -100,11 +101,11 @@ NO_WORD: Final = Word()
 class Keeping(RetryingCaller):
     """The verbs of upkeep: heartbeat, recovery, retention."""
 
-    _scattered: bool  # a Cluster, where the groups of a name lie in different slots
-    _beats: Connection  # a connection of their own: a beat never queues behind anything
+    _scattered: bool  # the store is a Cluster, where the groups of a name lie in different slots
+    _beats: Connection  # a connection for beats alone, so that a beat never queues behind another command
 
     async def owners(self, queues: Sequence[Keys]) -> list[list[str]]:
-        """For each queue, the processes that hold jobs of it."""
+        """The processes that hold jobs, for each queue."""
         replies = await self.loop.gather(self._ask(scripts.OWNERS(keys.stream, UNUSED)) for keys in queues)
         return [[name.decode(errors="replace") for name in names] for names in replies]
 
@@ -114,8 +115,8 @@ class Keeping(RetryingCaller):
         """Give back the jobs of a dead process on one queue.
 
         Returns:
-            The ids given back, and the jobs that `process` now owns and must end: those that stalled more often than
-            `most`, and those whose cancel was asked for, by their mark.
+            The ids of the jobs given back, and the jobs that `process` owns now and must end: those that stalled more
+            often than `most`, and those whose cancel was asked for, by their mark.
         """
         back: list[str] = []
         doomed: list[TakenJob] = []
@@ -134,7 +135,8 @@ class Keeping(RetryingCaller):
     async def leave(self, queues: Sequence[Keys], process: str) -> None:
         """Take a stopping process's name off the queues it served, and off the list of processes.
 
-        Where it still owns jobs its name stays on the list, so that its silence is noticed and they are given back.
+        If the process still owns jobs, its name stays on the list, so that other processes notice its silence and give
+        the jobs back.
         """
         gone = True
         for start in range(0, len(queues), LEFT_AT_ONCE):
@@ -152,11 +154,11 @@ class Keeping(RetryingCaller):
         word: Word = NO_WORD,
         since: bytes = b"+inf",
     ) -> Beat:
-        """Show a sign of life; see `Beat`. Joining waits for a store that is busy, a beat does not.
+        """Send a beat; see `Beat`. A joining beat waits for a store that is busy, any other does not.
 
         Args:
-            leases: by job name, '' for all other names; by these alone the others judge this process.
-            since: `Beat.at` of the beat before; as it is for the first one, which brings nothing of before.
+            leases: job name → lease, '' for all other names. Other processes judge this one by these leases alone.
+            since: `Beat.at` of the last beat. Without it, a beat brings no earlier messages.
         """
         draw = f"{self._process}.{next(self._lines)}"
         ms = {name: round(lease * 1000) for name, lease in leases.items()}
@@ -167,7 +169,9 @@ class Keeping(RetryingCaller):
         )  # fmt: skip
         hear = scripts.HEAR(cancels_key(self.prefix), since)
         if joining:
-            reply, told = await self._ask(command, patient=True), await self._ask(hear, patient=True)
+            reply, told = await self._ask(command, patient=True), [b"0"]
+            with suppress(BrokerError):  # then the next beat brings what was told before, which concerns no job here
+                told = await self._ask(hear, patient=True)
         else:
             reply, told = await self._beats.run([command, hear])
         if isinstance(reply, BrokerError):
@@ -183,7 +187,7 @@ class Keeping(RetryingCaller):
         return Beat(bool(alive), epoch, others, alive == 2, told[1:], told[0])
 
     async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
-        """Seconds since each process's last beat; infinite for one that never beat or is buried."""
+        """Seconds since the last beat of each process; infinite for a process that never beat or was buried."""
         key = processes_key(self.prefix)
         found: dict[str, float] = {}
         for start in range(0, len(processes), ASKED_AT_ONCE):
@@ -193,17 +197,17 @@ class Keeping(RetryingCaller):
         return found
 
     async def claim(self, dead: str, name: str, process: str, done: bool = False) -> Literal["sweep", "wait", "done"]:
-        """Whether `process` is to give back what `dead` holds of a job name; `done`: it has."""
+        """Ask whether `process` has to give back the jobs of a name that `dead` holds. `done`: it has done so."""
         key = swept_key(self.prefix, dead)
         answer = await self._ask(scripts.CLAIM(key, name, process, SWEEPER_PATIENCE_MS, "1" if done else ""))
         return "sweep" if answer == 1 else "done" if answer == 2 else "wait"
 
     async def end_leases(self, process: str) -> None:
-        """`process` is known to be gone: what it ran of a task does not keep the next ticks out. A beat begins anew."""
+        """`process` is known to be gone, so its run of a task must not block the next ticks. A beat begins anew."""
         await self._ask(("ZADD", due_key(self.prefix), "XX", 0, process))
 
     async def bury(self, process: str, lease: float) -> bool:
-        """Declare `process` dead, unless it has shown a sign of life within `lease` seconds."""
+        """Declare `process` dead, unless it has sent a beat within `lease` seconds."""
         keys = processes_key(self.prefix), due_key(self.prefix), leases_key(self.prefix)
         said = about_key(self.prefix), draining_key(self.prefix)
         return bool(await self._ask(scripts.BURY(*keys, *said, process, int(lease * 1000))))
@@ -214,20 +218,20 @@ class Keeping(RetryingCaller):
             pass
 
     async def overflow(self, name: str, retention: Bounds) -> Overflow:
-        """Finished jobs of groups of `name` that retention lets go."""
+        """The finished jobs of groups of `name` that are beyond the retention."""
         keys = index_keys(self.prefix, name)
         reply = await self._ask(scripts.INDEX(groups_key(self.prefix, name), *keys, *retention))
         completed, failed, cancelled = ([text_of(one) for one in reply[i]] for i in (0, 1, 3))
         return Overflow(name, reply[2], completed, failed, cancelled)
 
     async def forget(self, overflow: Overflow) -> int:
-        """Delete the records, and only then the listing: a crash in between leaves nothing unlisted.
+        """Delete the records, and only then their listings, so that a crash in between leaves no record unlisted.
 
-        A listing whose group has no such record may be the id of a job without a group, that looks like one.
+        If a listing's group has no such record, the listing may be the id of a job without a group.
 
         Returns:
-            How many have left the listing. A job that is listed because it is about to finish stays; of one that has
-            finished otherwise than the listing says, the listing alone goes.
+            How many jobs have left the listing. A job that is about to finish stays listed. A job that has finished
+            otherwise than its listing says loses only the listing.
         """
         keys = index_keys(self.prefix, overflow.name)
         listings = (overflow.completed, overflow.failed, overflow.cancelled)
@@ -239,7 +243,7 @@ class Keeping(RetryingCaller):
         return sum(gone)
 
     async def _forget_listed(self, overflow: Overflow, op: str, index: str, listing: list[str | bytes]) -> int:
-        """The same for one listing."""
+        """`forget` for one of the listings."""
         by_group: dict[str | None, list[Listed]] = {}
         for member in listing:
             group_id, job_id = split_member(member)
@@ -255,7 +259,7 @@ class Keeping(RetryingCaller):
     async def _forget(
         self, overflow: Overflow, op: str, by_group: dict[str | None, list[Listed]]
     ) -> dict[str | bytes, int]:
-        """What ``lua/forget.lua`` says of each listing."""
+        """The answer of ``lua/forget.lua`` for each listing."""
         calls: list[tuple[list[str | bytes | int], list[str | bytes]]] = []
         for group_id, listed in by_group.items():
             if not listed:
@@ -281,15 +285,15 @@ class Keeping(RetryingCaller):
         }
 
     async def idle(self, name: str, group_id: str) -> tuple[bytes, float]:
-        """A group's registration and the seconds since its last sign of life; ``b""``: not registered."""
+        """A group's registration, and the seconds since its last sign of life; ``b""``: it is not registered."""
         score, age = await self._ask(scripts.IDLE(groups_key(self.prefix, name), group_id))
         return score, age / 1000
 
     async def reap(self, name: str, keys: Keys, score: bytes) -> tuple[bool, float]:
-        """Drop what an idle group keeps, if it holds no work.
+        """Drop the keys of an idle group, if it holds no work.
 
         Returns:
-            Whether it is gone; if not, the seconds until its next job is due, 0 where one is there.
+            Whether the group is gone, and if not, the seconds until its next job is due; 0 if it has a job now.
         """
         reaped, wait = await self._ask(scripts.REAP(keys.stream, keys.delayed, keys.bucket, keys.settings))
         if not reaped:
@@ -299,7 +303,7 @@ class Keeping(RetryingCaller):
 
 
 def _leases(text: bytes) -> dict[str, float]:
-    """What a process says of its leases; empty where it says nothing that can be read."""
+    """The leases that a process tells; empty if they cannot be read."""
     try:
         return {name: ms / 1000 for name, ms in msgspec.json.decode(text, type=dict[str, float]).items() if ms > 0}
     except msgspec.MsgspecError:

@@ -1,18 +1,18 @@
-"""Every key that asyncjobs uses.
+"""All keys that asyncjobs uses.
 
     {prefix}                       of the whole installation
       :processes  zset    process → ms of its last beat
       :due        zset    process → ms when its shortest lease ends
       :leases     hash    process → its leases in ms, JSON: job name → lease, '' → that of all other names
-      :swept:<p>  hash    job name → who gives back what the dead process p held of it, see lua/claim.lua; an hour
+      :swept:<p>  hash    job name → process that gives back the jobs of the dead process p, see lua/claim.lua; an hour
       :ticks      hash    task → last tick claimed and by whom
       :running    hash    task → process that runs it; 'task queued' → the tick queued behind it; 'task handed' → that
                           tick once it was handed out, behind the run that had ended
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
       :about      hash    process → JSON, what it says of itself; 'process names' → JSON, its job and task names
       :draining   hash    process → JSON; it was asked to take nothing
-      :names      hash    job name → JSON, what every process that started knew of it
-      :cancels    zset    cancels that were asked of jobs that ran, as told on their channel → ms of that; an hour
+      :names      hash    job name → JSON, the knowledge of the processes that started
+      :cancels    zset    messages about cancels of running jobs → ms at which they were sent; an hour
       :audit      stream  acts of operators: what, by, source, target, before, after, reason; the last 10,000
       :tasks      hash    task → JSON, what every process that started knew of it
       :paused     hash    task → JSON; it does not tick
@@ -22,21 +22,21 @@
       :op:<id>    hash    an operation: what is done to which jobs, and how far it has come
       :ops        zset    operation → ms when it began; the last 100
       :openops    zset    operation that is under way → ms until which its driver has it
-      :epoch      string  random; another one means that the data were lost in between
+      :epoch      string  random; a change means that the data were lost in between
 
     {prefix:name}                  of a job name
       :groups     zset    group id → ms of its last sign of life      only where the job is grouped
-      :c :f :k    zset    finished jobs; of all groups where the job is grouped
-      :gate       hash    what holds over all groups together, with :gate:1 … zset, see lua/admit.lua
+      :c :f :k    zset    finished jobs; for a grouped job those of all groups
+      :gate       hash    the limit over all groups together, with :gate:1 … zset, see lua/admit.lua
 
     {prefix:name}  or  {prefix:name:group}     of a queue: a job name, or one of its groups
       :s          stream  {j: job id}, consumer group `w`; exists only while jobs are waiting or active;
                           the consumer `head` stands for "back at the head of the queue"
       :d          zset    delayed jobs, id → due ms
       :b :b1 …    list    token bucket, one a window; expires when its last token is back
-      :o          hash    what was set at run time: w windows · c concurrency · g weight · m most waiting · p paused ·
+      :o          hash    settings made at run time: w windows · c concurrency · g weight · m most waiting · p paused ·
                           h held until ms
-      :n          hash    process → its last add, and until when that may be sent again; expires with the last of them
+      :n          hash    process → its last add, and until when that add may be sent again; expires with the last one
       :c :f :k    zset    completed, failed, cancelled: id → finished ms
       :j:<id>     hash    a job: d data · o options · t added · a attempts made · s stalled · u started ·
                           x state: a active, w to be run again, c f k finished · r fence token ·
@@ -47,9 +47,8 @@
                           y acts of operators, one JSON object a line · O the last act · E<n> error of a try that
                           counts no more, its attempt in front
 
-The braces are Redis Cluster's hash tag: what one script touches lies in one slot, and queues and groups
-spread over the shards. A job name holds no ``:``, and a group id is percent-encoded, so no two queues can
-meet whatever their names hold.
+The braces are Redis Cluster's hash tag: the keys of one script lie in one slot, and queues and groups spread over the
+shards. A job name holds no ``:``, and a group id is percent-encoded, so the keys of two queues never collide.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
 def encode_group(group_id: str) -> str:
-    """`group_id` as a key holds it: percent-encoded, or its digest where that is over 128 characters."""
+    """`group_id` in the form that keys hold: percent-encoded, or a digest if that has more than 128 characters."""
     if PLAIN.fullmatch(group_id):
         return group_id
     quoted = quote(group_id, safe="", errors="surrogatepass").replace("~", "%7E")
@@ -100,7 +99,7 @@ def encode_group(group_id: str) -> str:
 
 
 class Parted(NamedTuple):
-    """What a key is: whose, of which kind as told above, and what follows. `name`: '' for the installation's own."""
+    """The parts of a key: its owner, its kind in the catalogue above, and the rest. `name`: '' for the installation."""
 
     tag: str
     name: str
@@ -109,7 +108,7 @@ class Parted(NamedTuple):
 
 
 def parted(prefix: str, key: str) -> Parted | None:
-    """What `key` is, as this catalogue has it; None: it is none of ours."""
+    """The parts of `key` by this catalogue; None: the key does not belong to asyncjobs."""
     match = KEY.fullmatch(key)
     if match is None:
         return None
@@ -124,7 +123,7 @@ def parted(prefix: str, key: str) -> Parted | None:
 
 
 class Keys:
-    """The keys of one queue. Only their tag is kept: ten thousand idle groups are ten thousand of these."""
+    """The keys of one queue. It keeps only the tag, to save memory in each of ten thousand idle groups."""
 
     __slots__ = ("group", "tag")
 
@@ -134,7 +133,7 @@ class Keys:
 
     @classmethod
     def tagged(cls, tag: str) -> Keys:
-        """The keys of a queue of which only the tag is known, and not which group it is."""
+        """The keys of a queue whose tag is known, and whose group is not."""
         keys = cls.__new__(cls)
         keys.tag, keys.group = tag, ""
         return keys
@@ -173,7 +172,7 @@ class Keys:
 
     @property
     def jobs(self) -> str:
-        """In front of a job's id."""
+        """The prefix of a job's key, in front of its id."""
         return self.tag + ":j:"
 
     def job(self, job_id: str) -> str:
@@ -185,17 +184,17 @@ def groups_key(prefix: str, name: str) -> str:
 
 
 def index_keys(prefix: str, name: str) -> tuple[str, str, str]:
-    """Where the finished jobs of all groups of `name` are listed: completed, failed, cancelled."""
+    """The keys that list the finished jobs of all groups of `name`: completed, failed, cancelled."""
     return f"{{{prefix}:{name}}}:c", f"{{{prefix}:{name}}}:f", f"{{{prefix}:{name}}}:k"
 
 
 def index_member(group_id: str, job_id: str) -> str:
-    """A job of a group as the index lists it; the length in front makes it unambiguous."""
+    """A group's job in the form that the index lists. The length in front makes it unambiguous."""
     return f"{len(group_id)}:{group_id}{job_id}"
 
 
 def split_member(member: str | bytes) -> tuple[str | None, str | bytes]:
-    """The inverse of `index_member`; no group and the whole where that lists a job that was added without one."""
+    """The inverse of `index_member`. For a job without a group: no group, and the whole member."""
     if isinstance(member, str):
         length, colon, rest = member.partition(":")
         if colon and LENGTH.fullmatch(length) and int(length) <= len(rest):
@@ -204,12 +203,12 @@ def split_member(member: str | bytes) -> tuple[str | None, str | bytes]:
 
 
 def total_gate(prefix: str, name: str) -> str:
-    """Where the shared limit of all groups of a job name is kept."""
+    """The key of the shared limit over all groups of a job name."""
     return f"{{{prefix}:{name}}}:gate"
 
 
 def named_gate(prefix: str, limiter: str) -> str:
-    """Where the shared limit is kept of a limiter that several jobs name."""
+    """The key of the shared limit of a named limiter."""
     return f"{{{prefix}}}:gate:{limiter}"
 
 
@@ -296,8 +295,8 @@ def asked_key(prefix: str, request: str) -> str:
 class Channels:
     """The channels of an installation.
 
-    Redis keeps keys apart by database, but a message reaches every database of the server. So the names hold the
-    number of the database; those of database 0 do not, as in releases before.
+    Redis keeps keys apart by database, but a message reaches all databases of the server. So channel names hold the
+    number of the database, except for database 0, as in earlier releases.
     """
 
     __slots__ = ("_root", "cancels", "database", "done", "orders")
@@ -305,20 +304,20 @@ class Channels:
     def __init__(self, prefix: str, database: int = 0) -> None:
         self.database = database
         self._root = f"{prefix}:{database}" if database else prefix
-        # Told (job key, 'c', 'f' or 'k', result, error or mark) when a watched job has finished.
+        # Carries (job key, 'c', 'f' or 'k', result, error or mark) when a watched job has finished.
         self.done = f"{self._root}:done"
-        # Told (job name, group id, job id, token, mark) when the cancel of a job that runs is asked for.
+        # Carries (job name, group id, job id, token, mark) when the cancel of a running job is asked for.
         self.cancels = f"{self._root}:cancels"
         # Told '<what>|<process or task>|<more>' when an operator asks something of processes.
         self.orders = f"{self._root}:orders"
 
     def news(self, name: str) -> str:
-        """Told '<ms until due>|<group id>' when an idle queue of `name` got work."""
+        """The channel that carries '<ms until due>|<group id>' when an idle queue of `name` got work."""
         return f"{self._root}:news:{name}"
 
 
 def text_of(member: bytes) -> str | bytes:
-    """A listing as text, or as it is where it is no UTF-8: nothing of ours, but an id of that name all the same."""
+    """A listing as text, or as bytes if it is no UTF-8. Then another program wrote it, and it is an id all the same."""
     try:
         return member.decode()
     except UnicodeDecodeError:

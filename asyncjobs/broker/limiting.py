@@ -1,4 +1,4 @@
-"""Limits: tokens taken again, shared limits over many queues, and what was set of a queue at run time."""
+"""Limits: second tokens for late starts, shared limits over many queues, and settings made at run time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from asyncjobs.broker import scripts
 from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.keys import Keys, named_gate, total_gate
 
-CHANGED: Final = -1  # in the place of the ms until due: something was set for all groups of a name
-ROOM: Final = -2  # a shared limit that was full has room
+CHANGED: Final = -1  # in place of the ms until due: the settings for all groups of a name have changed
+ROOM: Final = -2  # in place of the ms until due: a shared limit that was full has room
 
 
 class Limiting(RetryingCaller):
-    """The verbs of whoever limits, and of whoever steers."""
+    """The verbs of limits and of queue controls."""
 
     async def spend(self, keys: Keys, windows: str, margin: int, first_is_out: bool) -> float:
-        """Take a token again for a start that comes later than its token allows for.
+        """Take a token again for a start that comes later than its first token allows.
 
         Args:
-            first_is_out: whether its first token cannot be back yet, so that its place in the window is kept.
+            first_is_out: the first token cannot be back yet, so its place in the window is kept.
         Returns:
-            Seconds until one may be had; 0: taken.
+            Seconds until a token is free; 0: taken.
         """
         first = "1" if first_is_out else ""
         wait = await self._ask(scripts.SPEND(keys.bucket, keys.settings, windows, margin, first), patient=True)
@@ -30,11 +30,11 @@ class Limiting(RetryingCaller):
 
     @property
     def process_id(self) -> str:
-        """This process, as long as it lives; its name among the living may change."""
+        """The name of this process for its whole life. Its name in the list of processes may change."""
         return self._process
 
     def shared_limit_keys(self, name: str, limiters: Sequence[str]) -> tuple[str, list[str]]:
-        """The shared limit of all groups of a job name, and those of named limiters."""
+        """The keys of the shared limit over all groups of a job name, and of the named limiters."""
         return total_gate(self.prefix, name), [named_gate(self.prefix, one) for one in limiters]
 
     async def admit(
@@ -48,28 +48,29 @@ class Limiting(RetryingCaller):
         windows: str,
         margin: int,
         token: str,
-        spare: int,
+        spare: Sequence[int],
     ) -> tuple[int, float | None]:
-        """Ask a shared limit; how many may start, and the seconds until more may. See ``lua/admit.lua``."""
+        """Ask a shared limit how many jobs may start, and after how many seconds more may. See ``lua/admit.lua``."""
         news = self.channels.news(name)
-        asked = (shared_limit, self._process, running, want, slots, int(lease * 1000), windows, margin, token, spare)
+        left = " ".join(map(str, spare))
+        asked = (shared_limit, self._process, running, want, slots, int(lease * 1000), windows, margin, token, left)
         granted, wait = await self._ask(scripts.ADMIT(*asked, news, f"{ROOM}|"))
         return granted, None if wait < 0 else wait / 1000
 
     async def refund(self, shared_limit: str, name: str, token: str, granted: int, unused: int, windows: str) -> None:
-        """Give tokens back that no job was found for; who was refused some hears of it."""
+        """Give back tokens for which no job was found. Processes that were refused tokens hear of it."""
         news = self.channels.news(name)
         await self._ask(scripts.REFUND(shared_limit, token, granted, unused, windows, news, f"{ROOM}|"))
 
     async def settings(self, keys: Keys) -> dict[str, str]:
-        """What was set of a queue at run time; see `keys.py` for the fields."""
+        """The settings of a queue that were made at run time. `keys.py` lists the fields."""
         flat = await self._ask(("HGETALL", keys.settings))
         return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
 
     async def steer(self, name: str, keys: Keys, fields: Mapping[str, str], whole_name: bool) -> None:
-        """Change what is set of a queue, '' for not any more, and tell who serves it.
+        """Change settings of a queue, '' to remove one, and tell the processes that serve it.
 
-        `whole_name`: the settings are those of all groups of `name`, and `keys` are of no queue.
+        `whole_name`: the settings are for all groups of `name`, and `keys` belong to no queue.
         """
         flat = [word for pair in fields.items() for word in pair]
         message = f"{CHANGED}|" if whole_name else f"0|{keys.group}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from asyncjobs.broker import scripts
 from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.connection import BYTES_A_PIPELINE
-from asyncjobs.broker.keys import Keys, groups_key, names_key
+from asyncjobs.broker.keys import Keys, groups_key, names_key, split_member, text_of
 
 TALLIED_AT_ONCE: Final = 500  # queues, about 0.3 ms of server time
 LISTED_AT_ONCE: Final = 20_000  # groups, about 2 ms
+SCANNED_AT_ONCE: Final = 2000  # members of a listing, about 0.5 ms
+GLOB: Final = re.compile(r"[\\*?\[\]^-]")
 LAST_OF_MS: Final = "-18446744073709551615"  # behind the ms of an entry: none of that ms comes after it
 
 
@@ -75,13 +79,8 @@ class Looking(RetryingCaller):
 
     async def clock_ms(self) -> tuple[int, int]:
         """What the clock of the store says, and by how much the clocks of a Cluster's primaries differ, in ms."""
-        if not self._scattered:
-            replies = [await self._ask(("TIME",))]
-        else:
-            replies = [reply for (reply,) in await self._misc.everywhere([("TIME",)])]
-        clocks = [int(s) * 1000 + int(us) // 1000 for s, us in (one for one in replies if isinstance(one, list))]
-        if not clocks:
-            clocks = [int((await self._ask(("TIME",)))[0]) * 1000]
+        keys = await self._misc.key_of_each(f"{{{self.prefix}:instant-%d}}")
+        clocks: list[int] = await asyncio.gather(*(self._ask(scripts.INSTANT(key)) for key in keys))
         return max(clocks), max(clocks) - min(clocks)
 
     async def tell_names(self, names: Mapping[str, bytes]) -> None:
@@ -118,12 +117,24 @@ class Looking(RetryingCaller):
     ) -> list[int]:
         """How many jobs each of `queues` has in a state, of sorted sets those with a score from `least` to `most`; -1
         where an operator has made something else of the key."""
-        about = (state, *_bounds(least, most))
+        about = (state, *_bounds(least, most), 0)
         replies = await self.loop.gather(
             self._ask(scripts.TALLY(f"{some[0].tag}:{state}", *about, *(one.tag for one in some)))
             for some in self._pieces(queues)
         )
         return [number for reply in replies for number in reply]
+
+    async def first_tally(
+        self, queues: Sequence[Keys], state: str, least: int | None, most: int | None, enough: int
+    ) -> list[int]:
+        """The same of the first queues that have `enough` jobs together, or of fifty that have any; at least of one."""
+        if self._scattered:
+            return await self.tally(queues, state, least, most)
+        about = (state, *_bounds(least, most), enough)
+        numbers: list[int] = await self._ask(
+            scripts.TALLY(f"{queues[0].tag}:{state}", *about, *(one.tag for one in queues))
+        )
+        return numbers
 
     async def seek(self, queues: Sequence[Keys], job_id: str) -> list[Keys]:
         """Those of `queues` that have a job of that id."""
@@ -133,6 +144,17 @@ class Looking(RetryingCaller):
         )
         return [some[place] for some, places in zip(calls, replies, strict=True) for place in places]
 
+    async def listed(self, name: str, suffix: str, job_id: str) -> AsyncIterator[list[str]]:
+        """The groups of a name that have a job of that id among those listed, in pieces; one may come twice."""
+        key, cursor = f"{self.queue_keys(name, None).tag}:{suffix}", b"0"
+        pattern = "*:*" + GLOB.sub(r"\\\g<0>", job_id)
+        while True:
+            cursor, rows = await self._ask(("ZSCAN", key, cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE))
+            parted = (split_member(text_of(member)) for member in rows[::2])
+            yield [group_id for group_id, listed in parted if group_id is not None and listed == job_id]
+            if cursor == b"0":
+                return
+
     async def page(self, keys: Keys, asked: Question, place: Place, listing: bool = False, one: bool = True) -> Piece:
         """The jobs of a queue that follow `place`; of a `listing` of many queues without their records.
 
@@ -140,7 +162,8 @@ class Looking(RetryingCaller):
             one: the first job is brought even if its record is larger than `asked` allows for.
         """
         key = f"{keys.tag}:{asked.suffix}"
-        common = (asked.state, "1" if asked.whole else "", asked.filter, "1" if asked.down else "")
+        packed = b"" if listing else asked.filter  # of a listing the records are looked into by `peek`
+        common = (asked.state, "1" if asked.whole else "", packed, "1" if asked.down else "")
         bounds = (asked.looks, asked.looks if listing else asked.finds, asked.size, "1" if one else "")
         if asked.suffix == "s":
             least = "-" if asked.least is None else str(asked.least)

@@ -1,4 +1,4 @@
-"""What the store is, before anything relies on it: its version, what it keeps, what it lets us do."""
+"""The preflight: before work begins, ask the store for its version, its persistence and its permissions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OLDEST: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 
 
 class Store(NamedTuple):
-    """What a server says of itself; of a Cluster, its weakest node.
+    """What a server says of itself; for a Cluster, its weakest node.
 
     Attributes:
         server: ``Valkey 9.1.2``.
-        keeps: in words, what of an acknowledged write outlives the server.
-        durable: whether anything does.
-        policy: its ``maxmemory-policy``.
-        replicas: how many are connected.
+        keeps: in words, which acknowledged writes outlive the server.
+        durable: whether any write does.
+        policy: the server's ``maxmemory-policy``.
+        replicas: the number of connected replicas.
     """
 
     server: str
@@ -43,12 +43,12 @@ class Store(NamedTuple):
 
 
 async def examine(connection: Connection, prefix: str, channels: Channels) -> Store:
-    """Ask every primary what it is and what it lets us do.
+    """Ask each primary what it is, and which commands it permits.
 
     Raises:
-        BrokerUnavailableError: no answer, not ready, or no primary.
-        ConfigError: a server too old for the scripts.
-        BrokerError: the credentials lack a command; the message names it.
+        BrokerUnavailableError: a server does not answer, is not ready, or is no primary.
+        ConfigError: a server is too old for the scripts.
+        BrokerError: the user lacks a command. The message names it.
     """
     commands: list[Command] = [
         ("PING",),

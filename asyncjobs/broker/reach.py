@@ -1,4 +1,4 @@
-"""Reach: for how long a server has not answered, so that no call waits for one that is known to be down."""
+"""Reach: how long a server has not answered, so that no call waits for a server that is known to be down."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PATIENCE: Final = 0.2  # seconds that a call waits for a server that is known to
 
 
 class Reach:
-    """Whether a server answers, as all connections of a process to it have found.
+    """Whether a server answers, by the experience of all connections of a process to it.
 
-    State: `_failing_since`, when the first failure came since the last answer; None: the last call was answered.
+    State: `_failing_since`, the instant of the first failure since the last answer; None: the last call was answered.
     """
 
     __slots__ = ("_after", "_failing_since")
@@ -34,5 +34,5 @@ class Reach:
 
     @property
     def known_down(self) -> bool:
-        """Whether nothing has been answered for as long as a call waits: the next one tries once, and does not wait."""
+        """True if no call was answered for as long as a call waits. The next call tries once, and does not wait."""
         return self._failing_since is not None and clock.monotonic() - self._failing_since >= self._after

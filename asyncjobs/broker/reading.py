@@ -1,4 +1,4 @@
-"""Reading: what is in the store: records, counts, groups, names, and the news that a job has finished."""
+"""Reading: records, counts, groups and names in the store, and the news that a job has finished."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Inspection(NamedTuple):
     """Where the jobs of a queue stand.
 
     Attributes:
-        pending: owner and id of each.
-        records: id → state and token, of those that are to be run.
-        counts: how many wait, run and are delayed, as they are counted for everybody.
+        pending: the owner and the id of each pending job.
+        records: id → state and token, of the jobs that have to run.
+        counts: how many jobs wait, run and are delayed, as `count` counts them.
     """
 
     waiting: list[str]
@@ -40,7 +40,7 @@ class Inspection(NamedTuple):
 
 
 class OtherShape(NamedTuple):
-    """What lies under a name as another release has added it: how many jobs are to be run, and of which groups."""
+    """The jobs of a name that another release has added in the other shape: their number, and their groups."""
 
     jobs: int
     groups: list[str]
@@ -62,18 +62,18 @@ class Reading(RetryingCaller):
 
     # Jobs -------------------------------------------------------------------------------------------------
     async def read(self, keys: Keys, job_id: str) -> tuple[float | None, dict[str, bytes]]:
-        """When a job is due (ms; None unless delayed), and the fields of its record (none: no such job)."""
+        """The instant at which a job is due (ms; None unless delayed), and its record's fields (none: no such job)."""
         due, *rest = await self._ask(scripts.READ(keys.job(job_id), keys.delayed, job_id))
         pairs = zip(rest[::2], rest[1::2], strict=True)
         return (float(due) if due else None), {key.decode(errors="replace"): value for key, value in pairs}
 
     async def watch(self, keys: Keys, job_id: str) -> Finish | None:
-        """How a job has finished; None: not yet. Op 'x': there is no such job."""
+        """How a job has finished; None: it has not. Op 'x': there is no such job."""
         op, body = await self._ask(scripts.WATCH(keys.job(job_id)))
         return Finish(op.decode(), body) if op else None
 
     async def finished(self, keys: Keys, job_id: str, look_every: float) -> Finish:
-        """Wait until a job finishes; heard from the subscriber, and looked at every `look_every` seconds."""
+        """Wait until a job finishes. The subscriber tells that, and this call looks every `look_every` seconds."""
         self._misc.check_loop()
         channel, key = self.channels.done, keys.job(job_id)
         future: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
@@ -94,7 +94,7 @@ class Reading(RetryingCaller):
                     return future.result()
         finally:
             if future.done():
-                future.exception()  # the runtime stopped, and this is told so by something else
+                future.exception()  # the runtime has stopped, and the caller gets another error for that
             futures = self._watched[key]
             futures.remove(future)
             if not futures:
@@ -122,7 +122,7 @@ class Reading(RetryingCaller):
         return await self._holding([(one, (one.completed, one.failed, one.cancelled)) for one in queues])
 
     async def _holding(self, queues: Sequence[tuple[Keys, tuple[str, ...]]]) -> list[Keys]:
-        """Those of which one of the keys exists; where none does, one command says so, but for a Cluster."""
+        """The queues of which one of the keys exists. Except on a Cluster, one command tells if no key exists."""
         if self._scattered or len(queues) < 2:
             counts = await self.loop.gather(self._ask(("EXISTS", *keys)) for _, keys in queues)
             return [one for (one, _), count in zip(queues, counts, strict=True) if count]
@@ -133,7 +133,7 @@ class Reading(RetryingCaller):
         return [*halves[0], *halves[1]]
 
     async def total_counts(self, name: str) -> list[int]:
-        """The same over all groups of a job name, and what lies under it without a group."""
+        """How many jobs of a name are in each state, over all its groups and without a group."""
         whole, groups = await asyncio.gather(
             self.counts(self.queue_keys(name, None)), self._ask(("ZCARD", groups_key(self.prefix, name)))
         )
@@ -147,7 +147,7 @@ class Reading(RetryingCaller):
         return [*totals, *kept]
 
     async def holds(self, name: str) -> AsyncIterator[dict[str, int]]:
-        """The groups of a job name that are held, each with the ms until when, in pieces of a bounded size."""
+        """The held groups of a job name, each with the ms at which its hold ends, in pieces of a bounded size."""
         async for page in self.groups(name):
             keys = [self.queue_keys(name, group_id).settings for group_id in page]
             found = await self.loop.gather(self._ask(("HGET", one, "h")) for one in keys)
@@ -170,7 +170,7 @@ class Reading(RetryingCaller):
             counts,
         )
 
-    # What there is ----------------------------------------------------------------------------------------
+    # What there is ------- ---------------------------------------------------------------------------------
 
     async def groups(self, name: str) -> AsyncIterator[list[str]]:
         """The groups of a job name that are not reaped, in pieces of a bounded size."""
@@ -185,9 +185,9 @@ class Reading(RetryingCaller):
                 return
 
     async def other_shape(self, name: str, grouped: bool) -> OtherShape | None:
-        """What lies under `name` although it has groups now, or has none; None: nothing does.
+        """The jobs of `name` without a group if it has groups now, or with groups if it has none; None: no such job.
 
-        Finished jobs count for this as well, since what keeps them differs; the first and the last listing tell.
+        Finished jobs count as well, because their retention differs. The first and the last listing tell of them.
         """
         if grouped:
             keys = self.queue_keys(name, None)

@@ -1,4 +1,4 @@
-"""The Lua scripts: read once, called by digest, so that two releases can share one Redis."""
+"""The Lua scripts. They are read once and called by digest, so that two releases can share one Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INCLUDE: Final = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
 
 
 def digest(text: str) -> str:
-    """By which the server knows a script."""
+    """The digest by which the server knows a script."""
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -22,7 +22,7 @@ def joined(name: str) -> str:
     """The text of a script, each ``-- @include name`` of it replaced by that file of ``lua/include/``, once.
 
     Raises:
-        ValueError: an include that includes itself, or comes twice.
+        ValueError: an include includes itself, or comes twice.
     """
     known: list[str] = []
 
@@ -37,10 +37,10 @@ def joined(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One file of ``lua/``: its name, how many keys it takes, its text and its SHA-1 digest.
+    """One file of ``lua/``: its name, its number of keys, its text and its SHA-1 digest.
 
-    The server is sent `text`, without the comments of `source`: over a narrow link every kilobyte counts. It is sent a
-    script when a connection is made, and a `rare` one when it is first called.
+    The server gets `text`, which is `source` without comments, because each kilobyte counts on a narrow link. It gets a
+    script when a connection is made, and a `rare` one at its first call.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Script:
         object.__setattr__(self, "sha", digest(text))
 
     def __call__(self, *keys_and_args: str | bytes | int) -> tuple[str | bytes | int, ...]:
-        """The command that runs it."""
+        """The command that runs the script."""
         return ("EVALSHA", self.sha, self.keys, *keys_and_args)
 
 
@@ -79,6 +79,7 @@ PAGE_ENTRIES: Final = Script("page_entries", 1, rare=True)
 PEEK: Final = Script("peek", 1, rare=True)
 TALLY: Final = Script("tally", 1, rare=True)
 SEEK: Final = Script("seek", 1, rare=True)
+INSTANT: Final = Script("instant", 1, rare=True)
 EXPLAIN: Final = Script("explain", 4, rare=True)
 EXPLAIN_NAME: Final = Script("explain_name", 2, rare=True)
 EXPLAIN_SERVICE: Final = Script("explain_service", 5, rare=True)

@@ -1,4 +1,4 @@
-"""The one connection that listens. What it hears is a hint, never a promise: whoever relies on it also looks."""
+"""The Subscriber: the one connection that listens. Messages are hints and may be lost, so their receivers also look."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LOST: Final = (RedisError, OSError, AttributeError, RuntimeError)  # the last tw
 
 
 class Subscriber:
-    """Listens on channels, for ever, through outages.
+    """Listens on channels, through outages, until cancelled.
 
-    State: `_handlers`, channel → callbacks; `_confirmed`, the channels the server has confirmed on the present
-    connection; `_changed`, set when that grows; `_heard`, whether anything came since somebody looked.
+    State: `_handlers`, channel → callbacks; `_confirmed`, the channels that the server has confirmed on the present
+    connection; `_changed`, set when `_confirmed` grows; `_heard`, whether a message came since the last look.
     """
 
     def __init__(self, address: Address, reach: Reach | None = None) -> None:
@@ -46,7 +46,7 @@ class Subscriber:
         return self._wire is not None
 
     def abandon(self) -> None:
-        """The loop of the connection has been closed."""
+        """The loop of the connection was closed. Drop the connection."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.abandon()
@@ -57,18 +57,18 @@ class Subscriber:
         """Call `handler` with each message on `channel`.
 
         Args:
-            on_confirmed: called whenever the server has confirmed the subscription, now or on a later connection:
-                what was published before that may have been missed, what comes after it will be heard.
+            on_confirmed: called each time the server has confirmed the subscription, now or on a later connection.
+                Earlier messages may have been missed, later ones will be heard.
         """
         self._handlers[channel] = (handler, on_confirmed)
         if self._wire is not None:
             try:
                 self._wire.send(("SUBSCRIBE", channel))
-            except LOST as error:  # asked for anew, with all others, when it is back
+            except LOST as error:  # the next connection subscribes to all channels
                 logger.debug("subscribing to %s: %s", channel, error)
 
     async def confirmed(self, *channels: str) -> None:
-        """Wait until the server has confirmed `channels`: from then on nothing published is missed."""
+        """Wait until the server has confirmed `channels`. Messages after that are not missed."""
         while not self._confirmed.issuperset(channels):
             self._changed.clear()
             await self._changed.wait()
@@ -98,7 +98,7 @@ class Subscriber:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _watch(self, wire: Wire) -> None:
-        """Until the connection is lost, or does not answer although it was asked."""
+        """Wait until the connection is lost, or does not answer a probe."""
         probed = False
         while True:
             self._heard = False
@@ -134,7 +134,7 @@ class Subscriber:
                 handler(body)
             elif kind == b"subscribe":
                 on_confirmed()
-        except Exception as error:  # anybody who may publish can make it come a thousand times a second
+        except Exception as error:  # any program may publish bad messages, a thousand times a second
             text = "a message on %s could not be handled and is left out: %s, in %.80r"
             self._throttled.error(channel, text, channel, said(error), body)
             logger.debug("a message on %s", channel, exc_info=True)

@@ -1,4 +1,4 @@
-"""A job as the scripts hand it out."""
+"""TakenJob: a job as the scripts hand it out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Final, NamedTuple
 
 from asyncjobs.record import Record
 
-LONGEST: Final = 15  # digits of a number that every part of the system can hold
+LONGEST: Final = 15  # digits of a number that all parts of the system can hold
 LATEST: Final = 10**LONGEST
 
 
 class Fault(NamedTuple):
-    """What of a record cannot be read, in words, and the id under which it is stored."""
+    """The unreadable part of a record, in words, and the id under which the record is stored."""
 
     text: str
     stored_id: str | bytes
@@ -22,8 +22,8 @@ class TakenJob(Record, frozen=True, gc=False):
     """A job as a script hands it out.
 
     Attributes:
-        fault: it cannot be run, and must not hold up others.
-        mark: its cancel was asked for, by whom and why, as its record has it; empty where it was not.
+        fault: set if the job cannot be run. It must not hold up other jobs.
+        mark: who asked for the job's cancel and why, as the record has it; empty: not asked for.
     """
 
     job_id: str
@@ -39,7 +39,7 @@ class TakenJob(Record, frozen=True, gc=False):
 
 
 def taken(rows: Sequence[Any], width: int, token: bytes = b"") -> list[TakenJob]:
-    """The jobs of `width` fields each in a script's flat reply; their token, unless each row ends with its own."""
+    """The jobs in a script's flat reply, `width` fields each. `token`: of all rows, unless rows end with their own."""
     jobs = []
     for i in range(0, len(rows), width):
         job_id, entry, data, attempts, stalled, added, options = rows[i : i + 7]
@@ -68,7 +68,7 @@ def number(text: bytes) -> int:
     """A count of a record.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is no count.
     """
     if not text.isdigit() or len(text) > LONGEST:
         raise ValueError(text[:LONGEST])
@@ -76,7 +76,7 @@ def number(text: bytes) -> int:
 
 
 def shown_id(job_id: bytes) -> str:
-    """A job id as it is shown, should it be no UTF-8, as ours always are."""
+    """A job id as text, even if it is no UTF-8. Ids that asyncjobs makes are UTF-8."""
     return job_id.decode(errors="backslashreplace")
 
 
@@ -90,7 +90,7 @@ def _damaged(
     options: bytes,
     token: bytes,
 ) -> TakenJob:
-    """A job whose record somebody else has written, or changed."""
+    """A job whose record another program has written or changed."""
     faults, numbers, stored_id = [], [], _text_or_bytes(job_id)
     if isinstance(stored_id, bytes):
         faults.append("its id is no UTF-8")

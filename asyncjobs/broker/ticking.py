@@ -42,7 +42,7 @@ class Ticking(RetryingCaller):
     ) -> tuple[str, float]:
         """Claim a firing: 'fire', 'taken', 'overlap', 'queued', 'paused', or 'early' and the seconds until it is due.
 
-        `busy`: whether `process` itself runs the task right now.
+        `busy`: `process` itself runs the task right now.
         """
         reply = await self._ask(
             scripts.TICK(
@@ -73,9 +73,9 @@ class Ticking(RetryingCaller):
         return bool(await self._ask(scripts.NOTE_RUN(*keys, task, kind, mark, more), patient=True))
 
     async def last_tick(self, task: str, baseline_ms: int) -> int:
-        """The last tick claimed, in ms; a task never seen before counts as ticked at `baseline_ms`.
+        """The last claimed tick, in ms. A task that was never seen before counts as ticked at `baseline_ms`.
 
-        A baseline in Redis's future, by a clock that is ahead, would keep the others' ticks out until it is reached.
+        A baseline in Redis's future, from a clock that is ahead, would block other processes' ticks until then.
         """
         key = ticks_key(self.prefix)
         seconds, micros = await self._ask(("TIME",))

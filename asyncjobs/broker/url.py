@@ -1,7 +1,7 @@
-"""URLs of a store: taken apart here, since a password that is not encoded breaks every other parser, which prints it.
+"""URLs of a store. This module parses them, because other parsers fail at a password that is not encoded, and print it.
 
-Of a URL that is not understood nothing is shown but its scheme. A password may hold ``/ # ?`` and so reach into any
-part, but it ends at an ``@``: so a URL is trusted where no ``@`` comes behind its host.
+Messages about a bad URL show only its scheme. A password may hold ``/ # ?`` and so reach into any part, but it ends at
+an ``@``. So a URL is trusted if no ``@`` comes behind its host.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CERTIFICATES: Final = ("none", "optional", "required")
 
 
 class _Wrong(Exception):
-    """What is wrong with a URL, in words that hold nothing of it."""
+    """The fault of a URL, in words that hold no part of the URL."""
 
 
 def _number(text: str) -> int:
@@ -100,21 +100,21 @@ SECRET: Final = ("password", "ssl_password", "sentinel_password", "sentinel_ssl_
 
 
 def place(host: str, port: int | str) -> str:
-    """A host and a port as a URL has them."""
+    """A host and a port in the form of a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass
 class StoreURL:
-    """What a URL says.
+    """The parts of a URL.
 
     Attributes:
         kind: 'redis', 'unix', 'sentinel' or 'cluster'; secure: over TLS.
-        hosts: host and port each; of a Unix socket none.
-        path: of a Unix socket.
-        service: that the Sentinels know it by.
-        options: for connections: username, password, db, ssl_…; guard: the same for those to the Sentinels.
-        ignored: options that are decided here.
+        hosts: pairs of host and port; empty for a Unix socket.
+        path: the path of a Unix socket.
+        service: the name by which the Sentinels know the service.
+        options: for connections: username, password, db, ssl_…; guard: the same for connections to the Sentinels.
+        ignored: options of the URL that asyncjobs decides itself.
     """
 
     kind: str
@@ -128,7 +128,7 @@ class StoreURL:
 
     @property
     def shown(self) -> str:
-        """As it may be printed and logged."""
+        """The URL as it may be printed and logged."""
         db = self.options.get("db", 0)
         if self.kind == "unix":
             return f"unix://{self.path}" + (f"?db={db}" if db else "")
@@ -140,10 +140,10 @@ class StoreURL:
 
 
 def parsed(url: str) -> StoreURL:
-    """Take `url` apart.
+    """Parse `url`.
 
     Raises:
-        ConfigError: it is no URL of a store; the message holds nothing of it but its scheme.
+        ConfigError: `url` is no URL of a store. The message holds only its scheme.
     """
     url = url.strip()
     scheme, colon, rest = url.partition("://")
@@ -158,7 +158,7 @@ def parsed(url: str) -> StoreURL:
         return _taken_apart(scheme, rest)
     except _Wrong as wrong:
         reason = str(wrong)
-    raise ConfigError(f"redis='{scheme}://…': {reason}")  # out here, so that nothing is chained
+    raise ConfigError(f"redis='{scheme}://…': {reason}")  # outside the except, so that no error is chained
 
 
 def _taken_apart(scheme: str, rest: str) -> StoreURL:
@@ -207,7 +207,7 @@ def _hosts(text: str, kind: str) -> list[tuple[str, int]]:
 
 
 def _path(made: StoreURL, path: str) -> None:
-    """The database; of a Cluster there is one alone, and Sentinels want the name of the service before it."""
+    """Read the database from the path. A Cluster has only one, and a Sentinel URL names the service before it."""
     if made.kind == "cluster":
         if path:
             raise _Wrong("a Cluster has no numbered databases")

@@ -1,8 +1,8 @@
-"""The Wire: a connection that redis-py has made, from then on read and written without it.
+"""The Wire: a connection that redis-py makes, and that asyncjobs reads and writes itself.
 
-redis-py resolves the address, encrypts, authenticates and selects the database. What follows is all the same: a
-pipeline is written at once and answered at once. Its reader would wake an aio_task for every reply, and two timeouts
-for every command; here one callback parses what has arrived: a third less CPU a round trip.
+redis-py resolves the address, encrypts, authenticates and selects the database. After that each pipeline is written at
+once and answered at once. redis-py's reader would wake an aio_task for each reply, and make two timeouts for each
+command. Here one callback parses the bytes that have arrived, which takes a third less CPU a round trip.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 try:
     import fcntl
     import termios
-except ImportError:  # no Unix: what the kernel has not sent yet is not known there
+except ImportError:  # not on Unix, so the number of bytes that the kernel has not sent is unknown
     fcntl = termios = None  # type: ignore[assignment]
 
 logger = logging.getLogger("asyncjobs")
 
 PIECE: Final = 1 << 16
-LOOKS: Final = 5  # at a pipeline in flight, in the time that it may stand still
+LOOKS: Final = 5  # looks at a pipeline in flight, in the time for which it may stand still
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 
 class Wire(asyncio.Protocol):
-    """One connection with one pipeline in flight, or, with `on_reply`, one that listens.
+    """A connection with one pipeline in flight, or, with `on_reply`, a connection that listens.
 
-    State: `_replies`, what of the pipeline in flight has been answered; `_left`, how many replies are missing;
-    `_future`, who waits for them, and `_timer`, that looks whether they still come; `gone`, done once the connection is
-    lost; `_moved`, when the last byte was seen to arrive or to leave; `_unsent`, bytes that had not left at the last
-    look, -1 before the first one.
+    State: `_replies`, the replies to the pipeline in flight so far; `_left`, the number of missing replies; `_future`,
+    which waits for them; `_timer`, which looks whether they still come; `gone`, done once the connection is lost;
+    `_moved`, the instant at which a byte was last seen to arrive or to leave; `_unsent`, the bytes that had not left at
+    the last look, -1 before the first look.
     """
 
     def __init__(self, connection: AbstractConnection, on_reply: Callable[[Any], None] | None = None) -> None:
@@ -61,7 +61,7 @@ class Wire(asyncio.Protocol):
 
     @classmethod
     async def open(cls, connection: AbstractConnection, on_reply: Callable[[Any], None] | None = None) -> Self:
-        """Connect, and take over."""
+        """Let redis-py connect, and take the connection over."""
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
             return cls(connection, on_reply)
@@ -71,15 +71,17 @@ class Wire(asyncio.Protocol):
 
     @property
     def lost(self) -> bool:
-        """Whether nothing can be sent any more: known before anything is."""
+        """True if the connection is lost, which is known before a command is sent."""
         return self.gone.done() or self._transport.is_closing()
 
     def send(self, *commands: Command) -> None:
-        """Write without waiting for what is answered: in pieces of `PIECE`, so that the server begins on the first
-        while the next is packed, but no smaller, since each is a packet and each packet a reply of its own.
+        """Write commands without waiting for replies.
+
+        Large pipelines go in pieces of `PIECE`, so that the server begins with one piece while the next is packed.
+        Smaller pieces would cost more, because each is a packet, and each packet gets a reply of its own.
 
         Raises:
-            redis.exceptions.ConnectionError: the connection is lost; some of it may have been written.
+            redis.exceptions.ConnectionError: the connection is lost. Some commands may have been written.
         """
         if self.lost:
             raise RedisConnectionError("the connection was lost")
@@ -93,18 +95,18 @@ class Wire(asyncio.Protocol):
                     pieces, size = [], 0
             if pieces:
                 self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        except RuntimeError as error:  # uvloop's, where the socket has gone and nobody was told yet
+        except RuntimeError as error:  # raised by uvloop if the socket has gone before it has reported the loss
             self._lose(RedisConnectionError(str(error)))
             raise RedisConnectionError(str(error)) from error
 
     async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Send `commands` and return their replies in order, an error reply as its exception.
 
-        A pipeline takes as long as its bytes take; it fails once none has arrived or left for `timeout` seconds.
+        A pipeline takes as long as its bytes take. It fails once no byte has arrived or left for `timeout` seconds.
 
         Raises:
-            redis.exceptions.ConnectionError: the connection was lost, before or after they were applied.
-            redis.exceptions.TimeoutError: the connection stood still before all were answered.
+            redis.exceptions.ConnectionError: the connection was lost, before or after the commands were applied.
+            redis.exceptions.TimeoutError: the connection stood still before all commands were answered.
         """
         if not commands:
             return []
@@ -121,36 +123,36 @@ class Wire(asyncio.Protocol):
         finally:
             self._timer.cancel()
             self._future = None
-        if isinstance(replies[0], RedisConnectionError):  # a server that is loading its data says so to all
+        if isinstance(replies[0], RedisConnectionError):  # a server that loads its data answers so to all commands
             raise replies[0]
         return replies
 
     @property
     def busy(self) -> bool:
-        """Whether a pipeline is in flight."""
+        """True while a pipeline is in flight."""
         return self._future is not None
 
     def still(self) -> float:
         """Seconds since a byte of the pipeline in flight was last seen to arrive or to leave."""
         unsent = self._count_unsent()
-        if unsent < self._unsent:  # which is -1 before the first look
+        if unsent < self._unsent:  # never true at the first look, where it is -1
             self._moved = self._now()
         self._unsent = unsent
         return self._now() - self._moved
 
     def _count_unsent(self) -> int:
-        """Bytes that we hold, and those that the kernel holds until the other side has them."""
+        """Bytes that this process holds, and bytes that the kernel holds until the other side has them."""
         held: int = self._transport.get_write_buffer_size()
         sock: socket.socket | None = self._transport.get_extra_info("socket")
         if sock is None or fcntl is None:
             return held
         try:
             return held + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        except (OSError, ValueError):  # it is closed, or of a kind that does not say
+        except (OSError, ValueError):  # the socket is closed, or cannot tell
             return held
 
     def _look(self, timeout: float) -> None:
-        """Whether the pipeline in flight still moves."""
+        """Look whether the pipeline in flight still moves, and fail it if not."""
         if self._future is None or self._future.done():
             return
         left = timeout - self.still()
@@ -171,7 +173,7 @@ class Wire(asyncio.Protocol):
                 self._left -= 1
                 if self._left == 0 and self._future is not None and not self._future.done():
                     self._future.set_result(self._replies)
-        except RedisError as error:  # no reply that Redis would give: nothing that follows can be told apart
+        except RedisError as error:  # the bytes are no reply of Redis, so the rest cannot be parsed either
             self._lose(error)
             self._transport.abort()
 
@@ -189,7 +191,7 @@ class Wire(asyncio.Protocol):
         for step in (self._transport.abort, self._close_socket):
             with suppress(Exception):  # a transport of a closed loop promises nothing; uvloop has closed them itself
                 step()
-        self._connection._writer = None  # or redis-py would warn of it
+        self._connection._writer = None  # else redis-py would warn
 
     def _close_socket(self) -> None:
         self._transport._sock.close()

@@ -1,4 +1,4 @@
-"""Working: the turns of queues, what a lost reply has left, and what a try says while it runs."""
+"""Working: the turns of queues, adoption after lost replies, and the notes of running tries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asyncjobs.errors import BrokerError, BrokerUnavailableError
 from asyncjobs.record import Record
 
 LOG_LINES: Final = 1000
-HEAVY: Final = 1024 * 1024  # bytes; a server may be set to refuse values from there on, but never smaller ones
+HEAVY: Final = 1024 * 1024  # bytes; a server may be configured to refuse larger values, but never smaller ones
 NO_LIMIT: Final = (-1, -1, -1, -1)
 Bounds: TypeAlias = tuple[int, ...]  # completed count and age in ms, the same of failed and of cancelled ones; -1: none
 
@@ -31,7 +31,7 @@ Op = Literal["c", "f", "r", "b", "h", "k"]
 
 
 class Settlement(Record, frozen=True, gc=False):
-    """What becomes of one finished try; see ``lua/work.lua`` by `op`. An id is bytes if it is no UTF-8."""
+    """The settlement of a finished try. ``lua/work.lua`` lists the values of `op`. An id is bytes if it is no UTF-8."""
 
     op: Op
     job_id: str | bytes
@@ -43,16 +43,16 @@ class Settlement(Record, frozen=True, gc=False):
 
 
 class WorkCall(NamedTuple):
-    """One queue's turn: what to settle, and how much to take.
+    """One queue's turn: the settlements, and how many jobs to take.
 
     Attributes:
-        free: slots to fill; 0 settles only.
-        slots: most active jobs over all processes, 0 for no such bound.
-        windows: of the limiter, ``max:µs max:µs …``; '' for none.
+        free: slots to fill; 0: only settle.
+        slots: most active jobs over all processes; 0: no such bound.
+        windows: the limiter's windows, ``max:µs max:µs …``; '': no limiter.
         margin: µs that a start may lag behind its token.
         ahead: how many of `free` are beyond the only slot, to run one after the other.
-        retention: completed count and age in ms, failed count and age in ms; -1 for no bound.
-        mark: whether each job is charged with the death of its process only once it has begun.
+        retention: completed count and age in ms, failed count and age in ms; -1: no bound.
+        mark: each job is charged with the death of its process only once it has begun.
     """
 
     name: str
@@ -70,11 +70,13 @@ class WorkCall(NamedTuple):
 
 
 class WorkReply(NamedTuple):
-    """`statuses`: a character a settlement, see ``lua/work.lua``; `wait`: seconds until more may be had, or None.
+    """The reply to a turn.
 
     Attributes:
-        settings: windows, concurrency, weight as they were set at run time, '' for what was not; None: nothing was.
-        marked: taken jobs that are not to run, since their cancel was asked for.
+        statuses: a character for each settlement, see ``lua/work.lua``.
+        wait: seconds until more jobs may be taken, or None.
+        settings: windows, concurrency, weight as set at run time, '' for each that was not set; None: none was set.
+        marked: taken jobs that must not run, because their cancel was asked for.
     """
 
     statuses: bytes
@@ -85,19 +87,19 @@ class WorkReply(NamedTuple):
 
 
 class Excess(NamedTuple):
-    """Finished jobs of a name that a rule may let go; of a grouped one over all its groups."""
+    """A name, and a rule that its finished jobs may exceed; for a grouped name over all its groups."""
 
     name: str
     retention: Bounds
 
 
 def bounds(retention: tuple[int, int, int, int]) -> Bounds:
-    """What a name keeps: of cancelled jobs as many and as long as of failed ones."""
+    """The bounds of a name's finished jobs. Cancelled jobs are kept as many and as long as failed ones."""
     return (*retention, *retention[2:])
 
 
 def rule(op: Op, keep: str) -> Bounds:
-    """The rule that one add gave, ``count:age``, for what it was applied to."""
+    """The bounds of the rule that one add gave, ``count:age``, for jobs that ended by `op`."""
     count, _, age = keep.partition(":")
     found, at = [-1] * 6, 2 * "cfk".index(op)
     found[at : at + 2] = int(count), int(age)
@@ -105,17 +107,17 @@ def rule(op: Op, keep: str) -> Bounds:
 
 
 class BrokerBusyError(BrokerError):
-    """The server said "not now" and applied nothing; the same call may succeed in a moment."""
+    """The server said "not now", and applied nothing. The same call may succeed in a moment."""
 
 
 OnWork: TypeAlias = Callable[["WorkReply | BrokerError"], None]
 
 
 class Working(RetryingCaller):
-    """The verbs of whoever takes and settles."""
+    """The verbs of taking, settling and running jobs."""
 
-    _scattered: bool  # a Cluster, where the groups of a name lie in different slots
-    _work: list[Connection]  # connections of their own
+    _scattered: bool  # the store is a Cluster, where the groups of a name lie in different slots
+    _work: list[Connection]  # connections for turns alone
 
     async def work(
         self, connection: int, process: str, calls: Sequence[WorkCall]
@@ -123,11 +125,10 @@ class Working(RetryingCaller):
         """Settle and take on several queues in one pipeline.
 
         Returns:
-            A reply for each call, or `BrokerBusyError`, or `BrokerUnavailableError` where one node of a Cluster gave
-            no answer, or another `BrokerError` where it was refused; and what is to be trimmed now that they have
-            finished.
+            For each call a reply, or `BrokerBusyError`, or `BrokerUnavailableError` if one node of a Cluster gave no
+            answer, or another `BrokerError` if it was refused; and the names with finished jobs that must be trimmed.
         Raises:
-            BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt what was taken.
+            BrokerUnavailableError: no answer. Settle again with the same tokens, and adopt the jobs that were taken.
         """
         heavy = [
             call for call in calls if call.settlements and max([len(one.body) for one in call.settlements]) >= HEAVY
@@ -138,7 +139,7 @@ class Working(RetryingCaller):
         light = [call for call in calls if id(call) not in alone]
         replies, over = await self._work_together(connection, process, light) if light else ([], [])
         found = dict(zip(map(id, light), replies, strict=True))
-        for call in heavy:  # a server that refuses to read one hangs up, and answers nothing of what lies behind it
+        for call in heavy:  # a server that refuses a large value hangs up, and answers no later command
             try:
                 (found[id(call)],), more = await self._work_together(connection, process, [call])
                 over += more
@@ -159,7 +160,7 @@ class Working(RetryingCaller):
             Excess(call.name, rule(one.op, one.keep))
             for call in calls
             for one in call.settlements
-            if len(one.keep) > 1  # of this one job, and applied to its whole name
+            if len(one.keep) > 1  # this job's own rule, which is applied to its whole name
         ]
         kept = {call.name: Excess(call.name, bounds(call.retention)) for call in calls} if names else {}
         refused: dict[str, ResponseError] = {}
@@ -171,11 +172,11 @@ class Working(RetryingCaller):
         answers = replies[len(names) :]
         for i, call in enumerate(calls):
             if call.name in refused and call.settlements and isinstance(answers[i], ResponseError):
-                answers[i] = refused[call.name]  # why it was not settled
+                answers[i] = refused[call.name]  # the reason for which the turn was not settled
         return [work_reply(call, reply) for call, reply in zip(calls, answers, strict=True)], over
 
     def _index_commands(self, calls: Sequence[WorkCall]) -> tuple[list[str], list[Command]]:
-        """Jobs of groups are listed under their name before they finish: a listed job without record is harmless."""
+        """List groups' jobs under their name before they finish, because a listed job without a record is harmless."""
         by_name: dict[str, list[str | bytes | int]] = {}
         for call in calls:
             if not call.grouped or not call.settlements:
@@ -194,8 +195,8 @@ class Working(RetryingCaller):
         return list(by_name), [scripts.INDEX(*args) for args in by_name.values()]
 
     def _listing(self, call: WorkCall) -> tuple[str, str]:
-        """Where one of the jobs that a call settles is listed by then, and as what; nowhere on a Cluster, which does
-        not send the call at all where listing was refused."""
+        """The listing of one of the jobs that a call settles, and the member there. A Cluster needs none, because it
+        does not send the call if the listing was refused."""
         if call.grouped and call.settlements and not self._scattered:
             for one in call.settlements:
                 if _is_listed(one):
@@ -204,7 +205,7 @@ class Working(RetryingCaller):
         return call.keys.tag + ":s", ""
 
     def work_command(self, process: str, call: WorkCall, size: int, tell: str = "") -> Command:
-        """`size`: bytes of payloads after which it takes no further job."""
+        """The command of a turn. `size`: bytes of payloads after which the turn takes no further job."""
         tag = call.keys.tag
         listing, listed = self._listing(call)
         args: list[str | bytes | int] = [
@@ -218,10 +219,10 @@ class Working(RetryingCaller):
         return scripts.WORK(*args)
 
     async def own(self, keys: Keys, process: str) -> list[TakenJob]:
-        """Everything of one queue that is pending for `process`: what a lost reply would have brought.
+        """All jobs of one queue that are pending for `process`, among them those of a lost reply.
 
         Raises:
-            BrokerUnavailableError: no answer, or not now; at once, since whoever asks has other queues to serve.
+            BrokerUnavailableError: no answer, or "not now". Raised at once, since the caller has other queues to serve.
         """
         jobs: list[TakenJob] = []
         after: bytes | str = "-"
@@ -238,7 +239,7 @@ class Working(RetryingCaller):
                 return jobs
 
     async def retain(self, keys: Keys, process: str, tries: Sequence[tuple[str, bytes, bytes]]) -> list[bool]:
-        """Which running tries (id, entry, token) of one queue are still ours, now under the name `process`."""
+        """Which running tries (id, entry, token) of one queue this process still owns, now under the name `process`."""
         kept: list[bool] = []
         for start in range(0, len(tries), 500):
             flat = [field for one in tries[start : start + 500] for field in one]
@@ -247,18 +248,18 @@ class Working(RetryingCaller):
         return kept
 
     async def note(self, keys: Keys, job_id: str, token: bytes, kind: str, value: bytes) -> bool:
-        """Write the progress or a log line of a running job; False: it is not ours any more."""
+        """Write the progress or a log line of a running job. False: this process does not own the job any more."""
         line = f"{self._process}.{next(self._lines)}"
         return bool(await self._ask(scripts.NOTE(keys.job(job_id), token, kind, value, LOG_LINES, line)))
 
 
 def _is_listed(settlement: Settlement) -> bool:
-    """Whether a job of a group, so settled, is listed under its name."""
+    """True if the settlement of a group's job lists that job under its name."""
     return settlement.op in "cfk" and settlement.keep != "0" and isinstance(settlement.job_id, str)
 
 
 def work_reply(call: WorkCall, reply: Any) -> WorkReply | BrokerError:
-    """What ``lua/work.lua`` has answered."""
+    """The WorkReply in the answer of ``lua/work.lua``."""
     if isinstance(reply, BrokerError):
         return reply
     if isinstance(reply, ResponseError):

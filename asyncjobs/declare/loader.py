@@ -206,7 +206,7 @@ async def _declared(
     if not here:  # an imported function of the app counts too: `from shop.mail import handle`
         here = [one for one in ("define", plain) if callable(found.get(one)) and is_of_user(found[one], home)]
     if len(here) > 1:
-        raise ConfigError(f"it has both define() and {plain}(); keep one form")
+        raise ConfigError(f"the file has both define() and {plain}(); keep one form")
     if not here:
         raise ConfigError(f"no definition: expected define() or {plain}()")
     if here == [plain]:

@@ -22,7 +22,7 @@ class QueueLimits(NamedTuple):
     Attributes:
         windows: the limiter's windows as the scripts take them, ``max:µs max:µs …``; '' for no limiter.
         concurrency: most tries at once; None: only the process bounds them.
-        weight: how many jobs the queue may start in its turn if the process has too few slots for all queues.
+        weight: the queue's share of the starts where there is too little for all queues.
         paused: no job of the queue starts.
         window: seconds of the shortest window, 0 without a limiter.
     """

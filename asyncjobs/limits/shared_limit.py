@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from asyncjobs import clock
@@ -18,7 +17,8 @@ from asyncjobs.broker import Broker
 from asyncjobs.declare.options import Limiter
 from asyncjobs.declare.queue_limits import queue_limits
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.limits.rounds import Round
+from asyncjobs.limits.absent import Absent
+from asyncjobs.limits.line import Line, Wants
 from asyncjobs.limits.waiting import Waiting
 
 logger = logging.getLogger("asyncjobs")
@@ -29,6 +29,9 @@ FIRST_PAUSE: Final = 0.05  # seconds until the next question, where the last one
 LONGEST_PAUSE: Final = 15.0  # seconds until the next question, where the last ones were not answered
 PATIENCE: Final = 1.0  # seconds in which a shared limit answers; the queues that it limits wait, and no other
 IN_FLIGHT: Final = 0.1  # seconds after which what another process was granted and found no job for is back
+TWO_WINDOWS: Final = 2  # windows for which a queue may be owed tokens that it could not use
+SLOTFULS: Final = 8  # the same of places: how often all of them
+CALM: Final = 1.0  # seconds, and two windows, for which a thing counts as scarce after there was too little for all
 
 
 class Grant:
@@ -47,14 +50,14 @@ class SharedLimit:
         running: jobs of this process under it.
         pending: jobs that were let in and are being fetched.
         full: the last question was granted less than it asked for. Until there is room again nobody asks: a queue that
-            wants to start something is parked at once, behind those that wait already.
-        _parked: queues that wait, the next one first.
+            wants to start something is parked at once.
+        line: the queues that share it, and those that are parked.
+        _absent: those that are about to come for a token.
         _told: how many jobs the store was last told are running here.
         _unanswered: questions in a row without an answer. One queue asks again after a pause, and the others when that
             was answered.
         margin: seconds that a start may lag behind its token: more while starts are late, since each of these takes
             another token.
-        round: what each queue has had of its weight.
         _surprised: the store said once that nothing is left; what other processes did not need may be back in a moment.
     """
 
@@ -66,9 +69,11 @@ class SharedLimit:
         self._limits = queue_limits(limiters, None)
         self.window = self._limits.window
         self.margin = self._limits.least_margin
-        self.round = Round(self._limits.window, min((one.max for one in limiters), default=1))
+        self._most = min([one.max for one in limiters] + ([slots] if slots else []))
+        lag = TWO_WINDOWS * max((one.max for one in limiters), default=0) + SLOTFULS * self._slots
+        self.line = Line(lag, CALM + TWO_WINDOWS * self.window, let_in)
+        self._absent = Absent(self.line, self.window)
         self._tokens = (f"{broker.process_id}.{n}" for n in itertools.count(1))
-        self._parked: OrderedDict[Waiting, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
         self._asking = asyncio.Lock()
@@ -79,7 +84,7 @@ class SharedLimit:
 
     def __repr__(self) -> str:
         state = "full" if self.full else "open"
-        return f"<SharedLimit {self._key} [{state}, {self.running} running, {len(self._parked)} waiting]>"
+        return f"<SharedLimit {self._key} [{state}, {self.running} running, {len(self.line.waiting)} waiting]>"
 
     def late(self, lag: float) -> None:
         """A start has lagged by more than its token allows for."""
@@ -98,7 +103,7 @@ class SharedLimit:
     @property
     def parked(self) -> tuple[Waiting, ...]:
         """The queues that wait, the next one first."""
-        return tuple(self._parked)
+        return tuple(self.line.waiting)
 
     @property
     def will_open(self) -> bool:
@@ -112,32 +117,40 @@ class SharedLimit:
             return False
         return not self.stale or self._timer.when() - asyncio.get_running_loop().time() <= BLIND
 
-    async def admit(self, want: int, asking: Collection[Waiting] = ()) -> Grant:
+    async def admit(self, want: int, wants: Wants = ()) -> Grant:
         """How many of `want` may start now. Where it is fewer the shared limit is full until there is room again.
 
-        Those `asking` that have had their share leave what others are about to take; the shared limit is not full then.
+        Of the tokens those are left that absent queues are about to take before one of `wants`; the shared limit is not
+        full then. Places are left for nobody: they come free one by one, when those that want them are here.
 
         Raises:
             BrokerError: no answer; nothing may start, and the shared limit is full for a moment.
         """
-        late = want > 0 and any(not self.round.credit(consumer) for consumer in asking)
-        spare = self.round.owed(self._parked, asking) if late and self._limits.windows else 0
-        if late and self._slots and self.round.contested(self._parked, asking):
-            self._keep(None)
-            return Grant(self, "", 0)
-        grant, _ = await self._ask(want, spare)
-        if late and grant.count and not spare:
-            self.round.end()
+        owed: Sequence[int] = ()
+        if want and self._limits.windows and self.line.scarce:
+            for queue, _ in wants:
+                self._absent.came(queue)
+            owed = self._absent.owed(wants, min(want, self._most), self._most)
+        grant, _ = await self._ask(want, owed)
         return grant
+
+    def let_in(self, queue: Waiting, jobs: int) -> None:
+        """It has asked, and starts so many."""
+        if self._limits.windows:
+            if self.line.scarce:
+                self._absent.add(queue, jobs)
+            else:
+                self._absent.clear()
 
     def _keep(self, wait: float | None) -> None:
         """What there is others are about to take; should they not, those that are kept back look again."""
         if self._timer is None:
             self._open_in(min(BLIND, self.window or BLIND) if wait is None else wait)
 
-    async def _ask(self, want: int, spare: int = 0, again: bool = False) -> tuple[Grant, float]:
+    async def _ask(self, want: int, owed: Sequence[int] = (), again: bool = False) -> tuple[Grant, float]:
         """The grant, and the seconds until more may be had.
 
+        `owed`: how many tokens are left to others before each of the starts that are wanted.
         `again`: for a job that has its slot already and runs, so that its token alone is asked for.
         """
         token = next(self._tokens)
@@ -149,7 +162,7 @@ class SharedLimit:
                 async with asyncio.timeout(PATIENCE):
                     granted, wait = await self._broker.admit(
                         self._key, self._name, stated, want, slots, self._lease,
-                        self._limits.windows, round(margin * 1e6), token, spare,
+                        self._limits.windows, round(margin * 1e6), token, owed,
                     )  # fmt: skip
             except TimeoutError:
                 self._no_answer(want, BLIND)
@@ -166,7 +179,7 @@ class SharedLimit:
                 self._surprised = False
             if granted < want and self._slots and self.running + self.pending < stated + granted:
                 self._close_for(0.0)  # jobs have ended since the question: it is asked anew
-            elif granted < want and spare:  # those for whom it was left have not come for it yet
+            elif granted < want and owed:  # those for whom it was left have not come for it yet
                 self._keep(wait)
             elif granted < want:
                 self._close(wait)
@@ -231,28 +244,25 @@ class SharedLimit:
         if self._slots and (self.running or self._told):
             await self.admit(0)
 
-    def park(self, consumer: Waiting, first: bool = False) -> None:
-        """Let `consumer` wait until there is room, behind all others or before them.
+    def park(self, consumer: Waiting) -> None:
+        """Let `consumer` wait until there is room.
 
         Where it has opened since `consumer` found it full, that is looked at at once: nobody may be asking.
         """
         if consumer.parked is not None:
             return
         consumer.parked = self
-        self._parked[consumer] = None
-        if first:
-            self._parked.move_to_end(consumer, last=False)
+        self.line.join(consumer)
+        self._absent.waits(consumer)
         if not self.full and self._timer is None:
             self._open_in(0.0)
 
-    def unpark(self, consumer: Waiting) -> None:
-        """`consumer` wants nothing any more."""
-        consumer.parked = None
-        del self._parked[consumer]
-
-    def leave(self, consumer: Waiting) -> None:
-        """`consumer` has nothing to do any more: what was left for it others may have."""
-        if self.round.leave(consumer) and self._parked and not self.full:
+    def leave(self, consumer: Waiting, gone: bool = False) -> None:
+        """`consumer` has nothing to do any more, or is `gone`: what was left for it others may have."""
+        if consumer.parked is self:
+            consumer.parked = None
+        self.line.rest(consumer, gone)
+        if self._absent.forget(consumer) and self.line.waiting and not self.full:
             self.open()
 
     def open(self, most: int = LET_IN) -> None:
@@ -261,11 +271,14 @@ class SharedLimit:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for _ in range(min(most, len(self._parked))):
-            consumer, _ = self._parked.popitem(last=False)
+        while most > 0 and self.line.waiting:
+            consumer = self.line.waiting.pop()
             consumer.parked = None
+            if self._limits.windows:
+                self._absent.add(consumer)
+            most -= consumer.hungry and consumer.free() > 0
             consumer.look_again()
-        if self._parked:
+        if self.line.waiting:
             self._open_in(BLIND)  # those in front may want nothing any more, and then nobody asks
 
     def _close(self, wait: float | None) -> None:
@@ -300,21 +313,6 @@ class SharedLimit:
             self._timer = None
 
 
-def share(turns: Sequence[tuple[Waiting, int]], granted: int, fair: Round) -> list[int]:
-    """How many of `granted` starts each of `turns` gets: in turn, each what is left of its weight, then its weight.
-
-    Args:
-        turns: of each the queue, and how many jobs it would start.
-    """
-    given = [0] * len(turns)
-    credits = [fair.credit(queue) or queue.limits.weight for queue, _ in turns]
-    while granted > 0:
-        before = granted
-        for i, (queue, wanted) in enumerate(turns):
-            more = min(granted, wanted - given[i], credits[i])
-            given[i] += more
-            granted -= more
-            credits[i] = queue.limits.weight
-        if granted == before:
-            break
-    return given
+def let_in(queue: Waiting) -> int:
+    """How many jobs of `queue` its shared limits have let in that are being fetched."""
+    return sum(turn.reserved for turn in queue.turns if turn.grants)

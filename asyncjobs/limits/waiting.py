@@ -10,9 +10,14 @@ from asyncjobs.declare.queue_limits import QueueLimits
 
 
 class Asking(Protocol):
-    """A turn. `reserved`: the number of jobs that it would start."""
+    """A turn. `reserved`: the number of jobs that it would start; `ahead`: how many more it may bring."""
 
     reserved: int
+    ahead: int
+
+    @property
+    def grants(self) -> Sequence[Any]:
+        """What shared limits have let in."""
 
 
 class Waiting(Protocol):

@@ -16,7 +16,7 @@ from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
 from asyncjobs.declare.values import keywords
 from asyncjobs.errors import JobGoneError, named
 from asyncjobs.job import Job, new_id, read_job
-from asyncjobs.limits.controls import Bounds
+from asyncjobs.limits.bounds import Bounds
 from asyncjobs.operator import Operator
 
 

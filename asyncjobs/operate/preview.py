@@ -13,8 +13,8 @@ from asyncjobs.declare.options import Limits, limiters
 from asyncjobs.declare.queue_limits import NO_WINDOWS, QueueLimits, windows_text
 from asyncjobs.declare.values import UNSET, Unset, whole
 from asyncjobs.errors import ConfigError
-from asyncjobs.operate.told import told_of
-from asyncjobs.operate.why import span
+from asyncjobs.operate.told import read_told, told_of
+from asyncjobs.operate.why import LEASE, Place, span
 
 LEAST_SPAN: Final = 2.0  # seconds by which it is known how fast jobs come
 
@@ -79,59 +79,56 @@ class Preview(msgspec.Struct, frozen=True):
 
 
 async def preview(
-    broker: Broker, spec: JobSpec, group_id: str | None, limiter: Limits | Unset, concurrency: int | Unset | None
+    broker: Broker, place: Place, spec: JobSpec | None, limiter: Limits | Unset, concurrency: int | Unset | None
 ) -> Preview:
     """What `QueueControls.set` with these values would do.
 
+    Args:
+        spec: what this process knows of the name; None: what others have left in the store holds.
     Raises:
-        ConfigError: a value that cannot be; or a name with groups, of which none is given.
+        ConfigError: a value that cannot be.
     """
-    if spec.grouped and group_id is None:
-        raise ConfigError(f"{spec.name} is a grouped job, and each group has a backlog of its own: preview one of them")
-    given = _given(spec, limiter, concurrency)
-    keys = broker.queue_keys(spec.name, group_id)
-    lease = spec.lease
+    given = _given(limiter, concurrency)
+    known = None if spec is None else told_of(spec)
     service, gauge, own, by_name = await asyncio.gather(
-        broker.explain_service(spec.name, lease, list(told_of(spec).named)),
-        broker.gauge(keys),
-        broker.settings(keys),
-        broker.settings(broker.queue_keys(spec.name, None)),
+        broker.explain_service(place.name, LEASE, None if known is None else list(known.named)),
+        broker.gauge(place.keys),
+        broker.settings(place.keys),
+        broker.settings(broker.queue_keys(place.name, None)),
     )
-    limits = spec.limits
-    for found in (by_name, own) if spec.grouped else (own,):
+    told = read_told(service.told) if known is None else known
+    if told.ordered and given[1] not in ("", "1"):
+        raise ConfigError(f"concurrency={concurrency!r}: {place.name} keeps its order, which needs concurrency 1")
+    limits = code = QueueLimits(told.windows, told.concurrency)
+    for found in (by_name, own) if told.grouped else (own,):
         limits = limits.laid_over(found.get("w", ""), found.get("c", ""), "", "")
     changed = limits.laid_over(*given)
-    if not isinstance(concurrency, Unset) and concurrency is None:
-        changed = changed._replace(concurrency=spec.concurrency)
-    processes = 1 if spec.slots else max(1, service.consumers)
+    if concurrency is None:
+        changed = changed._replace(concurrency=code.concurrency)
+    processes = 1 if told.grouped or told.ordered else max(1, service.consumers)
     run_time = gauge.took / gauge.ran if gauge.ran else None
     arriving = _arriving(gauge)
-    then = _pace(changed, processes, gauge.waiting, run_time, arriving)
     slots = None if changed.concurrency is None else changed.concurrency * processes
     return Preview(
-        name=spec.name,
-        group_id=group_id,
+        name=place.name,
+        group_id=place.group_id,
         waiting=gauge.waiting,
         active=gauge.active,
         arriving=arriving,
         run_time=run_time,
         now=_pace(limits, processes, gauge.waiting, run_time, arriving),
-        then=then,
+        then=_pace(changed, processes, gauge.waiting, run_time, arriving),
         over=0 if slots is None else max(0, gauge.active - slots),
     )
 
 
-def _given(spec: JobSpec, limiter: Limits | Unset, concurrency: int | Unset | None) -> tuple[str, str]:
+def _given(limiter: Limits | Unset, concurrency: int | Unset | None) -> tuple[str, str]:
     """Windows and concurrency as they would be set."""
-    windows = "" if isinstance(limiter, Unset) else windows_text(limiters(limiter, "limiter")) or NO_WINDOWS
-    slots = (
-        "" if isinstance(concurrency, Unset) or concurrency is None else str(whole(concurrency, "concurrency", least=1))
-    )
     if limiter is UNSET and concurrency is UNSET:
         raise ConfigError("preview() was given nothing; it takes limiter, concurrency")
-    if spec.ordered and slots not in ("", "1"):
-        raise ConfigError(f"concurrency={concurrency!r}: {spec.name} keeps its order, which needs concurrency 1")
-    return windows, slots
+    windows = "" if isinstance(limiter, Unset) else windows_text(limiters(limiter, "limiter")) or NO_WINDOWS
+    given = None if isinstance(concurrency, Unset) else concurrency
+    return windows, "" if given is None else str(whole(given, "concurrency", least=1))
 
 
 def _arriving(gauge: Gauge) -> float | None:

@@ -1,8 +1,9 @@
 """The Walk: over the jobs of many queues in a documented order, a bounded piece at a time.
 
 State by state, in the order of `operate/states.py`. Within a state name by name, sorted. Jobs that have finished are
-walked by their instant, over all groups of the name. Jobs that wait, run or are delayed are walked group by group:
-those without a group first, then by group id, and within a group by their place.
+walked by their instant; those of all groups of a name by that of their listing, which comes a moment before. Jobs that
+wait, run or are delayed are walked group by group: those without a group first, then by group id, and within a group by
+their place.
 
 What had come to its state when the walk began is walked, and nothing that came later. So a job that goes on meanwhile
 is met once or not at all, and one that stays is met once.
@@ -28,9 +29,11 @@ from asyncjobs.operate.states import EVERY, State
 from asyncjobs.operate.wanted import Wanted
 
 LOOKS: Final = 500  # jobs at a time, if they have to be looked into
-GROUPS_AT_ONCE: Final = 2000  # whose jobs are counted in one go, about 1.5 ms of server time
-QUEUES_AT_ONCE: Final = 50  # that are looked at in one go
+GROUPS_OF_A_CLUSTER: Final = 200  # the same, each by a call of its own
+GROUPS_AT_ONCE: Final = 1000  # whose jobs are counted in one go, about 1 ms of server time
+QUEUES_AT_ONCE: Final = 50  # that are looked at in one go, see also lua/tally.lua
 MOST_UNREAD: Final = 20  # keys that are told of
+NAMES_REMEMBERED: Final = 10  # with their groups
 MOST_SKEW: Final = 1.0  # seconds by which clocks of a Cluster may differ
 
 
@@ -80,8 +83,8 @@ class Part(NamedTuple):
 
 
 class Walk:
-    """State: `stops`, what there is to walk, and `_stop`, where in it the walk is; `_queues`, the groups of that stop;
-    `_group` and `_place`, of what was looked at last; `_ran`, the jobs that were met running.
+    """State: `stops`, what there is to walk, and `_stop`, where in it the walk is; `_groups_of`, names by their
+    groups; `_group` and `_place`, of what was looked at last; `_ran`, the jobs that were met running.
 
     Attributes:
         looked_at: how many jobs have been looked at.
@@ -95,7 +98,7 @@ class Walk:
         self.begun_ms = after.begun_ms if after is not None else 0
         self.stops: list[Stop] = []
         self._stop = 0
-        self._queues: list[str | None] | None = None
+        self._groups_of: dict[str, list[str | None]] = {}
         self._group: str | None = None
         self._place = Place()
         self._ran: set[tuple[str, str | None, str]] = set()
@@ -128,10 +131,10 @@ class Walk:
             self._go_to(self._after)
 
     async def _lay_out(self, names: Sequence[str]) -> None:
-        plan, wanted = self._plan, self._plan.wanted
+        plan = self._plan
         queues = [self._broker.queue_keys(name, plan.group_id) for name in names]
         tallies = await asyncio.gather(
-            *(self._broker.tally(queues, one.letter, *wanted.scores(one)) for one in plan.states),
+            *(self._numbers(one, names, queues) for one in plan.states),
             *([self._broker.tally(queues, "groups")] if plan.group_id is None else []),
         )
         self.trips += 1
@@ -143,6 +146,16 @@ class Walk:
                 of_groups = 0 if state.listed else max(0, in_groups)
                 if number > 0 or of_groups:
                     self.stops.append(Stop(state, name, max(0, number), of_groups))
+
+    async def _numbers(self, state: State, names: Sequence[str], queues: Sequence[Keys]) -> list[int]:
+        """How many jobs stand in a state under each name, and where they are listed how many may be wanted."""
+        wanted = self._plan.wanted
+        exact = self._broker.tally(queues, state.letter, *wanted.scores(state))
+        if not wanted.timed or not state.listed:
+            return await exact
+        loose = self._broker.tally(queues, state.letter, *wanted.bounds(state, True))
+        every = zip(names, await exact, await loose, strict=True)
+        return [more if self._is_listing(state, name) else number for name, number, more in every]
 
     def _cannot_read(self, state: State, name: str, group_id: str | None) -> None:
         if len(self.unread) < MOST_UNREAD:
@@ -175,8 +188,8 @@ class Walk:
     def tells_number(self) -> bool:
         """Whether the store knows how many jobs are wanted, without a look at each."""
         wanted = self._plan.wanted
-        timed = wanted.since_ms is not None or wanted.until_ms is not None
-        return not (wanted.searches or (timed and not all(one.scored for one in self._plan.states)))
+        scored = all(one.state.scored and not self._is_listing(one.state, one.name) for one in self.stops)
+        return not (wanted.searches or (wanted.timed and not scored))
 
     async def total(self) -> int:
         """How many jobs there are to look at, those of each group included."""
@@ -184,12 +197,21 @@ class Walk:
         for stop in self.stops:
             if not stop.groups:
                 continue
-            groups = [None, *await self._broker.group_ids(stop.name, stop.groups)]
+            groups = await self._queues_of(stop)
             for start in range(0, len(groups), GROUPS_AT_ONCE):
                 some = [self._broker.queue_keys(stop.name, one) for one in groups[start : start + GROUPS_AT_ONCE]]
                 numbers = await self._broker.tally(some, stop.state.letter, *self._plan.wanted.scores(stop.state))
                 number += sum(max(0, one) for one in numbers)
         return number
+
+    async def _queues_of(self, stop: Stop) -> list[str | None]:
+        """The groups of a name as they were when they were first asked for, behind None for what has no group."""
+        if stop.name not in self._groups_of:
+            if len(self._groups_of) >= NAMES_REMEMBERED:
+                self._groups_of.clear()
+            self._groups_of[stop.name] = [None, *await self._broker.group_ids(stop.name, stop.groups)]
+            self.trips += 1
+        return self._groups_of[stop.name]
 
     @property
     def next_trips(self) -> int:
@@ -197,9 +219,9 @@ class Walk:
         if self.done:
             return 0
         stop = self.stops[self._stop]
-        return (
-            1 if not stop.groups and not stop.state.listed else 2 if self._queues is not None or not stop.groups else 3
-        )
+        if not stop.groups:
+            return 2 if stop.state.listed else 1
+        return 2 if stop.name in self._groups_of else 3
 
     # One piece --------------------------------------------------------------------------------------------
     async def further(self, finds: int, whole: bool = True) -> list[Job]:
@@ -211,9 +233,9 @@ class Walk:
         for stop in self.stops[self._stop : self._stop + QUEUES_AT_ONCE]:
             if stop.groups:
                 break
-            asked = self._question(stop.state, finds, whole)
+            listing = self._is_listing(stop.state, stop.name)
+            asked = self._question(stop.state, finds, whole, listing)
             keys = self._broker.queue_keys(stop.name, self._plan.group_id)
-            listing = self._plan.group_id is None and stop.state.listed and self._has_groups(stop.name)
             place = Place() if parts else self._place
             parts.append(Part(stop, keys, self._plan.group_id, listing, asked, place))
             total += stop.number
@@ -230,16 +252,19 @@ class Walk:
         """The same of the next groups that have some."""
         stop = self.stops[self._stop]
         asked = self._question(stop.state, finds, whole)
-        if self._queues is None:
-            self._queues = [None, *await self._broker.group_ids(stop.name, stop.groups)]
-            self.trips += 1
-        first = 0 if self._group is None else bisect.bisect_left(self._queues, self._group, lo=1)  # type: ignore[type-var]
-        window = self._queues[first : first + GROUPS_AT_ONCE]
+        every = await self._queues_of(stop)
+        first = 0 if self._group is None else bisect.bisect_left(every, self._group, lo=1)  # type: ignore[type-var]
+        at_once = GROUPS_AT_ONCE if not self._broker.is_cluster else GROUPS_OF_A_CLUSTER
+        window = every[first : first + at_once]
+        if not window:
+            self._next_stop(1)
+            return []
         queues = [self._broker.queue_keys(stop.name, group_id) for group_id in window]
-        numbers = await self._broker.tally(queues, stop.state.letter, *self._plan.wanted.scores(stop.state))
+        bounds = self._plan.wanted.scores(stop.state)
+        numbers = await self._broker.first_tally(queues, stop.state.letter, *bounds, asked.looks)
         self.trips += 1
         parts: list[Part] = []
-        behind, total = len(window), 0
+        behind, total = len(numbers), 0
         for i, number in enumerate(numbers):
             if number < 0:
                 self._cannot_read(stop.state, stop.name, window[i])
@@ -253,27 +278,29 @@ class Walk:
         jobs, unfinished = await self._look_at(parts, finds)
         if unfinished < len(parts):
             self._group = parts[unfinished].group_id
-        elif first + behind < len(self._queues):
-            self._group, self._place = self._queues[first + behind], Place()
+        elif first + behind < len(every):
+            self._group, self._place = every[first + behind], Place()
         else:
             self._next_stop(1)
         return jobs
 
     def _next_stop(self, further: int) -> None:
         self._stop += further
-        self._queues, self._group, self._place = None, None, Place()
+        self._group, self._place = None, Place()
 
-    def _question(self, state: State, finds: int, whole: bool) -> Question:
+    def _question(self, state: State, finds: int, whole: bool, listing: bool = False) -> Question:
         wanted = self._plan.wanted
-        least, most = wanted.bounds(state)
+        least, most = wanted.bounds(state, listing)
         if state.listed or state.letter == "w":
             most = self.begun_ms if most is None else min(most, self.begun_ms)
         packed = wanted.packed()
         looks = LOOKS if packed else finds
         return Question(state.letter, state.suffix, whole, packed, self._plan.newest_first, least, most, looks, finds)
 
-    def _has_groups(self, name: str) -> bool:
-        return name not in self._specs or self._specs[name].grouped
+    def _is_listing(self, state: State, name: str) -> bool:
+        """Whether what stands there are jobs of all groups, whose records lie elsewhere."""
+        has_groups = name not in self._specs or self._specs[name].grouped
+        return self._plan.group_id is None and state.listed and has_groups
 
     async def _look_at(self, parts: Sequence[Part], finds: int) -> tuple[list[Job], int]:
         """What is wanted of `parts`, and the index of the one that is not finished, where `_place` then stands."""

@@ -19,6 +19,7 @@ from asyncjobs.job_record import number_of
 from asyncjobs.operate.states import State
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LISTED_BEFORE_MS: Final = 60_000
 LONGEST: Final = 1000  # characters
 PAIR: Final = re.compile(r"([A-Za-z0-9_][\w.-]*):(.+)", re.DOTALL)
 
@@ -70,27 +71,35 @@ class Wanted:
         """As the scripts take it: what has to be there at least, see ``lua/include/look.lua``."""
         terms: dict[str, list[list[str]]] = {}
         if self.text:
-            terms["d"] = [[self.text], [_inside_json(self.text)]]
+            terms["d"] = _written(self.text)
             if self.pair is not None:
                 key, value = self.pair
                 terms["d"].append([*(part for part in key.split(".") if part), _inside_json(value)])
         if self.error:
-            terms["e"] = [[self.error], [_inside_json(self.error)]]
+            terms["e"] = _written(self.error)
         return msgspec.msgpack.encode(terms) if terms else b""
+
+    @property
+    def timed(self) -> bool:
+        return self.since_ms is not None or self.until_ms is not None
 
     def scores(self, state: State) -> tuple[int | None, int | None]:
         """From which score to which one such jobs stand."""
         return (self.since_ms, self.until_ms) if state.scored else (None, None)
 
-    def bounds(self, state: State) -> tuple[int | None, int | None]:
-        """From which score, or entry, to which one such jobs can stand; an entry is never older than its job."""
-        if state.scored:
-            return self.since_ms, self.until_ms
-        return (self.since_ms if state.letter == "w" else None), None
+    def bounds(self, state: State, listing: bool) -> tuple[int | None, int | None]:
+        """From which score, or entry, to which one such jobs can stand, in their queue or in a `listing`.
+
+        An entry is never older than its job. A job is listed a moment before it finishes.
+        """
+        least, most = self.since_ms, self.until_ms
+        if listing and least is not None:
+            least = max(0, least - LISTED_BEFORE_MS)
+        return (least if state.scored or state.letter == "w" else None), (most if state.scored else None)
 
     def accepts(self, job: Job, state: State, record: Mapping[str, bytes]) -> bool:
         """Whether a job that the scripts have let through is one."""
-        if not state.scored and not self._in_time(number_of(record.get(state.field))):
+        if state.field and not self._in_time(number_of(record.get(state.field))):
             return False
         if self.tag and self.tag not in job.tags:
             return False
@@ -134,6 +143,12 @@ def _instant(given: Any, option: str) -> int | None:
     except Exception:  # of a timezone of the app
         pass
     raise ConfigError(f"{option}={shown(given)}: expected a timezone-aware datetime, datetime.now(UTC) - …")
+
+
+def _written(text: str) -> list[list[str]]:
+    """`text` as it is, or as JSON has it."""
+    inside = _inside_json(text)
+    return [[text]] if inside == text else [[text], [inside]]
 
 
 def _inside_json(text: str) -> str:

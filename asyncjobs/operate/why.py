@@ -14,7 +14,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Broker, Explained, Gate, Keys, Service, Tokens
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.queue_limits import QueueLimits
-from asyncjobs.errors import BrokerUnavailableError, visible
+from asyncjobs.errors import BrokerUnavailableError, JobGoneError, named, visible
 from asyncjobs.operate.told import Told, read_told, told_of
 
 Code: TypeAlias = Literal[
@@ -106,6 +106,19 @@ async def why(broker: Broker, place: Place, spec: JobSpec | None, grouped: bool)
         return None
     found = list(_reasons(known, place))
     return sorted(found, key=lambda one: CODES.index(one.code))
+
+
+async def why_job(broker: Broker, place: Place, spec: JobSpec | None) -> list[Reason]:
+    """The same of one job.
+
+    Raises:
+        JobGoneError: its record is gone.
+    """
+    found = await why(broker, place, spec, place.group_id is not None)
+    if found is None:
+        who = named(place.name, place.job_id, place.group_id)
+        raise JobGoneError(f"the record of {who} is gone, so it waits no more")
+    return found
 
 
 async def _look(broker: Broker, place: Place, spec: JobSpec | None, grouped: bool) -> Known:

@@ -153,7 +153,10 @@ class Heartbeat:
         alive, epoch, others, _, told, self._told_at = await self._say(joining=False)
         gap, self._last = self.since_last_beat(), clock.monotonic()
         for message in told:
-            self._on_told(message)
+            try:
+                self._on_told(message)
+            except Exception as error:  # somebody else has written it
+                logger.debug("a cancel that cannot be read is left out: %s", error)
         lost_data = epoch != self._epoch
         if lost_data:
             self._epoch, self.data_lost_at = epoch, clock.now()

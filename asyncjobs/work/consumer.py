@@ -19,7 +19,7 @@ from asyncjobs.logs import say
 from asyncjobs.work.decide import decide
 from asyncjobs.work.executor import Aside, Cancelled, Completed, Failed, Later, Outcome, Released
 from asyncjobs.work.prefetch import Prefetched
-from asyncjobs.work.queue_state import BATCH, TURNS, QueueState
+from asyncjobs.work.queue_state import BATCH, QueueState
 from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
 from asyncjobs.work.reports import CANCEL_ASKED, overtaken, settled
 from asyncjobs.work.turn import Finished, Turn, renew
@@ -51,8 +51,9 @@ class Consumer(QueueState):
         """Never take a turn again, because another Consumer may serve this queue from now on."""
         assert self.idle
         self.queued = True  # for good, so that no ring takes it
-        if self.starving:
-            self._shared.pump.leave(self)  # the queue may have waited for a slot since before its last take
+        self._shared.pump.leave(self, gone=True)
+        for shared_limit in self.shared_limits:
+            shared_limit.leave(self, gone=True)
 
     # Turns ------------------------------------------------------------------------------------------------
     def hand_back(self) -> None:
@@ -61,6 +62,7 @@ class Consumer(QueueState):
 
     def release(self, jobs: Sequence[TakenJob]) -> None:
         """Put jobs that have not begun back to the head of the queue, uncounted."""
+        self._shared.pump.line.count(self, -len(jobs))
         for taken in jobs:
             job = self.attempts.active(taken)
             decision = decide(job, Released())
@@ -82,7 +84,7 @@ class Consumer(QueueState):
 
     def prepare(self, process_slots: int) -> Turn[Consumer] | None:
         """Make up a turn with at most `process_slots` new jobs; None: the queue has nothing to do now."""
-        if len(self.turns) >= TURNS or (self.turns and self.lost_reply):
+        if len(self.turns) >= self._most_turns or (self.turns and self.lost_reply):
             return None  # this turn must not adopt the jobs that another turn is about to bring
         if self.resting_until:
             rest = self.resting_until - clock.monotonic()
@@ -154,8 +156,8 @@ class Consumer(QueueState):
             self.appetite = min(BATCH, 4 * self.appetite) if self.flowing else 1
             if not self.flowing:
                 self.hungry = self.calls != turn.calls
-                if self.shared_limits and not self.hungry:
-                    self._leave_limits()
+                if not self.hungry:
+                    self._leave_lines()
             if reply.wait is not None:
                 self._shared.pump.alarms.set_earlier(self, reply.wait)
         if self.wants_a_turn:
@@ -166,10 +168,9 @@ class Consumer(QueueState):
             self.rested_at = clock.monotonic()
             self.on_rest(self)
 
-    def _leave_limits(self) -> None:
-        """Leave the shared limits, because the queue has no job to take."""
-        if self.parked is not None:
-            self.parked.unpark(self)
+    def _leave_lines(self) -> None:
+        """Leave the lines for slots and shared limits, because the queue has no job to take."""
+        self._shared.pump.leave(self)
         for shared_limit in self.shared_limits:
             shared_limit.leave(self)
 

@@ -74,7 +74,7 @@ def decide(job: ActiveJob, outcome: Outcome) -> Decision | None:
         settlement = Settlement(op, job_id, job.entry, job.token, body, delay, "1")
         return Decision(settlement, "job.retrying", outcome.error, words)
     except BaseException as error:
-        say(logger, logging.ERROR, "what %s %s came to could not be decided: %s", job.name, job.id, said(error))
+        say(logger, logging.ERROR, "no decision could be made for %s %s: %s", job.name, job.id, said(error))
         return _fallback(job, outcome, error)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.limits.shared_limit import Grant, SharedLimit, share
+from asyncjobs.limits.line import Wants
+from asyncjobs.limits.shared_limit import Grant, SharedLimit
 from asyncjobs.logs import ThrottledLog, said
 from asyncjobs.work.alarms import Doubts
 from asyncjobs.work.served import Served
@@ -31,6 +32,8 @@ class Errands:
 
     State:
         _cleared: turns that an errand has made ready to be sent.
+        _questions: the turns that ask the same shared limits, all of them in one errand. Those that come while it asks
+            are asked for next, together: they are served in the order of their weights and not in that of their coming.
         _held: the turns of each connection's pipeline, of each errand, and of each follow-up. A turn is held until it
             is answered or put back, so each turn has an owner.
         running, _reserved: the process's slots in use, and the slots that turns have asked for.
@@ -44,6 +47,7 @@ class Errands:
         self._cleared: list[Turn[Served]] = []
         self._held: dict[object, list[Turn[Served]]] = {}
         self._errands: set[asyncio.Task[None]] = set()
+        self._questions: dict[tuple[SharedLimit, ...], list[Turn[Served]]] = {}
         self.doubts = Doubts(self.offer)
         self._reserved = 0
         self.running = 0
@@ -75,73 +79,66 @@ class Errands:
             self.throttled.error("errand", "turns could not be made ready, and are tried again: %s", said(error))
         self._put_back(turns, REST)
 
-    async def _clear(self, turns: list[Turn[Served]]) -> None:
-        """Adopt jobs and ask shared limits for `turns`. The turns that are left can be sent."""
-        left: list[Turn[Served]] = []
-        for some in self._in_order(await self._adopt(turns)):
-            left += await self._admit(some)
-        turns[:] = []
-        self._cleared += left
-        self._wake.set()
+    async def _adopt(self, turn: Turn[Served]) -> None:
+        """After a lost reply jobs may be pending for us that nobody here knows of: look before `turn` goes on."""
+        consumer, reserved = turn.consumer, turn.reserved
+        try:
+            owned = await self._broker.own(consumer.keys, self._process())
+        except BrokerError as error:
+            self._unreserve(reserved)
+            self._unserved(turn, error)
+            return
+        self._reserved -= reserved  # what is adopted comes first
+        try:
+            consumer.adopt(owned)
+            consumer.make_room(turn, self.free_slots())
+        finally:
+            self._reserved += turn.reserved
+        consumer.lost_reply = False
+        self.doubts.settled(consumer)
+        self._feed()
+        self._held[asyncio.current_task()].remove(turn)
+        if consumer.shared_limits and turn.reserved:
+            self._ask([turn])
+        else:
+            self._cleared.append(turn)
+            self._wake.set()
 
-    async def _adopt(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
-        """Find the jobs that a lost reply gave to this process. Returns the turns that may go on."""
-        left = []
+    def _ask(self, turns: list[Turn[Served]]) -> None:
+        """Have the shared limits of `turns` asked, together with what comes while they are."""
         for turn in turns:
-            consumer, reserved = turn.consumer, turn.reserved
-            if not consumer.lost_reply:
-                left.append(turn)
-                continue
-            try:
-                owned = await self._broker.own(consumer.keys, self._process())
-            except BrokerError as error:
-                self._unreserve(reserved)
-                self._unserved(turn, error)
-                continue
-            self._reserved -= reserved  # adopted jobs get the slots first
-            try:
-                consumer.adopt(owned)
-                consumer.make_room(turn, self.free_slots())
-            finally:
-                self._reserved += turn.reserved
-            consumer.lost_reply = False
-            self.doubts.settled(consumer)
-            self._feed()
-            left.append(turn)
-        return left
+            shared_limits = turn.consumer.shared_limits
+            waiting = self._questions.get(shared_limits)
+            if waiting is None:
+                waiting = self._questions[shared_limits] = []
+                self._send(self._ask_together(shared_limits, waiting), waiting)
+            waiting.append(turn)
 
-    def _in_order(self, turns: list[Turn[Served]]) -> list[list[Turn[Served]]]:
-        """Split `turns`, which have the same shared limits. The second part has the queues that have had more."""
-        shared_limits = turns[0].consumer.shared_limits if turns else ()
-        levels = []
-        for turn in turns:
-            for shared_limit in shared_limits:
-                shared_limit.round.came(turn.consumer)
-            levels.append(max((shared_limit.round.level(turn.consumer) for shared_limit in shared_limits), default=0))
-        if not levels or min(levels) == max(levels):
-            return [turns]
-        parts: tuple[list[Turn[Served]], list[Turn[Served]]] = ([], [])
-        for turn, level in zip(turns, levels, strict=True):
-            parts[level > min(levels)].append(turn)
-        return list(parts)
+    async def _ask_together(self, shared_limits: tuple[SharedLimit, ...], waiting: list[Turn[Served]]) -> None:
+        """Ask for those that wait until none is left; what may be sent is."""
+        try:
+            while waiting:
+                asking = waiting[:]
+                left = await self._admit(shared_limits, asking)
+                del waiting[: len(asking)]
+                self._cleared += left
+                self._wake.set()
+        finally:
+            del self._questions[shared_limits]
 
-    async def _admit(self, turns: list[Turn[Served]]) -> list[Turn[Served]]:
-        """Ask the shared limits how many jobs of `turns` may start. Returns the turns that are left."""
-        shared_limits = turns[0].consumer.shared_limits if turns else ()
+    async def _admit(self, shared_limits: tuple[SharedLimit, ...], turns: list[Turn[Served]]) -> list[Turn[Served]]:
+        """Ask how many of the jobs that `turns` want may start. Returns the turns left."""
+        wants = [(turn.consumer, turn.reserved) for turn in turns]
         want = sum(turn.reserved for turn in turns)
-        if not shared_limits or not want:
-            return turns
-        asking = {turn.consumer for turn in turns}
         sent_at = clock.monotonic()
         narrow = next((shared_limit for shared_limit in shared_limits if shared_limit.full), None)
-        was_full = narrow is not None
-        if was_full:
+        if narrow is not None:
             want = 0
         grants: list[Grant] = []
         try:
             for shared_limit in shared_limits:
                 if want or shared_limit.stale:
-                    grants.append(await self._granted(shared_limit, want, asking))
+                    grants.append(await self._granted(shared_limit, want, wants))
                     if grants[-1].count < want:
                         want, narrow = grants[-1].count, shared_limit
         except BaseException:
@@ -149,33 +146,24 @@ class Errands:
                 grant.shared_limit.pending -= grant.count
             raise
         left: list[Turn[Served]] = []
-        first: list[Served] = []
-        asked = [(turn.consumer, turn.reserved) for turn in turns]
-        for turn, given in zip(turns, share(asked, want, (narrow or shared_limits[0]).round), strict=True):
+        for turn, given in zip(turns, (narrow or shared_limits[0]).line.allot(wants, want), strict=True):
             consumer, missing = turn.consumer, turn.reserved - given
-            for shared_limit in shared_limits:
-                shared_limit.round.count(consumer, given)
-            if missing and narrow is not None:
-                fair = narrow.round
-                if not fair.credit(consumer) or (was_full and fair.fresh(consumer)):
-                    narrow.park(consumer)
-                else:
-                    first.append(consumer)
             self._reserved -= missing
             if consumer.withdraw(turn, given):
                 turn.grants, turn.sent_at = tuple(grants), sent_at
                 left.append(turn)
-        for consumer in reversed(first):
-            assert narrow is not None
-            narrow.park(consumer, first=True)
+            for shared_limit in shared_limits:
+                shared_limit.let_in(consumer, given)
+            if missing and narrow is not None:
+                narrow.park(consumer)
         for grant in grants:
             self._give_back(grant, grant.count - want)
         self._feed()
         return left
 
-    async def _granted(self, shared_limit: SharedLimit, want: int, asking: Collection[Served]) -> Grant:
+    async def _granted(self, shared_limit: SharedLimit, want: int, wants: Wants) -> Grant:
         try:
-            return await shared_limit.admit(want, asking)
+            return await shared_limit.admit(want, wants)
         except BrokerError as error:
             self.throttled.warning(repr(shared_limit), "%r lets nothing in for now: %s", shared_limit, error)
             return Grant(shared_limit, "", 0)

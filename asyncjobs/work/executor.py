@@ -21,6 +21,7 @@ from asyncjobs.errors import (
     named,
 )
 from asyncjobs.guests.threads import InThread, Threads
+from asyncjobs.job_record import cancellation
 from asyncjobs.logs import is_closing, said
 
 DATA_ALONE: Final = ("data",)
@@ -193,7 +194,8 @@ class ThreadTry:
             return timed_out(job)
         who = named(job.name, job.id, job.group_id)
         if job.leaving == "cancel":
-            return JobCancelledError(job.name, job.id)
+            known = cancellation(job.mark)
+            return JobCancelledError(job.name, job.id, "" if known is None else known.reason)
         if job.leaving == "lost":
             return NotRunningError(f"{who} was taken over by another process; this try no longer counts")
         if job.leaving == "stop":

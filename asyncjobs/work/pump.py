@@ -18,7 +18,9 @@ from typing import Any, Final
 from asyncjobs import clock
 from asyncjobs.broker import Broker, Excess, OnWork, Place, WorkCall, WorkReply
 from asyncjobs.errors import BrokerError, BrokerUnavailableError
-from asyncjobs.limits.shared_limit import Grant, SharedLimit
+from asyncjobs.limits.line import Line
+from asyncjobs.limits.shared_limit import CALM, SLOTFULS, Grant, SharedLimit
+from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import said
 from asyncjobs.work.alarms import Alarms, Patience
 from asyncjobs.work.errands import Errands
@@ -38,7 +40,7 @@ class Pump(Errands):
 
     State:
         _ready: the ring.
-        _starved: consumers that wait for a slot of the process.
+        line: the consumers that share the slots of the process, and those that wait for one.
         overflow: grouped job names with more finished jobs than they keep.
     """
 
@@ -55,7 +57,7 @@ class Pump(Errands):
         self.find = find
         broker.offer_follow_ups(self.follow_ups)
         self._ready: deque[Served] = deque()
-        self._starved: deque[Served] = deque()
+        self.line = Line(SLOTFULS * slots, CALM, fetching)
         self._connections: dict[int, asyncio.Task[Any] | None] = {}
         self._tripped_at = 0.0
         self._patience = Patience(self.offer)
@@ -120,34 +122,53 @@ class Pump(Errands):
         """Add to `turns` those that can be sent, and send errands for those that cannot be yet."""
         turns += self._cleared[:TURNS_A_TRIP]
         del self._cleared[:TURNS_A_TRIP]
-        apart: dict[object, list[Turn[Served]]] = {}
+        asking: list[Turn[Served]] = []
         stale: set[SharedLimit] = set()
-        for _ in range(min(len(self._ready), TURNS_A_TRIP - len(turns))):
-            consumer = self._ready.popleft()
+        some = [self._ready.popleft() for _ in range(min(len(self._ready), TURNS_A_TRIP - len(turns)))]
+        for consumer in some:
             consumer.queued = False
+        scarce = self.line.scarce
+        allotted = self._allot(some) if scarce else {}
+        for consumer in allotted or some:
             free = self.free_slots()
-            scarce = bool(self._starved) or consumer.spent > 0
-            allowed = max(0, min(free, consumer.limits.weight - consumer.spent) if scarce else free)
-            turn = consumer.prepare(allowed)
+            turn = consumer.prepare(allotted[consumer] if scarce else max(0, free))
             if turn is not None:
                 self._reserved += turn.reserved
                 if consumer.lost_reply:
-                    apart[turn] = [turn]
+                    self._send(self._adopt(turn), [turn])
                 elif consumer.shared_limits and turn.reserved:
-                    apart.setdefault(consumer.shared_limits, []).append(turn)
+                    asking.append(turn)
                 else:
                     turns.append(turn)
                     stale.update(shared_limit for shared_limit in consumer.shared_limits if shared_limit.stale)
                 if consumer.flowing and consumer.hungry and consumer.free() and not scarce:
                     self.offer(consumer)  # for a second turn, by the other connection
-            # One that might start something and makes no turn is kept back by something else, and woken by that.
-            if free <= 0 or (scarce and (turn is not None or not allowed)):
-                self._starve(consumer, 0 if turn is None else turn.reserved)
-        for some in apart.values():
-            self._send(self._clear(some), some)
+            if scarce or free <= 0:
+                self._starve(consumer)
+        self._ask(asking)
         for shared_limit in stale:
             self._send(shared_limit.correct(), [])
         self._feed()
+
+    def _allot(self, some: list[Served]) -> dict[Served, int]:
+        """How many slots each of `some`, and of those that wait before them, gets."""
+        for consumer in some:
+            self._starve(consumer)
+        allotted = dict.fromkeys(some, 0)
+        wants: list[tuple[Served, int]] = []
+        while self.line.waiting and len(wants) < min(self.free_slots(), TURNS_A_TRIP):
+            consumer = self._first()
+            wants.append((consumer, consumer.wanted))
+        for (consumer, _), slots in zip(wants, self.line.allot(wants, self.free_slots()), strict=True):
+            allotted[consumer] = slots
+        return allotted
+
+    def _first(self) -> Served:
+        """The first of those that wait waits no more."""
+        consumer: Any = self.line.waiting.pop()
+        consumer.starving = False
+        served: Served = consumer
+        return served
 
     def close(self) -> None:
         """Nothing is asked any more."""
@@ -155,35 +176,29 @@ class Pump(Errands):
         self._patience.close()
         self.alarms.close()
 
-    def _starve(self, consumer: Served, started: int) -> None:
-        """Too few slots for all: who wants more waits for the next one, behind all others once it had its share."""
-        consumer.spent = consumer.spent + started if consumer.hungry else 0
-        if not consumer.hungry or consumer.starving or consumer.free() <= 0:
-            return  # one whose own slots are full comes again when a job of it ends, and has had what it has had
-        consumer.starving = True
-        if 0 < consumer.spent < consumer.limits.weight:
-            self._starved.appendleft(consumer)
-        else:
-            consumer.spent = 0
-            self._starved.append(consumer)
+    def _starve(self, consumer: Served) -> None:
+        """Too few slots for all: a consumer that wants one waits for it.
 
-    def leave(self, consumer: Served) -> None:
-        """`consumer` waits for no slot any more: one that it were fed would stand empty."""
-        self._starved.remove(consumer)
+        One that might start something and can make no turn is kept back by something else, and woken by that.
+        """
+        if consumer.wanted:
+            consumer.starving = True
+            self.line.join(consumer)
+
+    def leave(self, consumer: Served, gone: bool = False) -> None:
+        """`consumer` has nothing to take, or is `gone`: a slot that it were fed would stand empty."""
+        self.line.rest(consumer, gone)
         consumer.starving = False
 
     def _feed(self) -> None:
         """As many of those who wait for a slot get their turn as there are slots.
 
         Called whenever a slot comes free and whenever the ring was served: one that was fed and wants nothing any more
-        leaves its slot to the next one. One that stands in the ring already is fed by that. Were the others fed as
-        well, nobody would wait any more, and weights would not count.
+        leaves its slot to the next one. One that stands in the ring already is fed by that.
         """
-        room = self.free_slots() - len(self._ready) if self._starved else 0
-        while self._starved and room > 0:
-            consumer = self._starved.popleft()
-            consumer.starving = False
-            self.offer(consumer)
+        room = self.free_slots() - len(self._ready) if self.line.waiting else 0
+        while self.line.waiting and room > 0:
+            self.offer(self._first())
             room -= 1
 
     async def _serve(self, connection: int, turns: list[Turn[Served]]) -> None:
@@ -200,6 +215,8 @@ class Pump(Errands):
             if turn.grants and not isinstance(reply, BrokerError):
                 turn.let_in(len(reply.jobs))
                 for grant in turn.grants:
+                    grant.shared_limit.line.count(turn.consumer, len(reply.jobs))
+                for grant in turn.grants:
                     unused[grant] = unused.get(grant, 0) + turn.reserved - len(reply.jobs)
             if isinstance(reply, BrokerError):
                 turn.dropped()
@@ -213,6 +230,7 @@ class Pump(Errands):
     def _absorb(self, turn: Turn[Served], reply: WorkReply, sent_at: float) -> None:
         """Hand a reply over. Should that fail half way, what the reply brought is found by adoption."""
         consumer = turn.consumer
+        self.line.count(consumer, len(reply.jobs))
         try:
             consumer.absorb(turn, reply, sent_at)
         except Exception as error:
@@ -225,7 +243,7 @@ class Pump(Errands):
     def follow_ups(self, places: list[Place]) -> list[tuple[str, WorkCall, OnWork]]:
         """A turn for each idle queue here that a job is being added to: it starts after one round trip, not two."""
         follow_ups: list[tuple[str, WorkCall, OnWork]] = []
-        if self._ready or self._starved:
+        if self._ready or self.line.waiting:
             return follow_ups
         for place in places:
             consumer = self.find(place)
@@ -260,9 +278,9 @@ class Pump(Errands):
         return self._reserved
 
     @property
-    def starved(self) -> tuple[Served, ...]:
+    def starved(self) -> tuple[Any, ...]:
         """The queues that wait for a slot of the process, the next one first."""
-        return tuple(self._starved)
+        return tuple(self.line.waiting)
 
     @property
     def ring(self) -> tuple[Served, ...]:
@@ -278,3 +296,8 @@ class Pump(Errands):
     def held(self) -> set[Turn[Served]]:
         """The turns that something is going to answer or to put back."""
         return {turn for turns in (self._cleared, *self._held.values()) for turn in turns}
+
+
+def fetching(queue: Waiting) -> int:
+    """How many jobs the turns of `queue` may bring."""
+    return sum(turn.reserved + turn.ahead for turn in queue.turns)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from asyncjobs import clock
 from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import WORK_CONNECTIONS, Keys, TakenJob
 from asyncjobs.declare.definition import JobSpec
@@ -36,14 +37,14 @@ class QueueState:
         calls: the number of news. A short reply says nothing about news that came after its turn was made up.
         alarm_at: when the pump's alarms wake the queue, or None.
         ahead: the jobs that the queue holds beyond its slots.
-        spent: jobs started in the present turn among the starving queues, up to the queue's weight.
         parked: the shared limit that keeps the queue waiting, or None.
         appetite: most jobs that a turn asks the shared limits for. Each turn that brings all its jobs raises it, so a
             queue with little work does not reserve starts that others could use.
         indexed: the list of finished jobs holds those of groups as well, so no turn of the queue may trim that list.
         took: this process has taken jobs here, so its name may be in the queue's stream.
         queued, starving: the queue is in the pump's ring; it waits for a slot of the process.
-        turns: the turns on the wire, two at most. While the server works on one, this process runs the other's jobs.
+        turns: the turns on the wire, two at most: while the server works on one, this process runs the other's jobs.
+            Those that ask shared limits, as many again, are among them.
         lost_reply: the store may hold jobs for this process that the process does not know.
         margin: seconds that a start may lag behind its token.
         base, set, limits: the limits of all queues of the name; this queue's own settings; `set` laid over `base`.
@@ -52,7 +53,7 @@ class QueueState:
     __slots__ = (
         "_shared", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "group_id", "hungry",
         "indexed", "keys", "limits", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
-        "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "spent", "starving", "took", "turns",
+        "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "starving", "took", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +87,6 @@ class QueueState:
         self.took = False
         self.indexed = False
         self.ahead = Prefetch(shared.pace.get(spec.name, 0))
-        self.spent = 0
         self.quiet = False
         self.resting_until = 0.0
         self.rested_at: float | None = None
@@ -160,10 +160,39 @@ class QueueState:
             used += turn.reserved
         return max(0, self.limits.concurrency - used)
 
+    @property
+    def wanted(self) -> int:
+        """How many jobs its next turn would start, were there slots enough."""
+        if (
+            not self.hungry
+            or len(self.turns) >= self._most_turns
+            or self.refusals is not None
+            or (self.turns and self.lost_reply)
+        ):
+            return 0
+        if self.resting_until and self.resting_until > clock.monotonic():
+            return 0
+        return min(self.free(), self._batch())
+
+    @property
+    def _most_turns(self) -> int:
+        """How many turns of it may be under way; beside those on the wire some ask shared limits."""
+        return 2 * TURNS if self.shared_limits else TURNS
+
+    @property
+    def _in_line(self) -> bool:
+        """Whether it shares something scarce."""
+        if self._shared.pump.line.scarce:
+            return True
+        return bool(self.shared_limits) and any(one.line.scarce for one in self.shared_limits)
+
     def _batch(self) -> int:
-        """Most jobs that a turn takes: half of those that may run, so that server and process work at the same time."""
+        """Most jobs that a turn takes: half of those that may run, so that server and process work at the same time.
+
+        Where something else than the queue's concurrency is scarce, all: other queues take what a turn leaves.
+        """
         concurrency = self.limits.concurrency
-        most = BATCH if concurrency is None else min(BATCH, (concurrency + 1) // TURNS)
+        most = BATCH if concurrency is None or self._in_line else min(BATCH, (concurrency + 1) // TURNS)
         return min(most, self.appetite) if self.shared_limits else most
 
     def may_fetch_ahead(self, reserved: int) -> int:

@@ -32,7 +32,7 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
         elif decision.event and bus.wants(decision.event):
             _tell(bus, job, decision)
     except BaseException as error:
-        say(logger, logging.ERROR, "what became of %r could not be told: %s", job, said(error))
+        say(logger, logging.ERROR, "the outcome of %r could not be reported: %s", job, said(error))
     if decision.error is not None and decision.told is not None:
         with suppress(BaseException):
             _log(job, decision, decision.error, decision.told)

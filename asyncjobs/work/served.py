@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from asyncjobs.broker import Excess, TakenJob, WorkReply
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.errors import BrokerError
+from asyncjobs.limits.line import Line
 from asyncjobs.limits.shared_limit import SharedLimit
 from asyncjobs.limits.waiting import Waiting
 from asyncjobs.logs import ThrottledLog
@@ -28,8 +29,11 @@ class Served(Waiting, Source, Protocol):
     starving: bool
     lost_reply: bool
     flowing: bool
-    spent: int
     alarm_at: float | None
+
+    @property
+    def wanted(self) -> int:
+        """How many jobs its next turn would start, were there slots enough."""
 
     @property
     def at_leisure(self) -> bool:
@@ -77,10 +81,12 @@ class Ring(Protocol):
 
     Attributes:
         running: the process's slots in use.
+        line: the queues that share the slots of the process.
         overflow: job names that have more finished jobs than they keep. `overflowed` is set when it gets a name.
     """
 
     running: int
+    line: Line
     alarms: Alarms
     doubts: Doubts
     throttled: ThrottledLog
@@ -94,8 +100,8 @@ class Ring(Protocol):
     def offer(self, consumer: Served) -> None:
         """Give `consumer` a turn."""
 
-    def leave(self, consumer: Served) -> None:
-        """`consumer` waits for no slot any more."""
+    def leave(self, consumer: Served, gone: bool = False) -> None:
+        """`consumer` has no job to take, and waits for no slot any more; `gone`: for good."""
 
     def patience(self, consumer: Served) -> None:
         """`consumer` holds jobs beyond its slots. They go back if no slot comes free for too long."""

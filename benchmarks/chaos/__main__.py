@@ -7,6 +7,7 @@ every start, every end and every terminal transition; nothing befalls it. Afterw
     every acknowledged job has run and is completed · no job has two terminal transitions
     a job that ran twice was on its way while its process died or froze, or the store did
     no process has run a job beside itself
+    what operators cancel, remove and retry meanwhile has one end, and each act was done once
     no window has more starts than its limit · nothing is left in the store but finished jobs
     the workers' memory and descriptors are flat
 
@@ -29,17 +30,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from asyncjobs import BrokerError, Runtime
+from asyncjobs import BrokerError, Job, JobGoneError, Runtime, StateError
 from asyncjobs.cli.project import run_loop
 from benchmarks.chaos import stores, verdict
 from benchmarks.chaos.kinds import KINDS, LONGEST_LEASE, kind_of
-from benchmarks.chaos.worker import ENDED, LOG, Note, Plan, make_runtime
+from benchmarks.chaos.worker import ATTEMPTS, ENDED, LOG, Note, Plan, leave_out, make_runtime
 
 WORKERS: Final = 4
 BACKLOG: Final = 3000
@@ -48,6 +50,7 @@ FREEZE: Final = 2 * LONGEST_LEASE
 MOST_DESCRIPTORS: Final = 60
 STOPPED_WITHIN: Final = 15.0  # seconds; its grace and what follows it take less than half of that
 MOST_GROWTH: Final = 64  # MiB of a worker, between its first look and its last
+Answer = TypeVar("Answer")
 ROOT: Final = Path(__file__).parent.parent.parent
 
 
@@ -130,6 +133,8 @@ class Chaos:
         self.rng = random.Random(args.seed)
         self.faults: list[verdict.Fault] = []
         self.acknowledged: dict[str, tuple[str, str | None]] = {}
+        self.acts: dict[str, str] = {}
+        self.acting: set[asyncio.Task[None]] = set()
         self._numbers = iter(range(args.jobs))
 
     async def progress(self) -> float:
@@ -164,13 +169,37 @@ class Chaos:
         data = {"takes": rng.uniform(0, kind.longest), "fails": rng.choice([0] * 19 + [1])}
         delay = rng.uniform(0, 1) if rng.random() < 0.1 else 0.0
         job_id = f"job-{number}"
+        act = ("cancelled", "removed", "retried")[rng.randrange(3)] if rng.uniform(0, 100) < self.args.acts else ""
+        if act == "removed":
+            delay = 3600.0
+        elif act == "retried":
+            data["fails"] = ATTEMPTS
+        if act:
+            self.acts[job_id] = act
+        job = await _until_answered(lambda: runtime.queue.add(name, data, group_id=group, job_id=job_id, delay=delay))
+        self.acknowledged[job_id] = (name, group)
+        if act in ("cancelled", "removed"):
+            acting = asyncio.create_task(self._act(job, act, rng.uniform(0, 0.1)))
+            self.acting.add(acting)
+
+    # Operators --------------------------------------------------------------------------------------------
+    async def _act(self, job: Job, act: str, after: float) -> None:
+        await asyncio.sleep(after)
+        await _until_answered(lambda: job.cancel("by chaos") if act == "cancelled" else job.remove())
+
+    async def retry_failed(self, runtime: Runtime) -> None:
+        """Retry all that has failed, as an operation of many steps; and jobs in whatever state, which is refused."""
         while True:
-            try:
-                await runtime.queue.add(name, data, group_id=group, job_id=job_id, delay=delay)
-                self.acknowledged[job_id] = (name, group)
-                return
-            except BrokerError:
-                await asyncio.sleep(0.05)
+            with suppress(BrokerError):
+                await runtime.queue.select(state="failed").retry(reason="by chaos")
+            for job_id in self.rng.sample(sorted(self.acknowledged), min(20, len(self.acknowledged))):
+                name, group = self.acknowledged[job_id]
+                if self.acts.get(job_id) in ("", None):
+                    with suppress(BrokerError, StateError, JobGoneError):
+                        job = await runtime.queue.get_job(name, job_id, group)
+                        if job is not None:
+                            await job.retry()
+            await asyncio.sleep(0.2)
 
     # Faults -----------------------------------------------------------------------------------------------
     async def misbehave(self) -> None:
@@ -205,6 +234,19 @@ class Chaos:
             self.workers.look()
 
     # The end ----------------------------------------------------------------------------------------------
+    async def acted(self, runtime: Runtime) -> None:
+        """Wait until every act is done, and nothing is failed any more."""
+        await asyncio.gather(*self.acting)
+        failed = runtime.queue.select(state="failed")
+
+        async def left() -> int:
+            counts = [await runtime.queue.counts(name) for name in runtime.queue.names]
+            return sum(one["failed"] + one["active"] + one["waiting"] + one["delayed"] for one in counts)
+
+        while await _until_answered(left):
+            await _until_answered(failed.retry)
+            await asyncio.sleep(0.1)
+
     async def drained(self, runtime: Runtime) -> str:
         """Wait until nothing is waiting, active or delayed; what is, in words, when the time is up."""
         deadline = time.monotonic() + self.args.patience
@@ -247,6 +289,15 @@ class Chaos:
             await asyncio.sleep(0.25)
 
 
+async def _until_answered(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """What `call` returns, once the store has answered."""
+    while True:
+        try:
+            return await call()
+        except BrokerError:
+            await asyncio.sleep(0.05)
+
+
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """Set everything up, let it happen, and judge."""
     here = asyncio.current_task()
@@ -264,18 +315,24 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             workers.start()
         stack.push_async_callback(workers.stop)
         chaos = Chaos(args, store, ledger, workers)
+        leave_out("act" if args.without == "act" else "")
         runtime = make_runtime(store.url, None, consume=False)
         began = time.monotonic()
         async with runtime:
             adding = asyncio.create_task(chaos.add_all(runtime))
             misbehaving = asyncio.create_task(chaos.misbehave())
+            operating = asyncio.create_task(chaos.retry_failed(runtime)) if args.acts else None
             try:
                 async with asyncio.timeout(args.patience + args.jobs / 100):
                     await asyncio.gather(adding, misbehaving)
+                    if operating is not None:
+                        operating.cancel()
+                        await asyncio.wait([operating])
+                        await chaos.acted(runtime)
                 stuck = await chaos.drained(runtime)
             except TimeoutError:
-                adding.cancel()
-                misbehaving.cancel()
+                for each in (adding, misbehaving, *([operating] if operating is not None else []), *chaos.acting):
+                    each.cancel()
                 stuck = f"stuck at {await chaos.progress():.0%}"
             took = time.monotonic() - began
             workers.look()
@@ -286,13 +343,13 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         said = (folder / "workers.log").read_text(errors="replace")
         if args.verbose:
             sys.stderr.write(said)
-    found = verdict.judge(chaos.acknowledged, states, notes, chaos.faults)
+    found = verdict.judge(chaos.acknowledged, states, notes, chaos.faults, chaos.acts)
     for each in found.pop("unexplained_notes"):
         print("unexplained:", *each, sep="\n  ", file=sys.stderr)
     result = {
         "server": args.server, "jobs": args.jobs, "seed": args.seed, "without": args.without,
         "seconds": round(took, 1), "jobs_per_second": round(args.jobs / took),
-        "faults": dict(Counter(fault.kind for fault in chaos.faults)),
+        "faults": dict(Counter(fault.kind for fault in chaos.faults)), "acts": dict(Counter(chaos.acts.values())),
         "acknowledged": len(chaos.acknowledged),
         **found,
         "left_over": len(left), "stuck": stuck, "growth_mib": workers.growth, "descriptors": workers.descriptors,
@@ -300,7 +357,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     zero = (
         "lost", "never_ran", "double_terminal", "unexplained", "side_by_side", "over_limit", "left_over", "broken",
-        "late_stops",
+        "late_stops", "two_ends", "ran_removed",
     )  # fmt: skip
     result["ok"] = (
         not any(result[count] for count in zero)
@@ -326,10 +383,13 @@ def main() -> int:
         ("cuts", 10, "all links cut at once"),
         ("freezes", 2, "SIGSTOP for two leases, of the store and of a worker each"),
         ("flushes", 3, "SCRIPT FLUSH"),
+        ("acts", 3, "of a hundred jobs, how many an operator cancels, removes or retries"),
         ("patience", 60, "seconds in which the rest must be done when the last job is added"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what}; {default} unless set")
-    parser.add_argument("--without", choices=("", "fence", "adoption"), default="", help="leave a protection out")
+    parser.add_argument(
+        "--without", choices=("", "fence", "adoption", "act"), default="", help="leave a protection out"
+    )
     parser.add_argument(
         "--other-release", type=Path, help="a folder with another release of asyncjobs, which every second worker runs"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from benchmarks.chaos.kinds import LIMITS, LONGEST_LEASE
 from benchmarks.chaos.worker import Note
@@ -24,30 +24,49 @@ class Fault(NamedTuple):
 EXCUSES = ("kill", "stop", "freeze worker", "restart", "freeze store")
 
 
+# What may become of a job: how it may end, by what an operator did to it.
+ENDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "": ("completed",), "retried": ("completed",), "cancelled": ("cancelled", "completed"), "removed": ("gone",),
+}  # fmt: skip
+
+
 def judge(
-    acknowledged: Iterable[str], finished: Mapping[str, str], notes: list[Note], faults: list[Fault]
+    acknowledged: Iterable[str],
+    finished: Mapping[str, str],
+    notes: list[Note],
+    faults: list[Fault],
+    acts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """All counts that a sound run keeps at zero, and what they rest on.
 
     Args:
-        finished: job → the state that the store holds of it at the end.
+        finished: job → the state that the store holds of it at the end; ``gone`` where it holds none.
+        acts: job → what an operator did to it, see `ENDS`.
     """
+    acts = acts or {}
     ends: Counter[str] = Counter()
     terminal: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    told: dict[str, set[str]] = defaultdict(set)
     tries: dict[str, list[Note]] = defaultdict(list)
     for note in notes:
         if note.kind in ("start", "end"):
             tries[note.job].append(note)
             ends[note.job] += note.kind == "end"
+        elif note.kind == "job.failed" and acts.get(note.job) == "retried":
+            failed[note.job] += 1
         else:
             terminal[note.job] += 1
+            told[note.job].add(note.kind.removeprefix("job."))
     repeated = [job for job, times in ends.items() if times > 1]
     unexplained = [job for job in repeated if not _explained(tries[job], faults)]
     ids = set(acknowledged)
     return {
-        "lost": sum(finished.get(job) != "completed" for job in ids),
-        "never_ran": sum(not ends[job] for job in ids),
-        "double_terminal": sum(times > 1 for times in terminal.values()),
+        "lost": sum(finished.get(job) not in ENDS[acts.get(job, "")] for job in ids),
+        "never_ran": sum(not ends[job] for job in ids if acts.get(job, "") in ("", "retried")),
+        "double_terminal": sum(times > 1 for times in (*terminal.values(), *failed.values())),
+        "two_ends": sum(bool(told[job] - {finished.get(job)}) for job in ids if acts.get(job) == "cancelled"),
+        "ran_removed": sum(bool(tries[job]) for job in ids if acts.get(job) == "removed"),
         "unexplained": len(unexplained),
         "side_by_side": sum(_side_by_side(some) for some in tries.values()),
         "over_limit": _over_limit(notes),

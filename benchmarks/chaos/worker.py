@@ -19,10 +19,12 @@ from redis.asyncio import Redis
 
 from asyncjobs import Backoff, Event, Runtime
 from asyncjobs.cli.project import run_loop
+from asyncjobs.events import EVENT_TYPES
 from benchmarks.chaos.kinds import KINDS, LEASES, SLOTS, Kind
 
 LOG: Final = "log"
 ENDED: Final = "ended"  # how many ends the log has
+ATTEMPTS: Final = 5
 GRACE: Final = 0.2  # seconds; shorter than what some jobs take, so that a stop meets some that run
 
 
@@ -31,7 +33,7 @@ class Plan(msgspec.Struct):
 
     store: str
     ledger: str
-    without: str = ""  # "fence" or "adoption"
+    without: str = ""  # "fence", "adoption" or "act"
     number: int = 0  # of this worker, which decides its lease and its slots
 
 
@@ -104,7 +106,7 @@ def make_runtime(store: str, ledger: Ledger | None, number: int = 0, consume: bo
     lease = LEASES[number // len(SLOTS) % len(LEASES)]
     for name, kind in KINDS.items():
         runtime.job(
-            name, lease=lease, attempts=5, backoff=Backoff("fixed", 0.05), max_stalled_count=1000,
+            name, lease=lease, attempts=ATTEMPTS, backoff=Backoff("fixed", 0.05), max_stalled_count=1000,
             remove_on_complete=False, remove_on_fail=False, **kind.options,
         )(_handler(name, kind, ledger))  # fmt: skip
     return runtime
@@ -142,17 +144,11 @@ def _handler(name: str, kind: Kind, ledger: Ledger | None) -> Callable[..., Any]
 def leave_out(protection: str) -> None:
     """Take a protection away. What the run then finds shows that it would have found it missing."""
     if protection == "fence":
-        from asyncjobs.broker import scripts
-
-        text = scripts.WORK.text
-        weak = text.replace("if job[1] ~= ARGV[i + 3] then", "if false then").replace(
-            "elseif job[2] ~= 'a' then", "elseif false then"
+        _weaken(
+            "work", {"if job[1] ~= ARGV[i + 3] then": "if false then", "elseif job[2] ~= 'a' then": "elseif false then"}
         )
-        assert weak.count("if false then") == 2
-        scripts.BY_SHA.pop(scripts.WORK.sha)
-        object.__setattr__(scripts.WORK, "text", weak)
-        object.__setattr__(scripts.WORK, "sha", scripts.digest(weak))
-        scripts.BY_SHA[scripts.WORK.sha] = scripts.WORK
+    elif protection == "act":
+        _weaken("retry", {"elseif state ~= 'f' and state ~= 'k' then": "elseif state == '-' then"})
     elif protection == "adoption":
         from asyncjobs.work.pump import Pump
         from asyncjobs.work.turn import Turn
@@ -164,7 +160,22 @@ def leave_out(protection: str) -> None:
 
         setattr(Pump, "_adopt", nothing)  # noqa: B010 - it is another's method
     elif protection:
-        raise SystemExit(f"--without {protection}: expected 'fence' or 'adoption'")
+        raise SystemExit(f"--without {protection}: expected 'fence', 'adoption' or 'act'")
+
+
+def _weaken(name: str, changes: dict[str, str]) -> None:
+    """Change the text of a script."""
+    from asyncjobs.broker import scripts
+
+    script = next(one for one in scripts.BY_SHA.values() if one.name == name)
+    weak = script.text
+    for before, after in changes.items():
+        assert weak.count(before) == 1
+        weak = weak.replace(before, after)
+    scripts.BY_SHA.pop(script.sha)
+    object.__setattr__(script, "text", weak)
+    object.__setattr__(script, "sha", scripts.digest(weak))
+    scripts.BY_SHA[script.sha] = script
 
 
 def _broken(runtime: Runtime) -> list[str]:
@@ -192,6 +203,8 @@ async def main(plan: Plan) -> None:
     subscribe: Callable[..., Any] = runtime.on
     subscribe("job.completed", tell)
     subscribe("job.failed", tell)
+    if "job.cancelled" in EVENT_TYPES:  # an earlier release has no such event
+        subscribe("job.cancelled", tell)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     import signal

@@ -18,7 +18,7 @@ EARLIER = "75bb1c4"  # a release that wrote no lease of its own beside its beat
 ROOT = Path(__file__).parent.parent.parent
 SOUND = (
     "lost", "never_ran", "double_terminal", "unexplained", "side_by_side", "over_limit", "left_over", "broken",
-    "late_stops",
+    "late_stops", "two_ends", "ran_removed",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ async def test_a_rolling_restart_from_an_earlier_release_loses_nothing(tmp_path)
     subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
     code, found = await chaos(
         "--jobs", "6000", "--stops", "16", "--flushes", "3", *none("kills", "restarts", "drops", "cuts", "freezes"),
-        "--other-release", str(tmp_path),
+        "--other-release", str(tmp_path), *none("acts"),
     )  # fmt: skip
     assert {count: found[count] for count in SOUND} == dict.fromkeys(SOUND, 0), found
     assert found["stuck"] == ""
@@ -109,6 +109,16 @@ async def test_without_the_fence_it_goes_red():
     )
     assert code == 1
     assert found["double_terminal"], found
+
+
+@pytest.mark.slow
+async def test_without_the_fence_of_an_act_it_goes_red():
+    """A retry that looks at no state runs completed jobs again, and jobs that run beside themselves."""
+    code, found = await chaos(
+        "--jobs", "2000", *none("kills", "stops", "restarts", "drops", "cuts", "freezes", "flushes"), "--without", "act"
+    )
+    assert code == 1
+    assert found["unexplained"], found
 
 
 @pytest.mark.slow
@@ -142,6 +152,14 @@ def test_the_verdict_sees_each_kind_of_wrong():
     assert (found["duplicates"], found["unexplained"]) == (1, 1)
     for fault, unexplained in ((Fault("kill", 1, 3, 3), 0), (Fault("kill", 9, 3, 3), 1), (Fault("cut", 0, 3, 3), 1)):
         assert judge(["a"], {"a": "completed"}, again, [fault])["unexplained"] == unexplained
+    for act, state, wrong in (
+        ("cancelled", "cancelled", "two_ends"), ("removed", "gone", "ran_removed"), ("removed", "completed", "lost"),
+        ("retried", "failed", "lost"), ("cancelled", "failed", "lost"),
+    ):  # fmt: skip
+        assert judge(["a"], {"a": state}, fine, [], {"a": act})[wrong] == 1
+    failed = Note("job.failed", "a", 1, 1.1)
+    assert judge(["a"], {"a": "completed"}, [failed, *fine], [], {"a": "retried"})["double_terminal"] == 0
+    assert judge(["a"], {"a": "completed"}, [failed, failed, *fine], [], {"a": "retried"})["double_terminal"] == 1
     beside = [Note("start", "a", 1, 1.05), *fine, Note("end", "a", 1, 1.2)]
     assert judge(["a"], {"a": "completed"}, beside, [])["side_by_side"] == 1
     for names, limit in LIMITS:

@@ -44,7 +44,7 @@ ATTEMPTS: Final = 3
 LEASE: Final = 1.0
 PATIENCE: Final = 0.6  # seconds in which a reply must come: a link that stands still is left soon
 DOUBT: Final = 0.2  # seconds in which a turn that was given up may still arrive: the proxy holds nothing longer
-OURS: Final = ("could not be made ready", "could not deal with", "could not be started", "could not be decided")
+OURS: Final = ("could not be made ready", "could not deal with", "could not be started", "no decision could be made")
 
 
 class Kind(NamedTuple):

@@ -348,11 +348,11 @@ async def test_a_thread_sees_it_and_is_settled_without(make_runtime, looks):
         handle = await runtime.queue.add("job")
         await eventually(began.is_set)
         began_at = time.monotonic()
-        assert await handle.cancel() == "requested"
+        assert await handle.cancel("why") == "requested"
         await cancelled(runtime, handle)
         assert (time.monotonic() - began_at < 0.9) == looks
         if looks:
-            assert [str(one) for one in seen] == ["looked", f"job job {handle.id} was cancelled"]
+            assert [str(one) for one in seen] == ["looked", f"job job {handle.id} was cancelled: why"]
         (consumer,) = runtime._assembly.queues.all()
         assert consumer.attempts.zombies == (0 if looks else 1)
         go.set()
@@ -552,7 +552,10 @@ async def test_a_cancel_that_is_asked_for_again_is_told_again(pair, redis, prefi
         assert await redis.zcard(cancels_key(prefix)) == 1
 
 
-async def test_a_foreign_key_of_cancels_keeps_nobody_from_living(pair, redis, prefix):
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+async def test_a_foreign_key_of_cancels_keeps_nobody_from_living(pair, redis, prefix, when):
+    if when == "before the start":
+        await redis.set(cancels_key(prefix), "not a zset")
     async with pair(lease=1) as two:
         await redis.set(cancels_key(prefix), "not a zset")
         beat = two.worker._assembly.heartbeat
@@ -567,14 +570,20 @@ async def test_a_foreign_key_of_cancels_keeps_nobody_from_living(pair, redis, pr
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\xff", b"\x95\x01\x02\x03\x04\x05", b"\x95\xa1a\xa0\xa1b\xa1c\xa0"])
-async def test_rubbish_on_the_channel_harms_nobody(pair, redis, rubbish):
-    async with pair() as two:
+async def test_rubbish_on_the_channel_or_in_the_list_harms_nobody(pair, redis, prefix, rubbish):
+    async with pair(lease=1) as two:
         two.act = hang
         job = await two.add("job")
         await two.began.wait()
-        await redis.publish(two.worker._assembly.broker.channels.cancels, rubbish)
+        channels, beat = two.worker._assembly.broker.channels, two.worker._assembly.heartbeat
+        await redis.publish(channels.cancels, rubbish)
+        now = int((await redis.time())[0]) * 1000
+        await redis.zadd(cancels_key(prefix), {rubbish: now + 60_000})
+        last = beat._last
+        await eventually(lambda: beat._last > last)
         assert await job.cancel() == "requested"
         await cancelled(two.asker, job)
+        assert two.worker.health()["loops_down"] == []
 
 
 @SHAPES
@@ -627,7 +636,6 @@ async def test_a_job_that_is_held_beyond_its_slot_is_cancelled_as_well(pair, gro
         ((reply,), _) = await two.worker._assembly.broker.work(0, process, [call])
         (taken,) = reply.jobs
         consumer.ahead.hold([Prefetched(taken, 0.0, 0.0)])
-        two.worker._assembly.pump.patience(consumer)
         assert await job.cancel("ahead") == "requested"
         await cancelled(two.asker, job)
         assert held.leaving == ""

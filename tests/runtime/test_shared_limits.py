@@ -89,7 +89,7 @@ async def test_the_places_of_a_process_that_died_are_free_after_a_lease(make_run
         key = shared_limit._key
         # As a process that was killed while it ran two.
         broker._process, alive = "somebody-dead", broker._process
-        await shared_limit._broker.admit(key, "sync", 0, 2, 2, 0.6, "", 0, "t", 0)
+        await shared_limit._broker.admit(key, "sync", 0, 2, 2, 0.6, "", 0, "t", ())
         broker._process = alive
         began = time.monotonic()
         await free.queue.add("sync", 1, group_id="acme")

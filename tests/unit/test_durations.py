@@ -24,8 +24,8 @@ from asyncjobs import (
     Runtime,
     WorkerOptions,
 )
+from asyncjobs.declare.add_options import due_of
 from asyncjobs.declare.definition import TaskDefinition
-from asyncjobs.queue import _due
 from asyncjobs.work.executor import Held, Later
 
 YEAR = 365 * 86_400
@@ -84,7 +84,7 @@ def config(option: str) -> Callable[[Any], Any]:
 
 # Each place: what it makes of a value, its name in the message, and whether 0 is one.
 PLACES: dict[str, tuple[Callable[[Any], Any], bool]] = {
-    "delay": (lambda value: _due(value, None)[1] / 1000, True),
+    "delay": (lambda value: due_of(value, None)[1] / 1000, True),
     "timeout": (lambda value: JobOptions(timeout=value).timeout, False),
     "backoff.delay": (lambda value: Backoff("fixed", value).delay, True),
     "backoff.max_delay": (lambda value: Backoff(max_delay=value).max_delay, True),
@@ -171,10 +171,10 @@ NO_INSTANTS: dict[str, Any] = {
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_a_job_is_due_at_its_instant(instant: str):
     given, due = INSTANTS[instant]
-    assert _due(None, given) == ("at", round(due.timestamp() * 1000))
+    assert due_of(None, given) == ("at", round(due.timestamp() * 1000))
 
 
 @pytest.mark.parametrize("value", NO_INSTANTS)
 def test_what_is_no_instant_is_refused_in_words(value: str):
     with pytest.raises(ConfigError, match=r"^at=.*expected"):
-        _due(None, NO_INSTANTS[value])
+        due_of(None, NO_INSTANTS[value])

@@ -1,24 +1,24 @@
 #!lua
--- add: put jobs on one queue, each in its stream or its delayed set; all of them or none.
+-- add: put jobs on one queue, each into the stream or the delayed set; all jobs or none.
 --
--- KEYS[1] stream     stream {j: job id}; made with its consumer group when it is first needed
+-- KEYS[1] stream     stream {j: job id}; the first add that needs it makes it, with its consumer group
 -- KEYS[2] delayed    zset id → due ms
--- KEYS[3] senders    hash sender → 'number of its last add applied here, ms until which that may be sent again'
--- KEYS[4] settings   hash, see `work`; m most waiting and delayed
--- KEYS[5] groups     zset, see `register`: the group is registered first; the stream where there is nothing to register
+-- KEYS[3] senders    hash sender → 'number of its last add applied here, ms until which that add may be sent again'
+-- KEYS[4] settings   hash, see `work`; m most waiting and delayed jobs
+-- KEYS[5] groups     zset, see `register`: the group is registered first; the stream if there is no group to register
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] news       channel told when an idle queue got work
 -- ARGV[3] group      the group id as given, or ''
--- ARGV[4] sender     the adding process and which of its calls in flight this is
--- ARGV[5] number     of this add, rising per sender: one that is sent again is recognised by it
--- ARGV[6] most       waiting and delayed, where the settings do not say; '' for no bound
--- ARGV[7] followed '1': a turn of the same queue comes right behind, and tells the others what it leaves; else ''
+-- ARGV[4] sender     the adding process, and which of its calls in flight this is
+-- ARGV[5] number     of this add, rising for each sender; a repeated add is recognised by its number
+-- ARGV[6] most       waiting and delayed jobs, unless the settings give a bound; '' for no bound
+-- ARGV[7] followed '1': a turn of the same queue comes right behind, and publishes the news of jobs it leaves; else ''
 -- ARGV[8] resent     ms in which this add may be sent again
 -- ARGV[9…] per job: id · kind ('in' ms from now, 'at' ms since the epoch) · when · data · options · named ('1': id chosen by the user)
 --
--- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, where one was refused}
--- Order: the entry, the record, which holds the id of the entry, and the sender's mark last. A record that the store
--- refuses (a foreign type, a slot on the move) takes its entry with it, so no entry is without a record.
+-- Returns {now ms, one character a job: '1' added, '0' exists, '2' refused, the queue is full; most, if any was refused}
+-- Order: first the entry; then the record, which holds the entry's id; last the sender's mark. If the store refuses a
+-- record (a foreign type, a slot on the move), its entry is deleted as well, so no entry is without a record.
 local call, pcall, type = redis.call, redis.pcall, type
 local stream, delayed, senders = KEYS[1], KEYS[2], KEYS[3]
 local prefix, group, sender, number = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -31,7 +31,7 @@ if KEYS[5] ~= stream then redis.call('ZADD', KEYS[5], stamp, group) end
 local length = redis.call('XLEN', stream)
 local first
 local last = redis.call('HGET', senders, sender)
--- Numbers rise: a lower one was given up by its sender, and comes late over a connection that was lost.
+-- Numbers rise. The sender has given up an add with a lower number, which comes late over a lost connection.
 local highest = last and tonumber(string.match(last, '^%d+') or '') or -1
 local replayed = highest >= number
 local answers, soonest, waiting = {}, nil, false
@@ -44,7 +44,7 @@ for i = 9, #ARGV, 6 do
   local id, kind, at = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local key, named = prefix .. id, ARGV[i + 5] == '1'
   if replayed then
-    -- What was refused then has no record; nor has what has run since and is not kept, which only a bound leaves unclear.
+    -- A job that was refused then has no record. Nor has one that has run and is not kept: with a bound it is unclear.
     local by = (named or most) and redis.call('HMGET', key, 'd', 'q')
     local refused = most and not by[1]
     answers[#answers + 1] = refused and '2' or (by and by[1] and named and by[2] ~= mark) and '0' or '1'
@@ -90,11 +90,11 @@ for i = 9, #ARGV, 6 do
   end
 end
 
--- Written even when nothing else is: a WAIT behind a repeated add has to wait for something.
+-- Written even if nothing else is, because a WAIT behind a repeated add needs a write to wait for.
 local resent = tonumber(ARGV[8])
 redis.call('HSET', senders, sender, string.format('%.0f %.0f', math.max(highest, number), now + resent))
 if redis.call('PTTL', senders) < resent then redis.call('PEXPIRE', senders, resent) end
--- A busy queue would keep every process that ever added to it.
+-- Without this, a busy queue would keep all processes that ever added to it.
 if not last and redis.call('HLEN', senders) > 16 then
   local marks, over = redis.call('HGETALL', senders), {}
   for i = 1, #marks, 2 do
@@ -104,7 +104,7 @@ if not last and redis.call('HLEN', senders) > 16 then
   if #over > 0 then redis.call('HDEL', senders, unpack(over)) end
 end
 if waiting and ARGV[7] == '' then
-  -- A queue that already had something waiting is being looked at: only the first job is news.
+  -- Processes already look at a queue with waiting jobs, so only the first waiting job is news.
   local busy = false
   if length > 0 then
     local active, _, summary = handed_out(stream)

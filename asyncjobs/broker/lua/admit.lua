@@ -1,24 +1,34 @@
 #!lua flags=allow-oom
--- admit: let a process start some jobs under a limit that holds over many queues, and say what runs there.
+-- admit: let a process start some jobs under a limit over many queues, and record how many jobs the process runs.
 --
--- KEYS[1] gate       hash: 'h ' .. process → 'running ms of this word'; 'u' .. window → tokens out; 'w' a process was
---                    refused a token since one was given back last
---                    and beside it a zset a window, gate:1 …: 'token n' → µs of return
+-- KEYS[1] gate       hash: 'h ' .. process → 'running, ms at which the process said so'; 'u' .. window → tokens out;
+--                    'w' a process was refused a token since one was given back last;
+--                    beside it a zset for each window, gate:1 …: 'token n' → µs of return
 -- ARGV[1] process
--- ARGV[2] running    jobs under this gate in that process, without those asked for
--- ARGV[3] want       how many more it would start
+-- ARGV[2] running    jobs under this gate in that process, without the wanted ones
+-- ARGV[3] want       how many more jobs the process would start
 -- ARGV[4] slots      most running over all processes, 0 for no such bound
--- ARGV[5] lease      ms after which the word of a process that fell silent does not count
+-- ARGV[5] lease      ms after which the number of a silent process does not count
 -- ARGV[6] windows    'max:µs max:µs …', '' for none
 -- ARGV[7] margin     µs that a start may lag
 -- ARGV[8] token      unique for this call
--- ARGV[9] spare      tokens of each window that are left to others
+-- ARGV[9] spare      tokens of each window that are left to other queues before the first start, the second, …: 'n n …',
+--                    the last number for all that follow as well; '' for none
 -- ARGV[10] news      channel told when the gate was full and has room again
--- ARGV[11] message   for it
+-- ARGV[11] message   for that channel
 --
 -- Returns {granted, ms until a token is back or -1}
 local gate, me, want, slots = KEYS[1], 'h ' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
-local spare = tonumber(ARGV[9])
+local spare = {}
+for n in string.gmatch(ARGV[9], '%d+') do spare[#spare + 1] = tonumber(n) end
+
+-- How many of those that are wanted may start where so many tokens are left.
+local function fitting(left)
+  local most = math.min(want, left)
+  while most > 0 and most + (spare[math.min(most, #spare)] or 0) > left do most = most - 1 end
+  return math.max(0, most)
+end
+
 -- @include clock
 local running, wait = tonumber(ARGV[2]), -1
 local others, before = 0, 0
@@ -39,7 +49,7 @@ if slots > 0 then
   want = math.max(0, math.min(want, slots - others - running))
 end
 local place = 0
-for most in string.gmatch(ARGV[6], '(%d+):%d+') do
+for most, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
   place = place + 1
   local zset, field = gate .. ':' .. place, 'u' .. place
   local back, returned = redis.call('ZRANGEBYSCORE', zset, '-inf', now_us, 'LIMIT', 0, 1000), 0
@@ -49,18 +59,20 @@ for most in string.gmatch(ARGV[6], '(%d+):%d+') do
     redis.call('HINCRBY', gate, field, -returned)
   end
   local left = tonumber(most) - tonumber(redis.call('HGET', gate, field) or 0)
-  local first = left - spare < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
-  if left < want and not first then  -- no token is out, whatever was counted: an operator may have deleted the zset
+  local fit = fitting(left)
+  local first = fit < want and redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2]
+  if left < want and not first then  -- no token is out, whatever the count says: an operator may have deleted the zset
     redis.call('HDEL', gate, field)
-    left = tonumber(most)
+    fit = fitting(tonumber(most))
   end
-  left = left - spare
-  if left < want then
-    want = math.max(0, left)
+  if fit < want then
+    want = fit
     redis.call('HSET', gate, 'w', '1')
     if first then
-      -- Not longer than a duration or two, whatever the clock did.
+      -- At most one or two durations, even if the clock was set back.
       wait = math.max(wait, 1, math.ceil(math.min(tonumber(first) - now_us, 3600000000) / 1000))
+    elseif want > 0 then  -- all that is out then is what is taken now
+      wait = math.max(wait, math.ceil(math.min(window + ARGV[7], 3600000000) / 1000))
     end
   end
 end
@@ -68,7 +80,7 @@ if want > 0 then
   place = 0
   for _, window in string.gmatch(ARGV[6], '(%d+):(%d+)') do
     place = place + 1
-    -- A question that is sent again may be granted what it was granted before; that is out once.
+    -- A repeated question may get the same grant again. Its tokens are out once.
     if redis.call('ZADD', gate .. ':' .. place, now_us + window + ARGV[7], ARGV[8] .. ' ' .. want) == 1 then
       redis.call('HINCRBY', gate, 'u' .. place, want)
     end

@@ -1,18 +1,18 @@
 #!lua flags=allow-oom
--- beat: a process's sign of life, and what it hears of those that were silent for longest.
+-- beat: record that a process lives, and return the processes that were silent for longest.
 --
 -- KEYS[1] processes  zset process → ms of its last beat
--- KEYS[2] epoch      string: drawn when it is missing, so that it changes only with the loss of the data
+-- KEYS[2] epoch      string, drawn if it is missing, so that it changes only with the loss of the data
 -- KEYS[3] due        zset process → ms when its shortest lease ends
 -- KEYS[4] leases     hash process → its leases, as the caller gives them
--- KEYS[5] swept      hash of this process, see `claim`: whoever shows a sign of life may be given up anew
+-- KEYS[5] swept      hash of this process, see `claim`: deleted, since a process that lives may be given up anew
 -- KEYS[6] about      hash process → JSON, what it says of itself; 'process names' → JSON, its job and task names
 -- KEYS[7] draining   hash process → JSON: it was asked to take nothing
 -- ARGV[1] process
--- ARGV[2] joining    '1' when it has just taken this name
+-- ARGV[2] joining    '1' when the process has just taken this name
 -- ARGV[3] draw       an epoch never used before
--- ARGV[4] lease      ms, the shortest of its own
--- ARGV[5] leases     of its job names
+-- ARGV[4] lease      ms, the shortest lease of the process
+-- ARGV[5] leases     of the process's job names
 -- ARGV[6] about      JSON
 -- ARGV[7] names      JSON, '' where they are written already
 -- ARGV[8] draining   JSON of a process that joins under a new name and was asked to take nothing, else ''
@@ -72,7 +72,7 @@ if #names > 0 then
     if beat then
       reply[n + 1], reply[n + 2], reply[n + 3] = name, math.max(0, now - tonumber(beat)), leases[i] or ''
     else
-      -- An earlier release has buried it, or taken it off the list.
+      -- An earlier release has buried the process, or taken it off the list.
       redis.call('ZREM', KEYS[3], name)
       redis.call('HDEL', KEYS[4], name)
       forget(name)

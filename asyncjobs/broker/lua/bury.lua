@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- bury: take a process off the list: one that is gone, or one whose jobs were all given back and that was silent since.
+-- bury: take a process off the list. The process is gone, or all its jobs were given back and it was silent since then.
 --
 -- KEYS[1] processes  zset process → ms of its last beat
 -- KEYS[2] due        zset process → ms when its shortest lease ends
@@ -7,7 +7,7 @@
 -- KEYS[4] about      hash process → JSON; 'process names' → JSON
 -- KEYS[5] draining   hash process → JSON
 -- ARGV[1] process
--- ARGV[2] lease      ms of silence that make it dead; 0 where it takes itself off
+-- ARGV[2] lease      ms of silence that make a process dead; 0 if the process takes itself off
 --
 -- Returns 1 buried · 0 alive, or buried already
 -- @include clock

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- claim: sweep after a dead process, one survivor a job name.
+-- claim: let one survivor sweep a job name of a dead process.
 --
--- KEYS[1] swept      hash of the dead process: job name → 'done', or 'ms survivor' of who sweeps; expires in an hour
+-- KEYS[1] swept      hash of the dead process: job name → 'done', or 'ms survivor' of the sweep; expires in an hour
 -- ARGV[1] name
 -- ARGV[2] survivor
--- ARGV[3] patience   ms after which a survivor that has not come to an end counts as dead as well
--- ARGV[4] done       '1' when it has come to an end
+-- ARGV[3] patience   ms after which a survivor that has not finished counts as dead as well
+-- ARGV[4] done       '1' when the survivor has finished
 --
--- Returns 1 sweep · 0 another survivor does · 2 it is done
+-- Returns 1 sweep · 0 another survivor sweeps · 2 the name is done
 -- @include clock
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if known == 'done' then return 2 end

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- count: how many jobs of one queue are in each state.
+-- count: count the jobs of one queue in each state.
 --
 -- KEYS[1] stream · KEYS[2] delayed · KEYS[3] completed · KEYS[4] failed · KEYS[5] cancelled
 --

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- end_run: a run of a task has ended; hand out the tick that was queued behind it, if any.
+-- end_run: record that a run of a task has ended, and hand out the tick that was queued behind it, if any.
 --
 -- KEYS[1] running    hash task → process that runs it; task .. ' queued' → scheduled ms; task .. ' handed' → 'scheduled ms
 --                    of what was handed out, mark of the run that had ended'

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- forget: delete the records of finished jobs of groups; a job that lives again under its id is left alone.
+-- forget: delete the records of finished jobs of groups. A job that lives again under the same id is left alone.
 --
--- KEYS[1] any        key of the slot that all of it lies in; outside of a Cluster everything does
--- ARGV[1] before     ms: only what had finished by then
--- ARGV[2] listed     'c', 'f' or 'k': the listing that they are to leave is that of completed, failed or cancelled jobs
+-- KEYS[1] any        key of the slot in which all these records lie; outside of a Cluster all keys lie in one slot
+-- ARGV[1] before     ms: only jobs that had finished by then
+-- ARGV[2] listed     'c', 'f' or 'k': the jobs leave the listing of completed, failed or cancelled jobs
 -- ARGV[3…] per group: jobs prefix · completed · failed · cancelled · number of ids · the ids
 --
--- Returns one character a job: '1' its record is gone · '2' there was none · '0' it is not finished (any more), it stays ·
--- '3' it has finished otherwise than this listing says, and stays: its settlement was refused when it was listed already
+-- Returns one character a job: '1' record deleted · '2' it had no record · '0' not finished (any more), it stays ·
+-- '3' it has finished otherwise than this listing says, and stays: its settlement was refused after it was listed
 local answers, before, listed, i = {}, tonumber(ARGV[1]), ARGV[2], 3
 while i <= #ARGV do
   local prefix, last = ARGV[i], i + 4 + tonumber(ARGV[i + 4])

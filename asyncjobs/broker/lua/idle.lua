@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- idle: how long a group has shown no sign of life.
+-- idle: how long a group has had no sign of life.
 --
 -- KEYS[1] groups     zset group id → ms of its last sign of life
 -- ARGV[1] group

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- index: list finishing jobs of groups under their job name, before they finish, and say which are too many.
+-- index: list finishing jobs of groups under their job name, before they finish, and return the jobs that are too many.
 --
 -- KEYS[1] groups     zset group id → ms of its last sign of life
 -- KEYS[2] completed  zset 'length of group id:group id, job id' → finished ms
@@ -10,9 +10,9 @@
 -- ARGV[5] kcount     the same for cancelled ones            ARGV[6] kage
 -- ARGV[7…] per job: group · 'c', 'f', 'k' or '' (alive, nothing to list) · member
 --
--- Returns {completed members over the limits, failed ones, now ms, cancelled ones}; they stay listed until their records
+-- Returns {completed members over the limits, failed ones, now ms, cancelled ones}. They stay listed until their records
 -- are gone.
--- With jobs to list one member each is enough to say that there are any; without, up to 1000.
+-- With jobs to list, one member of each kind is enough to show that there are any; without, up to 1000 are returned.
 -- @include clock
 local alive, listed, places = {}, {c = {}, f = {}, k = {}}, {c = KEYS[2], f = KEYS[3], k = KEYS[4]}
 for i = 7, #ARGV, 3 do
@@ -35,7 +35,7 @@ end
 local most = #ARGV > 6 and 1 or 1000
 local function over(zset, count, age)
   local members, seen = {}, {}
-  -- The other listing may be of a foreign type: what is listed here is all the same, and the timer tells of that one.
+  -- The other listing may be of a foreign type. This one's jobs are listed all the same; the timer reports the other.
   if most == 1 and type(redis.pcall('ZCARD', zset)) ~= 'number' then return members end
   local function note(list)
     for _, member in ipairs(list) do

@@ -1,12 +1,12 @@
 #!lua flags=no-writes
--- inspect: where the jobs of one queue stand at one instant, for whoever checks that each stands in one place.
+-- inspect: where the jobs of one queue stand at one instant, to check that each job stands in one place.
 --
 -- KEYS[1] stream · KEYS[2] delayed · KEYS[3] completed · KEYS[4] failed · KEYS[5] cancelled
 -- ARGV[1] jobs       prefix of the job hashes
--- ARGV[2] most       entries looked at of each
+-- ARGV[2] most       entries of each kind that are read
 --
--- Returns {waiting: id …; pending: owner, id …; delayed: id …; records: id, state, token …; finished: id …; counts as
--- `count` has them: waiting, active, delayed}
+-- Returns {waiting: id …; pending: owner, id …; delayed: id …; records: id, state, token …; finished: id …; counts, as
+-- in `count`: waiting, active, delayed}
 local most = tonumber(ARGV[2])
 local waiting, pending, records, seen, owned = {}, {}, {}, {}, {}
 local function record(id)

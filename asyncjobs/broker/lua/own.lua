@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- own: what is pending for a process on one queue, in order, as `work` would have returned it.
+-- own: the jobs that are pending for a process on one queue, in order, in the form that `work` returns.
 --
 -- KEYS[1] stream
 -- ARGV[1] jobs       prefix of the job hashes
@@ -7,11 +7,11 @@
 -- ARGV[3] after      entry to start behind, or '-'
 -- ARGV[4] bytes      of payloads after which no further job is returned
 --
--- Returns {next, rows}, and marked where some are
---   next: the entry to go on behind, '' after the last; 500 are looked at, and those without a job are left out
+-- Returns {next, rows}, and marked if there are any
+--   next: the entry to go on behind, '' after the last; 500 entries are read, and those without a job are left out
 --   rows: id · entry · data · attempts made · stalled count · added ms · options · token
---   marked: the same of jobs whose cancel was asked for, without data, and the mark of each
--- Reads only, by XPENDING and XRANGE: re-reading history by XREADGROUP would raise delivery counts.
+--   marked: the same for jobs whose cancel was asked for, without data, and the mark of each
+-- The script only reads, by XPENDING and XRANGE, because re-reading history by XREADGROUP would raise delivery counts.
 -- @include foreign
 -- @include row
 local rows, marked = {}, nil

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- owners: the processes that hold jobs of one queue; names of those that have long held none are taken off it.
+-- owners: the processes that hold jobs of one queue. The names of processes that have long held none are removed.
 --
 -- KEYS[1] stream
--- ARGV[1] idle       ms for which a name without a job was not used
+-- ARGV[1] idle       ms without use after which a name without a job is removed
 --
--- Returns the names of all consumers with something pending, 'head' left out
--- A killed process leaves its name behind, and on a stream that is never empty it would stay for ever. One that lives
--- after all writes it anew when it takes.
+-- Returns the names of all consumers with pending jobs, 'head' left out
+-- A killed process leaves its name behind, and the name would stay for ever on a stream that is never empty. A process
+-- that lives after all writes its name anew when it takes a job.
 local names = {}
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], 'w')
 if consumers.err then return names end

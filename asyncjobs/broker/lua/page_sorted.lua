@@ -57,16 +57,27 @@ end
 local left = last - first + 1
 local take = math.max(0, math.min(left, looks))
 local from = down and last - take + 1 or first
-local listed = take > 0 and redis.call('ZRANGE', zset, from, from + take - 1, 'WITHSCORES') or {}
-local looked, bytes, found = 0, 0, {}
+-- A score is printed with 17 digits, which takes as long as to look for a text: a search asks for those of what it finds.
+local step = wanted and 1 or 2
+local listed = {}
+if take > 0 and wanted then
+  listed = redis.call('ZRANGE', zset, from, from + take - 1)
+elseif take > 0 then
+  listed = redis.call('ZRANGE', zset, from, from + take - 1, 'WITHSCORES')
+end
+local looked, bytes, found, i = 0, 0, {}, down and #listed - step + 1 or 1
+if down then step = -step end
 while looked < take and #found < finds and bytes < budget do
-  local i = down and #listed - 2 * looked - 1 or 2 * looked + 1
   local fields, more = {}, 0
   if prefix ~= '' then fields, more = look(prefix .. listed[i]) end
   bytes = bytes + more
-  if bytes > budget and fields and not (may_burst and looked == 0) then break end
-  looked = looked + 1
-  member, score = listed[i], listed[i + 1]
-  if fields then found[#found + 1] = {member, score, fields} end
+  if fields then
+    if bytes > budget and not (may_burst and looked == 0) then break end
+    found[#found + 1] = {listed[i], listed[i + 1], fields}
+    if wanted then found[#found][2] = redis.call('ZSCORE', zset, listed[i]) end
+  end
+  looked, member = looked + 1, listed[i]
+  i = i + step
 end
+if looked > 0 then score = redis.call('ZSCORE', zset, member) end
 return {looked, looked < left and 1 or 0, score, member, found}

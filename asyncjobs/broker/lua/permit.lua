@@ -1,8 +1,8 @@
 #!lua flags=no-writes
--- permit: which commands of asyncjobs this user may not run. Asks only, and so can run on any node of a Cluster.
+-- permit: which commands of asyncjobs this user may not run. It only asks, so it can run on any node of a Cluster.
 --
 -- ARGV[1] key        a key of the installation
--- ARGV[2] channel    a channel of it
+-- ARGV[2] channel    a channel of the installation
 --
 -- Returns the commands that are denied
 local key, channel = ARGV[1], ARGV[2]

@@ -1,11 +1,11 @@
 #!lua flags=no-writes
--- read: one job as it stands.
+-- read: one job's record, and when the job is due.
 --
 -- KEYS[1] job        hash
 -- KEYS[2] delayed    zset
 -- ARGV[1] id
 --
--- Returns {due ms or '', field, value, …}; only {''} where there is no such job, or somebody else has overwritten it
+-- Returns {due ms or '', field, value, …}; only {''} if there is no such job, or its record was overwritten
 -- @include foreign
 local reply = redis.pcall('HGETALL', KEYS[1])
 if reply.err then

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- refund: give back what `admit` granted and no job was found for.
+-- refund: give back tokens that `admit` granted and for which no job was found.
 --
 -- KEYS[1] gate       as in `admit`
 -- ARGV[1] token      of the grant
 -- ARGV[2] granted
 -- ARGV[3] unused
 -- ARGV[4] windows    as in `admit`
--- ARGV[5] news       channel told when a process was refused, so that it asks again
--- ARGV[6] message    for it
+-- ARGV[5] news       channel told if a process was refused tokens, so that it asks again
+-- ARGV[6] message    for that channel
 --
--- Returns 1. Sent twice it finds nothing the second time.
+-- Returns 1. A repeated call finds no token the second time.
 local place, granted, unused = 0, tonumber(ARGV[2]), tonumber(ARGV[3])
 for _ in string.gmatch(ARGV[4], '%d+:%d+') do
   place = place + 1

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- retain: after a process was declared dead and lives on under a new name, keep the tries it still owns.
+-- retain: keep the tries that a process still owns after it was declared dead and has taken a new name.
 --
 -- KEYS[1] stream
 -- ARGV[1] jobs       prefix of the job hashes
 -- ARGV[2] consumer   the new name
 -- ARGV[3…] per running try: id · entry · token
 --
--- Returns one character a try: '1' still ours, now under the new name · '0' lost
+-- Returns one character a try: '1' still owned, now under the new name · '0' lost
 -- @include foreign
 local answers = {}
 for i = 3, #ARGV, 3 do

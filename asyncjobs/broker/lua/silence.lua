@@ -1,10 +1,10 @@
 #!lua flags=no-writes
--- silence: for how long some processes have been silent.
+-- silence: how long some processes have been silent.
 --
 -- KEYS[1] processes  zset process → ms of its last beat
 -- ARGV[…] processes
 --
--- Returns ms for each; -1 for one that never beat, or was buried
+-- Returns ms for each; -1 for a process that never beat, or was buried
 -- @include clock
 local reply = {}
 for i = 1, #ARGV do

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- spend: take a token again for a job that starts later than its token allows for.
+-- spend: take a token again for a job that starts later than its first token allows.
 --
 -- KEYS[1] bucket     as in `work`
 -- KEYS[2] settings   as in `work`
 -- ARGV[1] windows    'max:µs max:µs …' of the limiter, unless the settings have others
 -- ARGV[2] margin     µs that the start may lag
--- ARGV[3] out        '1' where the first token is still out, so that its place is ours; else another start may have it
+-- ARGV[3] out        '1' if the first token is still out, so the job keeps its place; else another start may have it
 --
 -- Returns 0 taken · ms until a token is back
--- Only ever makes the bucket slower, so sending it twice is safe.
+-- A repeated call can only make the bucket slower, so it is safe.
 -- @include clock
 -- @include bucket
 local margin, looked, wait = tonumber(ARGV[2]), {}, 0

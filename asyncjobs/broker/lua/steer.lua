@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- steer: change what is set of a queue at run time, and tell the processes that serve it.
+-- steer: change a queue's settings at run time, and tell the processes that serve the queue.
 --
 -- KEYS[1] settings   hash, see `work`; m most waiting
 -- ARGV[1] news       channel
--- ARGV[2] message    what to say there
+-- ARGV[2] message    for that channel
 -- ARGV[3] orders     channel, told as well: a queue whose slots are all in use has no turn in which it would see it
--- ARGV[4] order      what to say there
--- ARGV[5…] field · value, '' for none
+-- ARGV[4] order      for that channel
+-- ARGV[5…] field · value, '' removes the setting
 --
 -- Returns 1
 for i = 5, #ARGV, 2 do

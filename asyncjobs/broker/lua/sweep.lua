@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- sweep: give back the jobs of a dead process on one queue, each whose handler had begun with one more stall.
+-- sweep: give back the jobs of a dead process on one queue. A job whose handler had begun gets one more stall.
 --
 -- KEYS[1] stream
 -- ARGV[1] jobs       prefix of the job hashes
@@ -10,10 +10,9 @@
 -- ARGV[6] token      of this sweep, the fence of the jobs that it returns as doomed
 -- ARGV[7] most       stalls allowed
 --
--- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}, and marked ones as there
--- where some are
--- A job over the limit is claimed by the sweeper, which fails it by the ordinary way (`work`, op 'f'); so is one whose
--- cancel was asked for, which the sweeper cancels (op 'k').
+-- Returns {given-back ids, left (1: call again), rows of doomed jobs as in `work`}, and marked ones as there, if any
+-- The sweeper claims a job with too many stalls, and fails it in the ordinary way (`work`, op 'f'). It also claims a job
+-- whose cancel was asked for, and cancels it (op 'k').
 -- @include foreign
 -- @include row
 -- @include news
@@ -22,7 +21,7 @@ local back, doomed, marked, size, seen = {}, {}, nil, 0, 0
 local pending = redis.pcall('XPENDING', stream, 'w', '-', '+', 500, ARGV[4])
 if pending.err then return {back, 0, doomed} end
 for _, row in ipairs(pending) do
-  if size >= 2097152 then break end  -- bytes of doomed payloads: a reply has to fit through a narrow link
+  if size >= 2097152 then break end  -- bytes of doomed payloads, since a reply has to fit through a narrow link
   seen = seen + 1
   local entry = redis.call('XRANGE', stream, row[1], row[1])[1]
   local id = entry and entry[2][2]
@@ -39,8 +38,8 @@ for _, row in ipairs(pending) do
     marked[#marked + 1] = job[8]
   else
     local before = tonumber(job[3]) or 0
-    if before < 0 or before > 1e6 or before % 1 ~= 0 then before = 0 end  -- not ours
-    -- Marked by this take, or by an earlier release, which marked all alike.
+    if before < 0 or before > 1e6 or before % 1 ~= 0 then before = 0 end  -- another program has written the field
+    -- This take has marked the job, or an earlier release, which marked all jobs alike.
     local stalled = before + ((job[6] == '1' or (job[6] and job[6] == job[7])) and 0 or 1)
     if stalled > tonumber(ARGV[7]) then
       redis.call('HSET', prefix .. id, 's', stalled, 'r', ARGV[6], 'x', 'a')
@@ -54,7 +53,7 @@ for _, row in ipairs(pending) do
     end
   end
 end
--- Only an empty consumer may go: DELCONSUMER destroys what is pending for it.
+-- Only an empty consumer may go, because DELCONSUMER destroys the entries that are pending for it.
 local left = #pending == 500 or seen < #pending
 if not left then redis.call('XGROUP', 'DELCONSUMER', stream, 'w', ARGV[4]) end
 if redis.call('XLEN', stream) == 0 then redis.call('DEL', stream) end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- tick: claim one firing of a task, once over all processes.
+-- tick: claim one firing of a task for one process of all.
 --
 -- KEYS[1] ticks      hash task → 'scheduled ms process' of the last tick claimed
 -- KEYS[2] running    hash task → process that runs it; task .. ' queued' → scheduled ms
@@ -9,18 +9,18 @@
 -- KEYS[6] runs       list, see `task_runs`
 -- KEYS[7] skips      list, see `task_runs`
 -- ARGV[1] task
--- ARGV[2] scheduled  ms, the instant the tick is due
+-- ARGV[2] scheduled  ms, the instant at which the tick is due
 -- ARGV[3] process
 -- ARGV[4] overlap    'skip', 'queue' or 'allow'
--- ARGV[5] lease      ms of silence after which a running process counts as dead that tells no lease of its own
+-- ARGV[5] lease      ms of silence after which a running process without a lease of its own counts as dead
 -- ARGV[6] busy       '1' while the calling process itself runs the task
 -- ARGV[7] mark       of the run in the list of runs
 --
--- A claim in the future was made by a clock of the store that was set back since: it must not keep later ticks out.
+-- A claim in the future was made before the store's clock was set back, so it must not block later ticks.
 --
 -- Returns {'fire'} · {'fire', ms that the last claim lay in the future} · {'early', ms until due} · {'taken'} ·
 -- {'overlap'} · {'queued'} · {'paused'}
--- Sent again after a lost reply by the same process it answers 'fire' again.
+-- If the same process sends the call again after a lost reply, the script answers 'fire' again.
 -- @include clock
 -- @include overlap
 -- @include task_runs
@@ -36,7 +36,7 @@ end
 redis.call('HSET', KEYS[1], task, string.format('%.0f ', scheduled) .. process)
 local paused = redis.call('HGET', KEYS[5], task)
 if paused or ARGV[4] ~= 'allow' and runs_already(KEYS[2], KEYS[3], KEYS[4], task, process, ARGV[5], ARGV[6]) then
-  -- The mark above is not a claim to run: a repeat must hear 'taken'.
+  -- The mark above is no claim to run, so a repeated call must hear 'taken'.
   redis.call('HSET', KEYS[1], task, string.format('%.0f -', scheduled))
   if paused or ARGV[4] == 'skip' then
     skip_tick(KEYS[7], ARGV[2], paused and '"w":"paused"' or '"w":"overlap"')

@@ -7,7 +7,7 @@
 -- ARGV[4] fcount     the same for failed ones               ARGV[5] fage
 -- ARGV[6] kcount     the same for cancelled ones            ARGV[7] kage
 --
--- Returns how many records were deleted; at most 3000, so call again until it is 0
+-- Returns how many records were deleted, at most 3000, so the caller calls again until it is 0
 -- @include clock
 -- @include trim
 local gone = 0

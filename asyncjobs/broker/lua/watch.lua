@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- watch: ask to be told when a job finishes, or learn that it has.
+-- watch: ask for news of a job's end, or learn that the job has finished.
 --
 -- KEYS[1] job        hash
 --

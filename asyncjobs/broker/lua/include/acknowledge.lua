@@ -1,4 +1,4 @@
--- acknowledge: the entries of what was settled leave the stream, of `work`. Reads acked; sets length, active, head, summary.
+-- acknowledge, of `work`: entries of settled jobs leave the stream. Reads acked; sets length, active, head, summary.
 local function parts(entry)
   local ms, n = string.match(entry, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(n)
@@ -10,10 +10,11 @@ local function after(entry, other)
   return ms > other_ms or (ms == other_ms and n > other_n)
 end
 
--- Deleting an entry by its id costs 3 µs, since its node is walked to find it; trimming walks once for all. Entries are
--- handed out in order and stay pending until they are acknowledged: what lies before the first pending one, or, where
--- none is, up to the last acknowledged one, is done with. What lies behind it is deleted one by one.
--- Where an operator deleted the stream or its group nothing is pending. A new stream may use an entry's id again.
+-- Deleting an entry by its id costs 3 µs, because the server walks the node to find it; trimming walks once for all.
+-- Entries are handed out in order, and stay pending until they are acknowledged. So all entries before the first
+-- pending one are done; without a pending one, all up to the last acknowledged one. These are trimmed. Later ones are
+-- deleted one by one.
+-- If an operator deleted the stream or its group, no entry is pending. A new stream may use an entry's id again.
 if #acked > 0 then
   call('XACK', stream, 'w', unpack(acked))
   active, head, summary = handed_out(stream)

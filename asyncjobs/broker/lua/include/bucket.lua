@@ -1,11 +1,11 @@
--- bucket: a list of 'µs of return, tokens, tokens ever taken before', the first to return first. Needs `clock`.
+-- bucket: a list of 'µs of return, tokens, tokens ever taken before', in the order of return. Needs `clock`.
 local function parse(text)
   local at, n, before = string.match(text, '^(%d+) (%d+) (%d+)$')
   return tonumber(at), tonumber(n), tonumber(before)
 end
 
--- Ever later tokens stand behind each other: the first that is still out is found by halves, and what is before it goes
--- at once. Returns the first entry that is left.
+-- Tokens stand in the order of return. So the first token that is still out is found by halves, and all before it are
+-- removed at once. Returns the first entry that is left.
 local function drop_returned(key)
   local oldest = redis.call('LINDEX', key, 0)
   if not oldest or parse(oldest) > now_us then return oldest end
@@ -24,7 +24,7 @@ local function is_one_entry(at, other, duration)
   return math.floor(at / grain) == math.floor(other / grain)
 end
 
--- Take `n` tokens; `joined`: how many the last entry holds, if they are to be of it.
+-- Take `n` tokens. `joined`: the tokens of the last entry, if the new ones join it.
 local function take_tokens(key, at, n, ever, joined)
   if joined then
     redis.call('LSET', key, -1, string.format('%.0f %d %.0f', at, joined + n, ever))

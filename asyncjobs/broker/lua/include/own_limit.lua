@@ -1,4 +1,4 @@
--- own_limit: the tokens of a queue's own limiter for the jobs that it takes, of `take`. Sets want, wait, looked. Needs `bucket`.
+-- own_limit, of `take`: take tokens of the queue's own limiter for its jobs. Sets want, wait, looked. Needs `bucket`.
 local looked = {}
 if want > 0 and #windows > 2 then
   local margin = tonumber(ARGV[10])
@@ -17,7 +17,7 @@ if want > 0 and #windows > 2 then
       ever = before + n
       used = ever - first_before
       latest = math.max(latest, last_at)
-      -- A Redis clock that was set back must not close the bucket for longer than one duration.
+      -- If Redis's clock was set back, the bucket must not stay closed for longer than one duration.
       if first_at > now_us + 2 * (duration + margin) + 1000000 then
         redis.call('DEL', key)
         used, ever, latest = max, max, now_us + duration + margin

@@ -1,4 +1,4 @@
--- promote: delayed jobs that are due wait in the stream from now on, of `work`. Sets wait, held, had, length.
+-- promote, of `work`: move delayed jobs that are due into the stream. Sets wait, held, had, length.
 if held and held <= now then
   redis.call('HDEL', KEYS[6], 'h')
   held = nil

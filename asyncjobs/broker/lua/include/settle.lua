@@ -1,5 +1,5 @@
--- settle: the outcomes of the tries that have ended, of `work`.
--- A job whose cancel was asked for is not run again: what would do that is refused, and settled as 'k' instead.
+-- settle, of `work`: apply the outcomes of the tries that have ended.
+-- A job whose cancel was asked for must not run again: an outcome that would run it is refused, and settled as 'k' instead.
 -- Sets statuses, acked, settled, released, held, length, soonest, first, finished, by_default, overrides.
 local known = {}
 for i = 20, #ARGV, 7 do
@@ -28,7 +28,7 @@ for op, list in pairs(finished) do
   if #list > 0 then redis.call('ZADD', zsets[op], unpack(list)) end
 end
 
--- How many tries a record tells of; none where somebody else has made something else of it.
+-- The number of tries in a record; 0 if another program has overwritten the record.
 local function tries(text)
   local n = text and tonumber(text)
   return n and n >= 0 and n < 1e15 and n % 1 == 0 and n or 0
@@ -50,7 +50,7 @@ for i = 20, #ARGV, 7 do
     status = (job[1] or (not job.overwritten and redis.call('EXISTS', key) == 1)) and '0' or '3'
     local left = status == '3' and had and redis.call('XRANGE', stream, entry, entry)[1]
     if left and left[2][2] == id then
-      -- An operator deleted or overwrote the record of a running job: its entry would look active for ever.
+      -- An operator deleted or overwrote a running job's record. Its entry goes, else it would look active for ever.
       acked[#acked + 1], settled = entry, settled + 1
     end
   elseif job[2] ~= 'a' then

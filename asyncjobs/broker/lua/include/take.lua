@@ -1,4 +1,4 @@
--- take: as many jobs as there are slots and tokens, first from the head, then new ones, of `work`.
+-- take, of `work`: take as many jobs as there are slots and tokens, first from the head, then new ones.
 -- Sets rows, marked, waiting, wait, length. Reads active, head, summary, held.
 local want = 0
 if length > 0 then
@@ -16,7 +16,7 @@ if length > 0 then
   end
 end
 -- @include own_limit
--- Payloads may be large: records are read a few at a time, and more each time as long as they are small.
+-- Payloads may be large, so records are read a few at a time, and more each time as long as they are small.
 local budget, size, left, step = tonumber(ARGV[13]), 0, want, 16
 local spare, broken = {}, false
 
@@ -67,8 +67,8 @@ while left > 0 and size < budget do
         add_row(rows, id, entry[1], job)
         size = size + #job[1]
       else
-        -- An entry whose record an operator deleted or overwrote, or whose job was cancelled: nothing is left to run, but
-        -- there may be more behind. The id of the entry alone is no record.
+        -- An operator deleted or overwrote the entry's record, or the job was cancelled. No job is left to run, but more
+        -- entries may come behind. The id of the entry alone is no record.
         wait = 0
         if not job[1] then redis.pcall('HDEL', key, 'i') end
         redis.call('XACK', stream, 'w', entry[1])
@@ -80,7 +80,7 @@ while left > 0 and size < budget do
   if size > 0 then step = math.min(step, math.max(1, math.floor((budget - size) * #rows / (7 * size)))) end
 end
 if want > 0 then
-  -- Their ids are lower than those of all that was not handed out yet: at the head they keep their place.
+  -- Their ids are lower than those of all entries that were not handed out yet, so they keep their place at the head.
   if #spare > 0 then
     spare[#spare + 1] = 'JUSTID'
     redis.call('XCLAIM', stream, 'w', 'head', 0, unpack(spare))

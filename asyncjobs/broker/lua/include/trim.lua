@@ -1,4 +1,4 @@
--- trim: the oldest finished jobs beyond a count and an age go, `most` of them. Returns how many went. Needs `clock`.
+-- trim: delete the oldest finished jobs beyond a count and an age, `most` at most. Returns how many. Needs `clock`.
 local function trim(zset, prefix, count, age, most)
   local gone = 0
   local function forget(ids)
