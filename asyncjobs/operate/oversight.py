@@ -24,6 +24,10 @@ class Oversight:
         broker: Broker = self._queue._running(what, "runtime")
         return broker
 
+    async def _write(self, broker: Broker, what: str, target: dict[str, str], reason: str = "") -> None:
+        """Write an act into the audit trail, before it is done."""
+        await self._queue.operator.write(broker, what, target, reason=reason)
+
     async def processes(self) -> list[ProcessInfo]:
         """All processes that work on this store, each as its last heartbeat has it."""
         return await processes.processes(self._operated("processes"))
@@ -37,11 +41,17 @@ class Oversight:
         Raises:
             ConfigError: there is no such process; the text names those that there are.
         """
-        await processes.drain(self._operated("drain_process"), process_id, reason)
+        broker, given = self._operated("drain_process"), processes.order(reason)
+        process = await processes.meant(broker, process_id)
+        await self._write(broker, "drain_process", {"process": process}, reason)
+        await processes.ask(broker, process, given)
 
     async def resume_process(self, process_id: str) -> None:
         """Let a process take jobs again that was asked to drain."""
-        await processes.resume(self._operated("resume_process"), process_id)
+        broker = self._operated("resume_process")
+        process = await processes.meant(broker, process_id)
+        await self._write(broker, "resume_process", {"process": process})
+        await processes.ask(broker, process, b"")
 
     async def tasks(self) -> list[TaskInfo]:
         """All tasks that any process has known: schedule, last runs, skipped ticks, next ticks."""
@@ -56,7 +66,10 @@ class Oversight:
             ConfigError: there is no such task.
             StateError: no living process has it.
         """
-        return await tasks.run(self._operated("run_task"), name)
+        broker = self._operated("run_task")
+        await tasks.check(broker, name)
+        await self._write(broker, "run_task", {"task": name})
+        return await tasks.run(broker, name)
 
     async def pause_task(self, name: str, reason: str = "") -> None:
         """Keep a task from ticking, in all processes and over restarts; its ticks are noted as skipped.
@@ -64,8 +77,14 @@ class Oversight:
         Raises:
             ConfigError: there is no such task.
         """
-        await tasks.pause(self._operated("pause_task"), name, reason)
+        broker, given = self._operated("pause_task"), processes.order(reason)
+        await tasks.check(broker, name)
+        await self._write(broker, "pause_task", {"task": name}, reason)
+        await tasks.pause(broker, name, given)
 
     async def resume_task(self, name: str) -> None:
         """Let a task tick again."""
-        await tasks.resume(self._operated("resume_task"), name)
+        broker = self._operated("resume_task")
+        await tasks.check(broker, name)
+        await self._write(broker, "resume_task", {"task": name})
+        await tasks.pause(broker, name, b"")

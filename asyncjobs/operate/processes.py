@@ -186,29 +186,23 @@ def _pid(process: str) -> int | None:
     return int(parts[1]) if len(parts) == 4 and parts[1].isdigit() and len(parts[1]) < 12 else None
 
 
-async def drain(broker: Broker, process_id: str, reason: str) -> None:
-    """Ask a process to take nothing more."""
-    given = order(reason)
-    await _order(broker, process_id, given)
-
-
-async def resume(broker: Broker, process_id: str) -> None:
-    """Let a process take jobs again."""
-    await _order(broker, process_id, b"")
-
-
-async def _order(broker: Broker, process_id: str, given: bytes) -> None:
-    living = await broker.living()
-    if not await broker.ask_to_drain(_meant(process_id, living), given):
-        raise ConfigError(f"process={shown(process_id)} has gone meanwhile; {_known(living)}")
-
-
-def _meant(process_id: str, living: Iterable[str]) -> str:
+async def meant(broker: Broker, process_id: str) -> str:
     """The process that an operator means by its id, or by the last part of it.
 
     Raises:
         ConfigError: there is none, or there are several.
     """
+    return _meant(process_id, await broker.living())
+
+
+async def ask(broker: Broker, process: str, given: bytes) -> None:
+    """Ask a process to take nothing more; b'' to go on."""
+    if not await broker.ask_to_drain(process, given):
+        raise ConfigError(f"process={shown(process)} has gone meanwhile; {_known(await broker.living())}")
+
+
+def _meant(process_id: str, living: Iterable[str]) -> str:
+    """The one of those that are there."""
     if not isinstance(process_id, str) or not process_id:
         raise ConfigError(f"process={shown(process_id)}: expected the id of a process; {_known(living)}")
     meant = [one for one in living if one == process_id] or [one for one in living if one.endswith(f".{process_id}")]

@@ -16,7 +16,7 @@ from asyncjobs.broker import Broker
 from asyncjobs.declare.definition import TaskSpec, zone
 from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError, StateError
-from asyncjobs.operate.processes import ProcessInfo, order, processes, read_order
+from asyncjobs.operate.processes import ProcessInfo, processes, read_order
 from asyncjobs.operate.schedule import NextTick, in_words, next_ticks
 
 RUN_PATIENCE: Final = 10.0  # seconds in which a process must take a run that is asked for
@@ -251,31 +251,29 @@ def _zone(name: str) -> ZoneInfo:
 
 
 # Acting ---------------------------------------------------------------------------------------------------------
-async def pause(broker: Broker, name: str, reason: str) -> None:
-    """Keep a task from ticking."""
-    await _order(broker, name, order(reason))
-
-
-async def resume(broker: Broker, name: str) -> None:
-    """Let a task tick again."""
-    await _order(broker, name, b"")
-
-
-async def _order(broker: Broker, name: str, given: bytes) -> None:
-    if not isinstance(name, str) or not await broker.pause_task(name, given):
-        raise _unknown(name, (await broker.stored_tasks()).known)
-
-
-async def run(broker: Broker, name: str) -> Asked:
-    """Have one process run a task now; what came of it.
+async def check(broker: Broker, name: str) -> None:
+    """See that there is such a task.
 
     Raises:
-        ConfigError: there is no such task.
-        StateError: no living process fires it, or none took the run within some seconds.
+        ConfigError: there is not; the text names those that there are.
     """
     known = (await broker.stored_tasks()).known
     if not isinstance(name, str) or name not in known:
         raise _unknown(name, known)
+
+
+async def pause(broker: Broker, name: str, given: bytes) -> None:
+    """Keep a task from ticking; b'' lets it tick again."""
+    if not await broker.pause_task(name, given):
+        raise _unknown(name, (await broker.stored_tasks()).known)
+
+
+async def run(broker: Broker, name: str) -> Asked:
+    """Have one process run a task now, that there is; what came of it.
+
+    Raises:
+        StateError: no living process fires it, or none took the run within some seconds.
+    """
     every = await processes(broker)
     if not any(one.state == "alive" and (name in one.tasks or not one.says_names) for one in every):
         raise StateError(f"no living process fires the task {name}, so none can run it; {_why_none(every, name)}")

@@ -338,3 +338,26 @@ async def test_queued_ticks_and_those_of_threads_are_written_down(make_runtime):
         assert await worker.run_task("thread") == "queued"
         gate.set()
         await runs(worker, "thread", 2, outcome="completed")
+
+
+async def test_what_operators_do_to_processes_and_tasks_is_in_the_audit_trail(make_runtime):
+    worker = make_runtime()
+    worker.task(NEVER, name="poll")(lambda: None)
+    async with worker:
+        process = worker.health()["process"]
+        await worker.run_task("poll")
+        await worker.pause_task("poll", "too many")
+        await worker.resume_task("poll")
+        await worker.drain_process(process, "the disk")
+        await worker.resume_process(process)
+        trail = [(one.what, one.target, one.reason) async for one in worker.queue.audit()]
+    assert sorted(trail, key=str) == sorted(
+        [
+            ("run_task", {"task": "poll"}, ""),
+            ("pause_task", {"task": "poll"}, "too many"),
+            ("resume_task", {"task": "poll"}, ""),
+            ("drain_process", {"process": process}, "the disk"),
+            ("resume_process", {"process": process}, ""),
+        ],
+        key=str,
+    )
