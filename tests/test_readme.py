@@ -21,7 +21,7 @@ import asyncjobs
 from asyncjobs import JobOptions, Limiter, Runtime, TaskDefinition, WorkerOptions
 from asyncjobs.cli import COMMANDS
 from asyncjobs.events import EVENT_TYPES
-from asyncjobs.operate.why import CODES
+from asyncjobs.operate.why import CODES as REASONS
 from tests.helpers import Process, command_line, eventually, free_port
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -254,7 +254,7 @@ async def _waits(job, codes):
 
 def test_every_reason_is_in_its_table():
     listed = [code for row in table_keys("code") for code in re.findall(r"\w+", row)]
-    assert listed == list(CODES)
+    assert listed == list(REASONS)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from asyncjobs.broker.add_calls import AddCall, Place
 from asyncjobs.broker.address import REPLY_TIMEOUT
 from asyncjobs.broker.broker import WORK_CONNECTIONS, Broker
 from asyncjobs.broker.cancelling import Mark, Target, read_mark
-from asyncjobs.broker.explaining import Explained, Gate, Gauge, Service, Tokens
+from asyncjobs.broker.explaining import Backlog, Explained, Gate, Service, Tokens
 from asyncjobs.broker.fleet import Described
 from asyncjobs.broker.keeping import Beat, Silent, Word
 from asyncjobs.broker.keys import Keys
@@ -33,6 +33,7 @@ __all__ = [
     "WORK_CONNECTIONS",
     "Act",
     "AddCall",
+    "Backlog",
     "Beat",
     "Broker",
     "BrokerBusyError",
@@ -40,7 +41,6 @@ __all__ = [
     "Excess",
     "Explained",
     "Gate",
-    "Gauge",
     "Keys",
     "Mark",
     "OnWork",

@@ -92,7 +92,7 @@ class Service(NamedTuple):
     gates: dict[str, Gate]
 
 
-class Gauge(NamedTuple):
+class Backlog(NamedTuple):
     """How fast jobs come and how long they run.
 
     Attributes:
@@ -164,11 +164,11 @@ class Explaining(RetryingCaller):
             {gates[i].decode(errors="replace"): _gate(gates[i + 1]) for i in range(0, len(gates), 2)},
         )
 
-    async def gauge(self, keys: Keys) -> Gauge:
+    async def backlog(self, keys: Keys) -> Backlog:
         """How fast jobs of a queue come, and how long they run."""
-        found = await self._ask(scripts.GAUGE(keys.stream, keys.completed, keys.jobs, ARRIVALS_MS))
+        found = await self._ask(scripts.BACKLOG(keys.stream, keys.completed, keys.jobs, ARRIVALS_MS))
         waiting, active, came, over, ran, took = found
-        return Gauge(waiting, active, came, over / 1000, ran, took / 1000)
+        return Backlog(waiting, active, came, over / 1000, ran, took / 1000)
 
 
 def _gate(found: Sequence[Any]) -> Gate:

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from asyncjobs.broker import Broker, Gauge
+from asyncjobs.broker import Backlog, Broker
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import Limits, limiters
 from asyncjobs.declare.queue_limits import NO_WINDOWS, QueueLimits, windows_text
@@ -92,7 +92,7 @@ async def preview(
     known = None if spec is None else told_of(spec)
     service, gauge, own, by_name = await asyncio.gather(
         broker.explain_service(place.name, LEASE, None if known is None else list(known.named)),
-        broker.gauge(place.keys),
+        broker.backlog(place.keys),
         broker.settings(place.keys),
         broker.settings(broker.queue_keys(place.name, None)),
     )
@@ -131,7 +131,7 @@ def _given(limiter: Limits | Unset, concurrency: int | Unset | None) -> tuple[st
     return windows, "" if given is None else str(whole(given, "concurrency", least=1))
 
 
-def _arriving(gauge: Gauge) -> float | None:
+def _arriving(gauge: Backlog) -> float | None:
     """Jobs a second; None where nothing waits, or not for long enough to tell."""
     return gauge.came / gauge.over if gauge.waiting and gauge.over >= LEAST_SPAN else None
 

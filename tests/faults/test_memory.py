@@ -236,9 +236,9 @@ class Case:
         args = (*keys, names_key(self.prefix), "job", 30_000, f"{{{self.prefix}}}:gate:", "1", "x")
         await self.hold(lambda got: got[2:4] == [0, 0], scripts.EXPLAIN_SERVICE, *args)
 
-    async def gauge(self) -> None:
+    async def backlog(self) -> None:
         args = (self.keys.stream, self.keys.completed, self.keys.jobs, 60_000)
-        await self.hold(lambda got: got[:2] == [1, 2], scripts.GAUGE, *args)
+        await self.hold(lambda got: got[:2] == [1, 2], scripts.BACKLOG, *args)
 
     async def describe(self) -> None:
         keys = (self.processes, due_key(self.prefix), leases_key(self.prefix), about_key(self.prefix))

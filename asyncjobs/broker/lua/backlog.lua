@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- gauge: how fast jobs of a queue come and how long they run, by what it holds at this instant.
+-- backlog: how fast jobs of a queue come and how long they run, by what it holds at this instant.
 --
 -- KEYS[1] stream
 -- KEYS[2] completed  zset id → finished ms
