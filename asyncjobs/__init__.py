@@ -38,7 +38,12 @@ from asyncjobs.history.figures import Figures, Group, History, Spread
 from asyncjobs.job import Job
 from asyncjobs.job_record import Cancellation
 from asyncjobs.operate.counting import Count
+from asyncjobs.operate.preview import Pace, Preview
+from asyncjobs.operate.processes import ProcessInfo, RunningJob
+from asyncjobs.operate.schedule import NextTick
 from asyncjobs.operate.selection import Page, Selection
+from asyncjobs.operate.tasks import SkippedTick, TaskInfo, TaskRun
+from asyncjobs.operate.why import Reason
 from asyncjobs.queue import Queue
 from asyncjobs.runtime import Runtime
 
@@ -71,19 +76,28 @@ __all__ = [
     "JobTimeoutError",
     "Limiter",
     "LoadError",
+    "NextTick",
     "NotRunningError",
+    "Pace",
     "Page",
     "PayloadError",
+    "Preview",
+    "ProcessInfo",
     "Queue",
     "QueueFullError",
     "RateLimited",
+    "Reason",
     "Retention",
     "RetryLater",
+    "RunningJob",
     "Runtime",
     "Selection",
+    "SkippedTick",
     "Spread",
     "StateError",
     "TaskDefinition",
+    "TaskInfo",
+    "TaskRun",
     "UnknownJobError",
     "UpstreamError",
     "WorkerOptions",

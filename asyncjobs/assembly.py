@@ -13,7 +13,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, Final, TypeAlias
 
@@ -22,6 +22,7 @@ from asyncjobs.active_job import ActiveJob
 from asyncjobs.broker import WORK_CONNECTIONS, Broker, Store
 from asyncjobs.cron.scheduler import Scheduler
 from asyncjobs.declare.definition import JobSpec, TaskSpec
+from asyncjobs.declare.loader import Loaded
 from asyncjobs.declare.options import RuntimeConfig
 from asyncjobs.declare.services import Services
 from asyncjobs.declare.values import duration
@@ -34,12 +35,16 @@ from asyncjobs.guests.threads import Threads
 from asyncjobs.history.recorder import Recorder
 from asyncjobs.history.watch import Serves, Watch
 from asyncjobs.logs import said
+from asyncjobs.operate.tasks import declare
 from asyncjobs.supervisor import Supervisor
+from asyncjobs.upkeep.draining import Draining
 from asyncjobs.upkeep.heartbeat import Heartbeat
+from asyncjobs.upkeep.orders import Orders
 from asyncjobs.upkeep.recovery import Recovery
 from asyncjobs.upkeep.resuming import run_resuming
 from asyncjobs.upkeep.retention import Trimmer
 from asyncjobs.upkeep.watchdog import Watchdog
+from asyncjobs.upkeep.word import Speaker
 from asyncjobs.work.attempts import STUBBORN
 from asyncjobs.work.pump import Pump
 from asyncjobs.work.queues import Queues
@@ -75,6 +80,7 @@ class Assembly:
     scheduler: Scheduler
     recorder: Recorder | None  # None: nothing is counted
     watch: Watch | None  # None: nothing is alerted
+    orders: Orders
 
     def __init__(self, config: RuntimeConfig, bus: EventBus) -> None:
         self.config, self.bus = config, bus
@@ -123,13 +129,6 @@ class Assembly:
             loop=rounds,
         )
         stack.push_async_callback(lambda: self.broker.close(self.end.left(keep=0.5)))
-        self.heartbeat = Heartbeat(
-            self.broker,
-            lambda: self.queues.leases(),
-            lambda dead, silent, done: self.recovery.sweep(dead, silent, done),
-            lambda process: self.queues.keep_owned(process),
-            lambda message: self.queues.cancel(message),
-        )
         process = lambda: self.heartbeat.process  # noqa: E731 - the process gets another name after a lapse
         self.recorder = Recorder(self.broker, os.urandom(6).hex()) if config.history else None
         if self.recorder is not None:
@@ -155,16 +154,50 @@ class Assembly:
         self.watch = None
         if self.recorder is not None and config.alerts is not None:
             self.watch = Watch(self.broker, self.bus, config.alerts, self.recorder, process, self._serves)
+        self._build_heartbeat(process)
 
     def _serves(self) -> Serves:
         return Serves([spec.name for spec in self.queues.specs()], self.scheduler.instants())
 
-    async def launch(self, jobs: Sequence[JobSpec]) -> None:
-        """Start the parts. The store has been reached."""
-        supervisor = self.supervisor
+    def _build_heartbeat(self, process: Callable[[], str]) -> None:
+        """What shows that this process lives, and what the others say with theirs."""
+
+        def fire_nothing(on: bool) -> None:
+            self.scheduler.draining = on
+
+        draining = Draining(self.broker, self.queues, process, fire_nothing)
+        self.heartbeat = Heartbeat(
+            self.broker,
+            self.queues.leases,
+            self.recovery.sweep,
+            self.queues.keep_owned,
+            Speaker(
+                self.config, self.pump, self.queues, lambda: [spec.name for spec in self.scheduler.specs], self._lag
+            ),
+            draining.heard,
+            self.queues.cancel,
+        )
+        self.orders = Orders(
+            self.broker,
+            self.supervisor,
+            draining,
+            process,
+            self.scheduler.notes.look,
+            self.scheduler.asked,
+            self.queues.relearn,
+        )
+
+    def _lag(self) -> float | None:
+        return None if self.watchdog is None else self.watchdog.lag()["now"]
+
+    async def launch(self, loaded: Loaded) -> None:
+        """Start the parts; the store has been reached."""
+        supervisor, jobs = self.supervisor, loaded.jobs if self.config.consume else []
         if self.embedded is not None:
             embedded = self.embedded
             self.broker.subscriber.on_lost = lambda: supervisor.once("restarting the embedded store", embedded.ensure)
+        if self.config.schedule:
+            await declare(self.broker, loaded.tasks, self.config.environment)
         works = bool(jobs or self.scheduler.specs)
         if works:
             self.queues.expected = list(jobs)
@@ -223,6 +256,7 @@ class Assembly:
         """Send the first beat, before jobs are taken. Only the first call does that."""
         if not self.heartbeat.joined:
             await self.heartbeat.join()
+            await self.orders.listen()
 
     async def begin(self, spec: JobSpec) -> None:
         """Consume a job that was registered on a running runtime, as soon as the store answers."""

@@ -22,6 +22,7 @@ class Health(TypedDict, total=False):
         store: the store's address, without a password.
         keeps: which acknowledged writes outlive the store.
         data_lost_at: the instant at which this process noticed that the store had lost its data.
+        draining: an operator has asked this process to take nothing.
         process: the name by which other processes know this one.
         loops_down: the runtime's own loops that have ended and are not well again.
         running, unsettled: jobs that run here; outcomes that the store has not acknowledged.
@@ -39,6 +40,7 @@ class Health(TypedDict, total=False):
     store: str
     keeps: str
     data_lost_at: datetime | None
+    draining: bool
     process: str
     connected: bool
     loops_down: list[str]
@@ -71,6 +73,7 @@ def _of_parts(parts: Assembly) -> Health:
         "store": parts.broker.address.text,
         "keeps": parts.store.keeps if parts.store else "unknown",
         "data_lost_at": lost_at,
+        "draining": parts.queues.draining,
         "process": parts.heartbeat.process,
         "connected": connected,
         "loops_down": down,

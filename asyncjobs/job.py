@@ -32,6 +32,7 @@ from asyncjobs.errors import (
     named,
     visible,
 )
+from asyncjobs.operate.why import Place, Reason, why_job
 from asyncjobs.operator import CancelAnswer, Operator, Spot
 
 if TYPE_CHECKING:
@@ -160,9 +161,8 @@ class Job:
         Raises:
             JobGoneError: its record is gone: it was removed, or let go by retention, or never added.
         """
-        assert self._broker is not None
-        assert self._keys is not None
-        due, record = await self._broker.read(self._keys, self.id)
+        broker, keys, _ = self._place()
+        due, record = await broker.read(keys, self.id)
         if "d" not in record:
             raise JobGoneError(
                 f"the record of {named(self.name, self.id, self.group_id)} is gone: it was removed, let go by "
@@ -174,11 +174,19 @@ class Job:
                 setattr(self, one.name, getattr(now, one.name))
         return self
 
+    async def why(self) -> list[Reason]:
+        """What holds this job back, each reason with the command that lifts it; empty: nothing does.
+
+        Raises:
+            JobGoneError: its record is gone.
+        """
+        broker, keys, _ = self._place()
+        return await why_job(broker, Place(self.name, self.group_id, keys, self.id), self._spec)
+
     def _read(self, due: float | None, record: Mapping[str, bytes], state: JobState | None = None) -> Job:
-        assert self._broker is not None
-        assert self._keys is not None
-        where = (self.name, self._keys, self.group_id, self.id)
-        return read_job(self._broker, self._spec, *where, due, record, state, self._operator)
+        broker, keys, _ = self._place()
+        where = (self.name, keys, self.group_id, self.id)
+        return read_job(broker, self._spec, *where, due, record, state, self._operator)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -201,20 +209,18 @@ class Job:
         """
         import asyncio
 
-        assert self._broker is not None
-        assert self._keys is not None
+        broker, keys, _ = self._place()
         waiting, spec = current.get(None), self._spec
-        here = waiting is not None and waiting.keys.stream == self._keys.stream
+        here = waiting is not None and waiting.keys.stream == keys.stream
         if here and spec is not None and spec.concurrency == 1:
             raise ConfigError(
                 f"{visible(self.queue_name)} runs one job at a time, so waiting for {visible(self.id)} in its handler "
-                "can never end; "
-                "chain it, or raise the concurrency"
+                "can never end; chain it, or raise the concurrency"
             )
         limit = None if timeout is None else seconds(timeout, "timeout")
         try:
             async with asyncio.timeout(limit):
-                finish = await self._broker.finished(self._keys, self.id, LOOK_EVERY)
+                finish = await broker.finished(keys, self.id, LOOK_EVERY)
         except TimeoutError:
             who = named(self.name, self.id, self.group_id)
             raise JobTimeoutError(f"job {who} had not finished after {limit:g} s") from None
@@ -231,15 +237,14 @@ class Job:
 
     async def _take_end(self, finish: Finish) -> None:
         """This object says how the job has ended: as its record tells it, or, where none is kept, as the news did."""
-        assert self._broker is not None
-        assert self._keys is not None
+        broker, keys, _ = self._place()
         op = finish.op.encode()
         record: dict[str, bytes] = {}
         state = MARKS.get(op)
         if state is None:
             return
         with suppress(BrokerError):  # the job has finished, and that is known
-            _, record = await self._broker.read(self._keys, self.id)
+            _, record = await broker.read(keys, self.id)
         if record.get("x") != op:
             field = {b"c": "v", b"f": "e1"}.get(op, "k")
             record = {"x": op, field: finish.body, "F": b"%d" % (clock.wall() * 1000)}

@@ -235,8 +235,8 @@ class Queue(Desk, PastFigures):
             raise UnknownJobError(name, self._specs)
         return spec
 
-    def _running(self, what: str) -> Broker:
-        """The broker, for a call of the method `what`.
+    def _running(self, what: str, of: str = "queue") -> Broker:
+        """The broker, for the method `what` that was called, `of` the queue or of the runtime.
 
         Raises:
             NotRunningError: the runtime does not run, or runs in another loop.
@@ -247,7 +247,7 @@ class Queue(Desk, PastFigures):
                 "`cleanup_ctx`, or `await runtime.start()`"
             )
         if not self._home.is_here():
-            self._home.check(f"queue.{what}")
+            self._home.check(f"{of}.{what}")
         return self._broker
 
 

@@ -28,6 +28,7 @@ from asyncjobs.idle import idle
 from asyncjobs.integrations.sentry import Sentry
 from asyncjobs.live_updates import LiveUpdates
 from asyncjobs.operate.names import tell_strangers
+from asyncjobs.operate.oversight import Oversight
 from asyncjobs.queue import Queue
 from asyncjobs.registrations import JOB_OPTIONS, WORKER_OPTIONS, Function, Registrations, name_of
 
@@ -37,7 +38,7 @@ State = Literal["stopped", "starting", "running", "stopping"]
 
 
 @strict
-class Runtime:
+class Runtime(Oversight):
     """Durable jobs, per-tenant groups, rate limits and cron tasks on the app's own event loop.
 
     Args:
@@ -275,7 +276,7 @@ class Runtime:
         self._sentry.silence_logs()
         self.queue.open(parts.broker)
         parts.supervisor.start("live update", self.io.run)
-        await parts.launch(self.loaded.jobs if self.config.consume else [])
+        await parts.launch(self.loaded)
         if self.config.consume:
             parts.resume(lambda: self._queue.operations.take_up())
         if not self._looking:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 import sys
 import textwrap
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -22,6 +25,7 @@ from asyncjobs import (
     Group,
     History,
     JobOptions,
+    Limiter,
     Runtime,
     Spread,
     TaskDefinition,
@@ -30,6 +34,7 @@ from asyncjobs import (
 from asyncjobs.cli import COMMANDS
 from asyncjobs.events import EVENT_TYPES
 from asyncjobs.history.alerts import CODES
+from asyncjobs.operate.why import CODES as REASONS
 from tests.helpers import Process, command_line, eventually, free_port
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -235,6 +240,52 @@ def test_the_glossary_has_every_class_of_the_spine():
 def is_noun(name: str, module: str) -> bool:
     """Whether a class is what its module is named after."""
     return name.lower() == module.rpartition("/")[2].replace("_", "") or name in ("GroupRegistry", "EventBus")
+
+
+def example(heading: str) -> str:
+    """The code that the README shows below a heading, as a function of what it names."""
+    code = re.search(rf"^### {re.escape(heading)}\n.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)[1]
+    lines = code.replace("\n", "\n    ")
+    return f"from asyncjobs import Limiter\nasync def shown(runtime, queue, job):\n    {lines}"
+
+
+async def shown(heading: str, runtime: Runtime, job: asyncjobs.Job) -> None:
+    given: dict[str, Any] = {}
+    exec(example(heading), given)
+    await given["shown"](runtime, runtime.queue, job)
+
+
+async def test_what_it_shows_of_processes_tasks_and_reasons(make_runtime, capsys):
+    worker, web = make_runtime(), make_runtime(consume=False, schedule=False)
+    worker.task("30 2 * * *", name="nightly-report", timezone="UTC")(lambda: None)
+    for one in (worker, web):
+        one.job("sync-data", group=True, limiter=Limiter(1, 600))(lambda data: None)
+    async with worker, web:
+        for _ in range(3):
+            job = await web.queue.add("sync-data", {}, group_id="acme")
+        codes = ["rate_limited", "behind"]
+        await eventually(lambda: _waits(job, codes))
+        await shown("Processes", web, job)
+        host = f"alive {socket.gethostname()} {os.getpid()} ('sync-data',) 0 of 1000 0 None\n"
+        assert capsys.readouterr().out == host
+        await shown("Tasks", web, job)
+        said = capsys.readouterr().out
+        assert said.startswith("nightly-report At 02:30 every day UTC  ")
+        assert said.endswith("[] []\nstarted\n")
+        await shown("Why does it wait?", web, job)
+        *reasons, preview = capsys.readouterr().out.splitlines()
+    assert [one.split(" | ")[0] for one in reasons] == codes
+    assert reasons[0].endswith(" | asyncjobs groups set sync-data acme --limit 5/600")
+    assert preview.startswith("1/600 s, 1 at once → 20/1 s, 1 at once: 2 drain in 0.1 s, now in 20 min")
+
+
+async def _waits(job, codes):
+    return [one.code for one in await job.why()] == codes
+
+
+def test_every_reason_is_in_its_table():
+    listed = [code for row in table_keys("code") for code in re.findall(r"\w+", row)]
+    assert listed == list(REASONS)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from asyncjobs.broker.adds import LAST_CHANCE, AddBatcher
 from asyncjobs.broker.cancelling import Cancelling
 from asyncjobs.broker.cluster import ClusterConnection, Topology
 from asyncjobs.broker.connection import BYTES_A_PIPELINE, Connection, stopped
+from asyncjobs.broker.explaining import Explaining
+from asyncjobs.broker.fleet import Fleet
 from asyncjobs.broker.keys import (
     Channels,
     groups_key,
@@ -39,7 +41,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Operating, Cancelling, Working, Ticking, Limiting, Tallying):
+class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting, Tallying):
     """All access to the store, as verbs."""
 
     def __init__(

@@ -14,7 +14,9 @@ from asyncjobs.broker.calling import RetryingCaller
 from asyncjobs.broker.connection import Connection, is_transient, refusal
 from asyncjobs.broker.keys import (
     Keys,
+    about_key,
     cancels_key,
+    draining_key,
     due_key,
     epoch_key,
     groups_key,
@@ -67,14 +69,33 @@ class Beat(NamedTuple):
 
     Attributes:
         epoch: the mark of the store's data. A changed mark means that the data were lost in between.
+        draining: whether it was asked to take nothing.
         told: the messages about cancels since the last beat, some of them for the second time; `at`: up to when.
     """
 
     alive: bool
     epoch: bytes
     others: dict[str, Silent]
+    draining: bool = False
     told: Sequence[bytes] = ()
     at: bytes = b""
+
+
+class Word(NamedTuple):
+    """What a process says of itself with a beat, as JSON.
+
+    Attributes:
+        about: where it runs, and what.
+        names: its job and task names; b'' where the store has them already.
+        draining: where it joins under a new name and was asked to take nothing.
+    """
+
+    about: bytes = b"{}"
+    names: bytes = b""
+    draining: bytes = b""
+
+
+NO_WORD: Final = Word()
 
 
 class Keeping(RetryingCaller):
@@ -125,7 +146,14 @@ class Keeping(RetryingCaller):
         if gone:
             await self.bury(process, 0.0)
 
-    async def beat(self, process: str, leases: Mapping[str, float], joining: bool, since: bytes = b"+inf") -> Beat:
+    async def beat(
+        self,
+        process: str,
+        leases: Mapping[str, float],
+        joining: bool,
+        word: Word = NO_WORD,
+        since: bytes = b"+inf",
+    ) -> Beat:
         """Send a beat; see `Beat`. A joining beat waits for a store that is busy, any other does not.
 
         Args:
@@ -136,8 +164,8 @@ class Keeping(RetryingCaller):
         ms = {name: round(lease * 1000) for name, lease in leases.items()}
         command = scripts.BEAT(
             processes_key(self.prefix), epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix),
-            swept_key(self.prefix, process), process, "1" if joining else "0", draw, min(ms.values()),
-            msgspec.json.encode(ms),
+            swept_key(self.prefix, process), about_key(self.prefix), draining_key(self.prefix),
+            process, "1" if joining else "0", draw, min(ms.values()), msgspec.json.encode(ms), *word,
         )  # fmt: skip
         hear = scripts.HEAR(cancels_key(self.prefix), since)
         if joining:
@@ -155,8 +183,8 @@ class Keeping(RetryingCaller):
         for i in range(0, len(rest), 3):
             others[rest[i].decode(errors="replace")] = Silent(rest[i + 1] / 1000, _leases(rest[i + 2]))
         if isinstance(told, Exception):  # a key of a foreign type keeps nobody from living
-            return Beat(bool(alive), epoch, others, (), since)
-        return Beat(bool(alive), epoch, others, told[1:], told[0])
+            return Beat(bool(alive), epoch, others, alive == 2, (), since)
+        return Beat(bool(alive), epoch, others, alive == 2, told[1:], told[0])
 
     async def silent_for(self, processes: Sequence[str]) -> dict[str, float]:
         """Seconds since the last beat of each process; infinite for a process that never beat or was buried."""
@@ -181,7 +209,8 @@ class Keeping(RetryingCaller):
     async def bury(self, process: str, lease: float) -> bool:
         """Declare `process` dead, unless it has sent a beat within `lease` seconds."""
         keys = processes_key(self.prefix), due_key(self.prefix), leases_key(self.prefix)
-        return bool(await self._ask(scripts.BURY(*keys, process, int(lease * 1000))))
+        said = about_key(self.prefix), draining_key(self.prefix)
+        return bool(await self._ask(scripts.BURY(*keys, *said, process, int(lease * 1000))))
 
     async def trim(self, keys: Keys, retention: Bounds) -> None:
         """Apply retention to a queue that may be idle."""

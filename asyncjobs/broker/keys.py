@@ -6,11 +6,19 @@
       :leases     hash    process → its leases in ms, JSON: job name → lease, '' → that of all other names
       :swept:<p>  hash    job name → process that gives back the jobs of the dead process p, see lua/claim.lua; an hour
       :ticks      hash    task → last tick claimed and by whom
-      :running    hash    task → process that runs it, and the tick queued behind it
+      :running    hash    task → process that runs it; 'task queued' → the tick queued behind it; 'task handed' → that
+                          tick once it was handed out, behind the run that had ended
       :gate:<x>   hash    named limiter x, with :gate:<x>:1 … zset, see lua/admit.lua
+      :about      hash    process → JSON, what it says of itself; 'process names' → JSON, its job and task names
+      :draining   hash    process → JSON; it was asked to take nothing
       :names      hash    job name → JSON, the knowledge of the processes that started
       :cancels    zset    messages about cancels of running jobs → ms at which they were sent; an hour
       :audit      stream  acts of operators: what, by, source, target, before, after, reason; the last 10,000
+      :tasks      hash    task → JSON, what every process that started knew of it
+      :paused     hash    task → JSON; it does not tick
+      :taskruns:<t>  list  of task t its last 50 runs, JSON, see lua/include/task_runs.lua
+      :taskskips:<t> list  of task t the last 50 ticks that it did not run on, JSON
+      :asked:<id> string  a run of a task that was asked for, and what became of that, see lua/take_run.lua; a minute
       :op:<id>    hash    an operation: what is done to which jobs, and how far it has come
       :ops        zset    operation → ms when it began; the last 100
       :openops    zset    operation that is under way → ms until which its driver has it
@@ -72,6 +80,13 @@ OF_INSTALLATION: Final = frozenset(
         "names",
         "cancels",
         "audit",
+        "about",
+        "draining",
+        "tasks",
+        "paused",
+        "taskruns",
+        "taskskips",
+        "asked",
         "op",
         "ops",
         "openops",
@@ -277,6 +292,34 @@ def running_key(prefix: str) -> str:
     return f"{{{prefix}}}:running"
 
 
+def about_key(prefix: str) -> str:
+    return f"{{{prefix}}}:about"
+
+
+def draining_key(prefix: str) -> str:
+    return f"{{{prefix}}}:draining"
+
+
+def tasks_key(prefix: str) -> str:
+    return f"{{{prefix}}}:tasks"
+
+
+def paused_key(prefix: str) -> str:
+    return f"{{{prefix}}}:paused"
+
+
+def runs_key(prefix: str, task: str) -> str:
+    return f"{{{prefix}}}:taskruns:{task}"
+
+
+def skips_key(prefix: str, task: str) -> str:
+    return f"{{{prefix}}}:taskskips:{task}"
+
+
+def asked_key(prefix: str, request: str) -> str:
+    return f"{{{prefix}}}:asked:{request}"
+
+
 class Channels:
     """The channels of an installation.
 
@@ -284,7 +327,7 @@ class Channels:
     number of the database, except for database 0, as in earlier releases.
     """
 
-    __slots__ = ("_root", "cancels", "database", "done")
+    __slots__ = ("_root", "cancels", "database", "done", "orders")
 
     def __init__(self, prefix: str, database: int = 0) -> None:
         self.database = database
@@ -293,6 +336,8 @@ class Channels:
         self.done = f"{self._root}:done"
         # Carries (job name, group id, job id, token, mark) when the cancel of a running job is asked for.
         self.cancels = f"{self._root}:cancels"
+        # Told '<what>|<process or task>|<more>' when an operator asks something of processes.
+        self.orders = f"{self._root}:orders"
 
     def news(self, name: str) -> str:
         """The channel that carries '<ms until due>|<group id>' when an idle queue of `name` got work."""

@@ -74,4 +74,7 @@ class Limiting(RetryingCaller):
         """
         flat = [word for pair in fields.items() for word in pair]
         message = f"{CHANGED}|" if whole_name else f"0|{keys.group}"
-        await self._ask(scripts.STEER(keys.settings, self.channels.news(name), message, *flat))
+        order = f"set|{name}|{keys.group}"
+        await self._ask(
+            scripts.STEER(keys.settings, self.channels.news(name), message, self.channels.orders, order, *flat)
+        )

@@ -14,7 +14,6 @@ from asyncjobs.broker.keys import (
     Keys,
     groups_key,
     index_keys,
-    processes_key,
     split_member,
     text_of,
 )
@@ -171,10 +170,7 @@ class Reading(RetryingCaller):
             counts,
         )
 
-    # Processes and groups ---------------------------------------------------------------------------------
-    async def living(self) -> set[str]:
-        """The processes in the list, which were not given up."""
-        return {one.decode(errors="replace") for one in await self._ask(("ZRANGE", processes_key(self.prefix), 0, -1))}
+    # What there is ------- ---------------------------------------------------------------------------------
 
     async def groups(self, name: str) -> AsyncIterator[list[str]]:
         """The groups of a job name that are not reaped, in pieces of a bounded size."""

@@ -1,8 +1,4 @@
-"""The Scheduler: fires tasks on their tick, once over all processes; built on a thin subclass of aiocron.Cron.
-
-aiocron pins the wall clock to the loop's once, at start. `Tick` reads it again at every wake, at least twice a
-minute, so that clock steps, a suspended machine or a blocked loop neither shift later ticks nor fire one twice.
-"""
+"""The Scheduler: fires tasks on their tick, once over all processes, and when an operator asks for it."""
 
 from __future__ import annotations
 
@@ -12,14 +8,14 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import aiocron
-
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.declare.cron_expression import Ticks, last_tick
+from asyncjobs.cron.run import Run, RunNotes
+from asyncjobs.cron.tick import LONGEST_NAP, STEP_BACK, Tick
+from asyncjobs.declare.cron_expression import last_tick
 from asyncjobs.declare.definition import TaskSpec
 from asyncjobs.declare.values import duration
-from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
+from asyncjobs.errors import BrokerError
 from asyncjobs.events import EventBus
 from asyncjobs.guests.calls import leave_behind
 from asyncjobs.guests.threads import InThread, Threads
@@ -27,115 +23,8 @@ from asyncjobs.logs import is_closing, log, told
 
 logger = logging.getLogger("asyncjobs.declare.cron_expression")
 
-LONGEST_NAP: Final = 30.0
-MOST_PAST: Final = 1000  # past ticks that are skipped one by one
-LATE: Final = 30.0  # seconds behind its instant after which a tick counts as missed
-STEP_BACK: Final = 1.0
-STEPS: Final = 7200.0  # seconds; if the clock goes back by more, it was wrong before
+LAST_NOTES: Final = 1.0  # seconds
 LEASE: Final = 30.0  # seconds of silence after which a process that runs a task counts as dead
-
-
-class Tick(aiocron.Cron):  # type: ignore[misc]  # aiocron has no types
-    """The clock of one task: it calls `fire(scheduled)` at each tick, and `missed(newest)` for ticks too far back.
-
-    Attributes:
-        scheduled: the next tick, UTC.
-    """
-
-    def __init__(
-        self,
-        spec: TaskSpec,
-        fire: Callable[[datetime], None],
-        missed: Callable[[datetime], None],
-        wall: Callable[[], float],
-    ) -> None:
-        super().__init__(spec.definition.cron_time, tz=spec.zone, start=False, loop=asyncio.get_running_loop())
-        self._fire, self._missed, self._wall = fire, missed, wall
-        self._seen = self._last = 0.0
-        self.handle: asyncio.TimerHandle | None = None
-        self.scheduled = datetime.fromtimestamp(0, UTC)
-
-    def initialize(self) -> None:
-        """Begin at this instant."""
-        self._seen = self._wall()
-        self._last = max(self._last, self._seen)
-        self.cronsim = Ticks(self.spec, datetime.fromtimestamp(self._seen, self.tz))
-
-    def get_next(self) -> float:
-        """Set `scheduled` to the first tick that lies ahead. Returns the loop time of the next wake."""
-        now = self._wall()
-        past = 0
-        while True:
-            tick = next(self.cronsim)
-            # cronsim drops `fold`, and the clock may have stepped, so ticks that are past or were fired are skipped.
-            if tick.timestamp() > max(now, self._last):
-                self.scheduled = tick.astimezone(UTC)
-                return self._wake_at(now)
-            past += 1
-            if past == MOST_PAST:  # the clock has made a long step; the ticks within it are not walked one by one
-                self.cronsim = Ticks(self.spec, datetime.fromtimestamp(max(now, self._last), self.tz))
-
-    def _wake_at(self, now: float) -> float:
-        return float(self.loop.time() + min(max(0.0, self.scheduled.timestamp() - now), LONGEST_NAP))
-
-    def replan(self) -> None:
-        """Begin anew at this instant: the clock was ahead, so the ticks that it fired did not run."""
-        now = self._wall()
-        self._last = now
-        self.cronsim = Ticks(self.spec, datetime.fromtimestamp(now, self.tz))
-        if self.handle is not None:
-            self.handle.cancel()
-        self.handle = self.loop.call_at(self.get_next(), self.call_next)
-
-    def call_next(self) -> None:
-        """Fire the ticks that are due, and arm the next wake."""
-        now = self._wall()
-        if now < self._seen - STEP_BACK:
-            logger.info("the clock went back by %.1f s; %s is planned anew", self._seen - now, self.spec)
-            self.cronsim = Ticks(self.spec, datetime.fromtimestamp(now, self.tz))
-            if self._last - now > STEPS:
-                self._last = now
-            self.handle = self.loop.call_at(self.get_next(), self.call_next)
-            self._seen = now
-            return
-        self._seen = now
-        due = self.scheduled.timestamp()
-        if now < due:
-            self.handle = self.loop.call_at(self._wake_at(now), self.call_next)
-            return
-        scheduled = self.scheduled
-        self._last = due
-        self.handle = self.loop.call_at(self.get_next(), self.call_next)
-        if now - due <= LATE:
-            self._fire(scheduled)
-        else:
-            newest = last_tick(self.spec, datetime.fromtimestamp(now, self.tz))
-            self._missed(newest.astimezone(UTC) if newest else scheduled)
-
-
-class Run:
-    """One run of a task, in an aio_task or in a thread.
-
-    State: `aio_task`, in which the run began; `late`, the runtime stops and its grace is over.
-    """
-
-    __slots__ = ("aio_task", "late", "scheduled", "spec", "thread")
-
-    def __init__(self, spec: TaskSpec, scheduled: datetime) -> None:
-        self.spec, self.scheduled = spec, scheduled
-        self.aio_task = asyncio.current_task()
-        self.thread: InThread | None = None
-        self.late = False
-
-    def refusal(self) -> AsyncjobsError | None:
-        """Why the run's thread may not use its queue and io any more; None: it may."""
-        return (
-            NotRunningError(f"the runtime stops, and the grace of task {self.spec.name} is over") if self.late else None
-        )
-
-    def returned(self, awaitable: bool) -> None:
-        if self.late and awaitable:
-            raise asyncio.CancelledError
 
 
 class Scheduler:
@@ -143,7 +32,8 @@ class Scheduler:
 
     State: `_ticks`, one clock a task; `_running`, the aio_tasks of runs, held strongly; `_busy`, task name → runs
     in this process; `_runs`, the runs that have not ended; `_left`, the aio_tasks of runs that were left to their
-    threads at stop; `_queued`, the tick that waits behind a run of an `every_instance` task.
+    threads at stop; `_queued`, the tick that waits behind a run of an `every_instance` task; `notes`,
+    what is written down of runs; `draining`, no tick fires until further notice.
     """
 
     def __init__(
@@ -164,10 +54,13 @@ class Scheduler:
         self._runs: set[Run] = set()
         self._left: set[asyncio.Task[Any]] = set()
         self._queued: dict[str, datetime] = {}
-        self._stopping = False
+        self._stopping = self.draining = False
+        self.notes = RunNotes(broker)
 
     async def start(self) -> None:
         """Begin to tick. A task with ``misfire="once"`` runs once if ticks were missed while no process ran."""
+        if self.specs:
+            await self.notes.look()
         for spec in self.specs:
             await self._catch_up(spec)
             tick = Tick(
@@ -217,6 +110,8 @@ class Scheduler:
                 for aio_task in stubborn:
                     leave_behind(aio_task)
 
+        await self.notes.stop(LAST_NOTES)
+
     def in_threads(self) -> int:
         """The number of runs that go on in threads after the grace."""
         left = {one for one in self._left if not one.done()}
@@ -242,21 +137,24 @@ class Scheduler:
         if spec.definition.misfire == "once" and late <= grace:
             self._spawn(self._on_tick(spec, newest))
         else:
-            self._skip(spec, newest, f"missed by {late:.0f} s")
+            self._skip(spec, newest, f"missed by {late:.0f} s", "missed")
 
     async def _on_tick(self, spec: TaskSpec, scheduled: datetime) -> None:
+        if self.draining:
+            return  # another process takes it
         if spec.definition.every_instance:
             await self._own_tick(spec, scheduled)
             return
         due_ms = round(scheduled.timestamp() * 1000)
         while not self._stopping:
+            process = self._process()
             try:
                 verdict, wait = await self._broker.tick(
-                    spec.name, due_ms, self._process(), spec.definition.overlap, LEASE, bool(self._busy.get(spec.name))
+                    spec.name, due_ms, process, spec.definition.overlap, LEASE, bool(self._busy.get(spec.name))
                 )
             except BrokerError as error:
                 # Without a claim the tick might fire in each process, so the scheduler skips it and reports that.
-                self._skip(spec, scheduled, f"the store did not answer: {error}")
+                self._skip(spec, scheduled, f"the store did not answer: {error}", "store_away")
                 return
             if verdict == "early":
                 await asyncio.sleep(min(wait, LONGEST_NAP))  # the clock of this machine is ahead of the store's
@@ -268,82 +166,123 @@ class Scheduler:
             elif verdict == "overlap":
                 self._skip(spec, scheduled, "the last run has not ended")
                 return
+            elif verdict == "paused":
+                self._skip(spec, scheduled, "it is paused")
+                return
             elif verdict == "fire":
                 if wait:
                     text = "a tick of %s was claimed %.0f s ahead: the store's clock was set back since; going on"
                     logger.warning(text, spec, wait)
-                await self._run_and_release(spec, scheduled)
+                await self._run_and_release(Run(spec, scheduled, process))
                 return
             else:
                 return  # another process has taken the tick, or it waits behind the run that will take it
 
-    async def _run_and_release(self, spec: TaskSpec, scheduled: datetime) -> None:
-        due: datetime | None = scheduled
-        while due is not None:
-            run = Run(spec, due)
+    async def asked(self, task: str, request: str) -> None:
+        """An operator asks for a run of a task now: take it, unless another process does."""
+        spec = next((one for one in self.specs if one.name == task), None)
+        if spec is None or self._stopping or self.draining:
+            return
+        overlap, each = spec.definition.overlap, spec.definition.every_instance
+        process, busy = self._process(), bool(self._busy.get(task))
+        verdict, ms = await self._broker.take_run(task, request, process, overlap, LEASE, busy, each)
+        scheduled = clock.from_ms(ms)
+        if verdict == "overlap":
+            self._skip(spec, scheduled, "the last run has not ended")
+        elif verdict == "queued" and each:
+            self._queued[task] = scheduled
+        elif verdict == "fire":
+            run = Run(spec, scheduled, process, asked=True)
+            self._spawn(self._run_own(run) if each else self._run_and_release(run))
+
+    async def _run_and_release(self, run: Run) -> None:
+        following: Run | None = run
+        while following is not None:
+            run = following
             try:
                 await self._run(run)
             except GeneratorExit:  # the loop is closing, so the run can await nothing any more
                 raise
             except BaseException:
                 if run.thread is None:
-                    await self._release(spec)
+                    await self._release(run)
                 raise
-            due = None if run.thread is not None else await self._release(spec)
+            following = None if run.thread is not None else await self._release(run)
 
-    async def _release(self, spec: TaskSpec) -> datetime | None:
-        """A run has ended. Returns the tick that was queued behind it, if any."""
+    async def _release(self, run: Run) -> Run | None:
+        """A run has ended. Returns the run of the tick that was queued behind it, if any."""
+        spec = run.spec
         if spec.definition.overlap == "allow":
+            self.notes.ended(run)
             return None
         try:
-            queued = await self._broker.end_run(spec.name, self._process(), not self._stopping)
+            queued = await self._broker.end_run(spec.name, run.process, not self._stopping, run.mark, run.told())
         except BrokerError as error:
             logger.warning("the end of %s could not be recorded: %s", spec.name, error)
             return None
-        return clock.from_ms(queued) if queued else None
+        return Run(spec, clock.from_ms(queued), run.process) if queued else None
 
     async def _release_late(self, run: Run, thread: InThread) -> None:
         """The app had cancelled the aio_task of a run, and now the run's thread has ended."""
         if thread.error is not None:
-            self._failed(run.spec, run.scheduled, thread.error)
+            self._failed(run, thread.error)
         self._over(run)
         if not run.spec.definition.every_instance:
-            due = await self._release(run.spec)
-        else:
-            due = None if self._stopping else self._queued.pop(run.spec.name, None)
+            following = await self._release(run)
+            if following is not None:
+                await self._run_and_release(following)
+            return
+        self.notes.ended(run)
+        due = None if self._stopping else self._queued.pop(run.spec.name, None)
         if due is not None:
-            await (self._own_tick if run.spec.definition.every_instance else self._run_and_release)(run.spec, due)
+            await self._own_tick(run.spec, due)
 
     async def _own_tick(self, spec: TaskSpec, scheduled: datetime) -> None:
         name, overlap = spec.name, spec.definition.overlap
-        if self._busy.get(name) and overlap != "allow":
-            if overlap == "queue":
-                self._queued[name] = scheduled
-            else:
-                self._skip(spec, scheduled, "the last run has not ended")
-            return
-        due: datetime | None = scheduled
-        while due is not None:
-            await self._run(Run(spec, due))
-            due = None if self._stopping else self._queued.pop(name, None)
+        if name in self.notes.paused:
+            self._skip(spec, scheduled, "it is paused", "paused")
+        elif self._busy.get(name) and overlap == "queue":
+            self._queued[name] = scheduled
+        elif self._busy.get(name) and overlap == "skip":
+            self._skip(spec, scheduled, "the last run has not ended", "overlap")
+        else:
+            run = Run(spec, scheduled, self._process())
+            self.notes.begun(run)
+            await self._run_own(run)
+
+    async def _run_own(self, run: Run) -> None:
+        """A run of a task that each process runs for itself, and what was queued behind it here."""
+        while True:
+            try:
+                await self._run(run)
+            finally:
+                if run.thread is None:
+                    self.notes.ended(run)
+            due = None if self._stopping or run.thread is not None else self._queued.pop(run.spec.name, None)
+            if due is None:
+                return
+            run = Run(run.spec, due, self._process())
+            self.notes.begun(run)
 
     async def _run(self, run: Run) -> None:
         spec, scheduled = run.spec, run.scheduled
+        run.aio_task = asyncio.current_task()
         self._bus.emit("task.fired", spec.name, scheduled_at=scheduled)
         self._busy[spec.name] = self._busy.get(spec.name, 0) + 1
         self._runs.add(run)
         try:
             _, raised = await spec.call.run(self._environment, self._threads, run)
             if raised is not None:
-                self._failed(spec, scheduled, raised)
+                self._failed(run, raised)
         except asyncio.CancelledError as error:
             if self._stopping or run.thread is not None:
+                run.ended(None, "")
                 raise
-            self._failed(spec, scheduled, error)
+            self._failed(run, error)
         except BaseException as error:
             if issubclass(type(error), GeneratorExit) and is_closing(run.aio_task):
                 raise
-            self._failed(spec, scheduled, error)
+            self._failed(run, error)
         finally:
             if run.thread is None:
                 self._over(run)
@@ -355,11 +294,15 @@ class Scheduler:
         self._busy[run.spec.name] -= 1
         self._runs.discard(run)
 
-    def _failed(self, spec: TaskSpec, scheduled: datetime, error: BaseException) -> None:
-        self._bus.emit("task.failed", spec.name, scheduled_at=scheduled, error=error)
+    def _failed(self, run: Run, error: BaseException) -> None:
+        self._bus.emit("task.failed", run.spec.name, scheduled_at=run.scheduled, error=error)
         words = told(error)
-        log(logger, logging.ERROR, words, error, "task %s failed; it ticks again: %s", spec.name, words.text)
+        run.ended(error, words.text)
+        log(logger, logging.ERROR, words, error, "task %s failed; it ticks again: %s", run.spec.name, words.text)
 
-    def _skip(self, spec: TaskSpec, scheduled: datetime, why: str) -> None:
+    def _skip(self, spec: TaskSpec, scheduled: datetime, why: str, note: str = "") -> None:
+        """A tick has no run. `note`: under what it is written down, unless it has been."""
         logger.info("task %s skipped its tick of %s: %s", spec.name, scheduled.isoformat(), why)
+        if note:
+            self.notes.skipped(spec, scheduled, note, why)
         self._bus.emit("task.skipped", spec.name, scheduled_at=scheduled, error=why)

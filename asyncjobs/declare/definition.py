@@ -24,6 +24,7 @@ JOB_ARGUMENTS: Final = ("data", "job", "queue", "io", "services")
 TASK_ARGUMENTS: Final = ("services", "queue", "io")
 DEFINE_ARGUMENTS: Final = ("services", "queue", "io")
 OF_THE_LOOP: Final = ("job", "queue", "io")  # a sync function is given them as a thread sees them
+SUSPECT: Final = 2  # stalls after which a job is a suspect: a process runs one suspect at a time
 NO_BOUNDS: Final = (-1, -1)
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -193,7 +194,7 @@ class JobSpec:
     __slots__ = (
         "call", "codec", "concurrency", "definition", "forgets", "group_idle", "grouped", "job_options", "lease",
         "limiters", "limits", "max_result", "name", "named_limiters", "ordered", "retention", "slots", "source",
-        "total_concurrency", "total_limiters", "worker_options",
+        "suspect_after", "total_concurrency", "total_limiters", "worker_options",
     )  # fmt: skip
 
     def __init__(self, name: str, definition: JobDefinition, source: str = "", max_result: int = MOST) -> None:
@@ -207,6 +208,7 @@ class JobSpec:
         assert isinstance(worker, WorkerOptions)
         self.job_options, self.worker_options = options, worker
         self.ordered = worker.ordered
+        self.suspect_after = max(1, min(SUSPECT, worker.max_stalled_count))
         given = worker.concurrency
         default = 1 if self.grouped or self.ordered else 10
         self.concurrency: int | None = default if isinstance(given, Unset) else given

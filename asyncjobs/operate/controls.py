@@ -16,8 +16,10 @@ from asyncjobs.declare.values import UNSET, Seconds, Unset, flag, seconds, whole
 from asyncjobs.errors import ConfigError, StateError, UnknownJobError, visible
 from asyncjobs.job import counts_of
 from asyncjobs.operate.acting import GOES_WITH, Done, DryRun
-from asyncjobs.operate.names import read_told
+from asyncjobs.operate.preview import Preview, preview
 from asyncjobs.operate.selection import Selection
+from asyncjobs.operate.told import read_told
+from asyncjobs.operate.why import Place, Reason, why
 from asyncjobs.operator import AuditEntry, Operator
 
 FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
@@ -154,6 +156,27 @@ class QueueControls:
             "held_until": held if held is not None and held > clock.now() else None,
             **counts_of(counts),
         }
+
+    async def why(self) -> list[Reason]:
+        """What holds back the next job of this queue, each reason with the command that lifts it; empty: nothing does.
+
+        For a grouped name: what holds back all its groups together.
+        """
+        place = Place(self.name, self.group_id, self._keys)
+        return await why(self._broker, place, self._shape.spec, self._shape.grouped) or []
+
+    async def preview(self, *, limiter: Limits | Unset = UNSET, concurrency: int | Unset | None = UNSET) -> Preview:
+        """What `set` with these values would do: the rate, how long the backlog drains, or by how much it grows.
+
+        Raises:
+            ConfigError: a value that is not allowed, or a grouped name without a group.
+        """
+        if self._whole_name:
+            raise ConfigError(
+                f"{self.name} is a grouped job, and each group has a backlog of its own: preview one of them"
+            )
+        place = Place(self.name, self.group_id, self._keys)
+        return await preview(self._broker, place, self._shape.spec, limiter, concurrency)
 
     @property
     def _whole_name(self) -> bool:

@@ -6,57 +6,14 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from asyncjobs.broker import Broker
-from asyncjobs.declare.definition import JobSpec, kept
+from asyncjobs.declare.definition import JobSpec
 from asyncjobs.job import counts_of
+from asyncjobs.operate.told import Told, about, read_told
 
 logger = logging.getLogger("asyncjobs")
 
 MOST_STRANGERS: Final = 100  # names that are looked at
-
-
-class Told(msgspec.Struct, frozen=True):
-    """What the store says of a job name; an earlier release has left `grouped` alone.
-
-    Attributes:
-        retention: how many completed jobs are kept and for how many ms, and the same for failed ones; -1: no bound.
-        windows: of its limiter, ``max:µs max:µs …``.
-    """
-
-    grouped: bool = False
-    ordered: bool = False
-    concurrency: int | None = None
-    windows: str = ""
-    attempts: int | None = None
-    retention: tuple[int, int, int, int] | None = None
-    lease: float | None = None
-    release: str = ""
-
-
-def about(spec: JobSpec, release: str) -> bytes:
-    """What this process leaves of a name. Earlier releases look for ``"grouped":true`` in it."""
-    options = spec.job_options
-    told = Told(
-        grouped=spec.grouped,
-        ordered=spec.ordered,
-        concurrency=spec.concurrency,
-        windows=spec.limits.windows,
-        attempts=options.attempts,
-        retention=(*kept(options.remove_on_complete), *kept(options.remove_on_fail)),
-        lease=spec.lease,
-        release=release,
-    )
-    return msgspec.json.encode(told)
-
-
-def read_told(raw: bytes) -> Told:
-    """The same, read from the store; what cannot be read says nothing."""
-    try:
-        return msgspec.json.decode(raw, type=Told)
-    except Exception:  # another release, or an operator
-        return Told(grouped=b'"grouped":true' in raw)
 
 
 async def announce(broker: Broker, specs: Mapping[str, JobSpec]) -> dict[str, Told]:

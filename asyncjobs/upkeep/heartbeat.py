@@ -13,10 +13,10 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from asyncjobs import clock
-from asyncjobs.broker import Broker, Silent
+from asyncjobs.broker import Beat, Broker, Silent, Word
 from asyncjobs.errors import BrokerError
 
 logger = logging.getLogger("asyncjobs")
@@ -59,6 +59,16 @@ def died_here(process: str) -> bool:
     return _started(int(pid)) != started
 
 
+class Speaks(Protocol):
+    """Who says what goes with a beat."""
+
+    def word(self, joining: bool) -> Word:
+        """What to say now."""
+
+    def heard(self, word: Word) -> None:
+        """The store has it."""
+
+
 class Heartbeat:
     """Beats, and tells the runtime which processes fell silent.
 
@@ -76,12 +86,15 @@ class Heartbeat:
         leases: Callable[[], Mapping[str, float]],
         on_silent: Callable[[str, Silent, set[str]], Awaitable[bool]],
         on_declared_dead: Callable[[str], Awaitable[None]],
+        speaker: Speaks,
+        on_draining: Callable[[bool, float], None],
         on_told: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._leases = leases
         self._on_silent = on_silent
         self._on_declared_dead = on_declared_dead
+        self._speaker, self._on_draining = speaker, on_draining
         self._on_told = on_told
         self._told_at = b"+inf"
         self.process = new_process_name()
@@ -102,10 +115,20 @@ class Heartbeat:
 
     async def join(self) -> None:
         """Send the first beat, before the process takes jobs."""
-        beat = await self._broker.beat(self.process, self._leases(), joining=True)
+        beat = await self._say(joining=True)
         self._epoch, self._told_at = beat.epoch, beat.at
         self._last = clock.monotonic()
         self.joined = True
+
+    async def _say(self, joining: bool) -> Beat:
+        """One beat, and all that goes with it."""
+        word, sent_at = self._speaker.word(joining), clock.monotonic()
+        since = b"+inf" if joining else self._told_at
+        beat = await self._broker.beat(self.process, self._leases(), joining, word, since)
+        if beat.alive:
+            self._speaker.heard(word)
+            self._on_draining(beat.draining, sent_at)
+        return beat
 
     def since_last_beat(self) -> float:
         """Seconds since the store last acknowledged a beat of this process."""
@@ -127,9 +150,7 @@ class Heartbeat:
     async def _beat(self) -> float:
         """Beat once, and read the reply. Returns the seconds until the next beat."""
         lease = self._shortest_lease()
-        alive, epoch, others, told, self._told_at = await self._broker.beat(
-            self.process, self._leases(), joining=False, since=self._told_at
-        )
+        alive, epoch, others, _, told, self._told_at = await self._say(joining=False)
         gap, self._last = self.since_last_beat(), clock.monotonic()
         for message in told:
             try:
@@ -149,7 +170,7 @@ class Heartbeat:
             logger.warning("this process was silent for %.1f s and was declared dead; it goes on under a new name", gap)
         if not alive:
             self.process = new_process_name()
-            await self._broker.beat(self.process, self._leases(), joining=True)
+            await self._say(joining=True)
         if not alive or gap > lease:
             self._lapsed = True
         held = self._last < self._hold_until

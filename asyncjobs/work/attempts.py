@@ -29,7 +29,6 @@ logger = logging.getLogger("asyncjobs")
 
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 AGAIN: Final = 60.0  # seconds until the next try of a job that could not be started, uncounted
-SUSPECT: Final = 2  # stalls after which a job is a suspect: a process runs one suspect at a time
 
 
 def complain(shared: Shared, message: str, error: BaseException) -> None:
@@ -187,8 +186,7 @@ class Attempts:
 
     async def _try_noted(self, job: ActiveJob, sent_at: float, margin: float) -> Outcome:
         """Make a try whose beginning the store must know. A suspect waits for its turn among the suspects."""
-        most = self._queue.spec.worker_options.max_stalled_count
-        if job.stalled_count < max(1, min(SUSPECT, most)):
+        if job.stalled_count < self._queue.spec.suspect_after:
             return unless_all_ends(self._shared, job, await self._run_stalled(job, sent_at, margin))
         suspects = self._shared.suspects
         if not await suspects.enter():

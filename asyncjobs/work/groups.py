@@ -40,7 +40,8 @@ class GroupRegistry:
     """All open groups of one job name in this process.
 
     State: `open`, the open groups; `_resting`, a heap with one entry for each of `_listed`. A group that has had work
-    since then is put back with the time at which its latest rest began.
+    since then is put back with the time at which its latest rest began. `quiet`: no further group is opened;
+    `draining`: jobs of opened groups do not begin until further notice.
     """
 
     def __init__(self, shared: Shared, spec: JobSpec) -> None:
@@ -52,7 +53,7 @@ class GroupRegistry:
         self._listed: set[Consumer] = set()
         self._ties = itertools.count()
         self._rested = asyncio.Event()
-        self.quiet = False
+        self.quiet = self.draining = False
         self.limits = spec.limits
 
     @property
@@ -69,6 +70,7 @@ class GroupRegistry:
             consumer = self.open[group_id] = Consumer(
                 self._shared, self.spec, keys, group_id, self.limits, self._on_rest
             )
+            consumer.quiet = self.draining
             if self._shared.bus.wants("group.opened"):
                 self._shared.bus.emit("group.opened", self.spec.name, group_id=group_id)
             consumer.look_again()

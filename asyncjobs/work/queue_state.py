@@ -246,6 +246,13 @@ class QueueState:
         self.base = base
         self._settle_limits(self.set)
 
+    def learn(self, settings: tuple[str, str, str]) -> None:
+        """What is set of this queue, as the store has it."""
+        told = settings if any(settings) else None
+        if told != self.set:
+            self._settle_limits(told)
+            self.look_again()
+
     def _settle_limits(self, settings: tuple[str, str, str] | None) -> None:
         """Apply the queue's own settings, which have changed."""
         self.set = settings

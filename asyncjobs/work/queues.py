@@ -25,7 +25,9 @@ DEFAULT_LEASE: Final = 30.0
 
 class Queues:
     """State: `consumers` and `registries` by job name; `shared_limits` by key; `quiet`, no job may begin any more;
-    `expected`, the jobs that will be consumed, whose leases the first beat tells."""
+    `draining`, no job may begin until further notice; `expected`, the jobs that will be consumed, whose leases the
+    first beat tells.
+    """
 
     def __init__(self, shared: Shared, supervisor: Supervisor) -> None:
         self._shared, self._supervisor = shared, supervisor
@@ -33,7 +35,7 @@ class Queues:
         self.registries: dict[str, GroupRegistry] = {}
         self.shared_limits: dict[str, SharedLimit] = {}
         self.expected: list[JobSpec] = []
-        self.quiet = False
+        self.quiet = self.draining = False
 
     async def consume(self, spec: JobSpec) -> None:
         """Open the queue of one job, or the registry of its groups. The first look comes with the news link.
@@ -74,7 +76,7 @@ class Queues:
         consumer = self.consumers.get(spec.name)
         if consumer is None:
             consumer = Consumer(self._shared, spec, self._shared.broker.queue_keys(spec.name, None))
-            consumer.quiet = self.quiet
+            consumer.quiet = self.quiet or self.draining
             self.consumers[spec.name] = consumer
             self._mind_shapes(spec)
         return consumer
@@ -84,7 +86,7 @@ class Queues:
         registry = self.registries.get(spec.name)
         if registry is None:
             registry = self.registries[spec.name] = GroupRegistry(self._shared, spec)
-            registry.quiet = self.quiet
+            registry.quiet, registry.draining = self.quiet, self.draining
             self._supervisor.start(f"reaper of {spec.name}", registry.run)
             self._mind_shapes(spec)
         return registry
@@ -179,6 +181,27 @@ class Queues:
             registry.quiet = True
         for consumer in self.all():
             consumer.hush()
+
+    async def relearn(self, name: str, group_id: str) -> None:
+        """Something was set of one queue. One whose slots are all in use has no turn that would tell, so it asks."""
+        registry = self.registries.get(name)
+        queue = (None if registry is None else registry.open.get(group_id)) if group_id else self.consumers.get(name)
+        if queue is None or queue.limits.concurrency is None or queue.attempts.slots_used < queue.limits.concurrency:
+            return
+        found = await self._shared.broker.settings(queue.keys)
+        queue.learn((found.get("w", ""), found.get("c", ""), found.get("g", "")))
+
+    def drain(self, on: bool) -> None:
+        """Let nothing begin until further notice, or let it begin again; what runs goes on."""
+        self.draining = on
+        for registry in self.registries.values():
+            registry.draining = on
+        for consumer in self.all():
+            if on:
+                consumer.hush()
+            else:
+                consumer.quiet = False
+                consumer.look_again()
 
     def cancel_all(self) -> None:
         """Cancel all tries, because the process stops."""

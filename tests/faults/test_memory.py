@@ -14,20 +14,30 @@ from asyncjobs import BrokerError, Limiter, RateLimited, Runtime
 from asyncjobs.broker import scripts
 from asyncjobs.broker.keys import (
     Channels,
+    about_key,
     alerts_key,
+    asked_key,
     cancels_key,
+    draining_key,
     due_key,
     epoch_key,
     groups_key,
     history_key,
     index_keys,
     leases_key,
+    names_key,
+    paused_key,
+    runs_key,
     serves_key,
+    skips_key,
     swept_key,
+    tasks_key,
 )
 from tests.helpers import Watcher, eventually
 from tests.lua.test_scripts import Desk, settle
 from tests.lua.test_tally import Book
+
+MARK = '{"s":1,"p":"p1"'
 
 ADDS_WORK = {"add", "register"}
 
@@ -159,11 +169,14 @@ class Case:
 
     async def beat(self) -> None:
         args = (self.processes, epoch_key(self.prefix), due_key(self.prefix), leases_key(self.prefix))
-        swept = swept_key(self.prefix, "p1")
-        await self.hold(lambda got: got[0] == 1, scripts.BEAT, *args, swept, "p1", "1", "e", 30_000, "{}")
+        said = (swept_key(self.prefix, "p1"), about_key(self.prefix), draining_key(self.prefix))
+        await self.hold(
+            lambda got: got[0] == 1, scripts.BEAT, *args, *said, "p1", "1", "e", 30_000, "{}", "{}", "{}", ""
+        )
 
     async def bury(self) -> None:
-        args = (self.processes, due_key(self.prefix), leases_key(self.prefix), "p9", 0)
+        keys = (self.processes, due_key(self.prefix), leases_key(self.prefix))
+        args = (*keys, about_key(self.prefix), draining_key(self.prefix), "p9", 0)
         await self.hold(lambda got: got == 0, scripts.BURY, *args)
 
     async def admit(self) -> None:
@@ -176,20 +189,64 @@ class Case:
         await self.hold(lambda got: got == 1, scripts.REFUND, *args)
 
     async def steer(self) -> None:
-        await self.hold(lambda got: got == 1, scripts.STEER, self.keys.settings, self.news, "0|", "p", "1")
+        told = (self.news, "0|", Channels(self.prefix).orders, "set|job|")
+        await self.hold(lambda got: got == 1, scripts.STEER, self.keys.settings, *told, "p", "1")
         assert await self.desk.redis.hgetall(self.keys.settings) == {b"p": b"1"}
 
     async def tick(self) -> None:
         keys = (f"{{{self.prefix}}}:ticks", f"{{{self.prefix}}}:running", self.processes, due_key(self.prefix))
-        args = (*keys, "poll", self.now, "p1", "skip", 30_000, "0")
+        noted = (paused_key(self.prefix), runs_key(self.prefix, "poll"), skips_key(self.prefix, "poll"))
+        args = (*keys, *noted, "poll", self.now, "p1", "skip", 30_000, "0", MARK)
         await self.hold(lambda got: got == [b"fire"], scripts.TICK, *args)
 
     async def end_run(self) -> None:
-        await self.hold(lambda got: got == b"", scripts.END_RUN, f"{{{self.prefix}}}:running", "poll", "p1", "1")
+        keys = (f"{{{self.prefix}}}:running", paused_key(self.prefix))
+        noted = (runs_key(self.prefix, "poll"), skips_key(self.prefix, "poll"))
+        args = (*keys, *noted, "poll", "p1", "1", MARK, ',"o":"completed"')
+        await self.hold(lambda got: got == b"", scripts.END_RUN, *args)
+
+    async def note_run(self) -> None:
+        keys = (runs_key(self.prefix, "x"), skips_key(self.prefix, "x"), paused_key(self.prefix))
+        await self.hold(lambda got: got == 0, scripts.NOTE_RUN, *keys, "x", "begin", MARK, "")
+
+    async def ask_run(self) -> None:
+        args = (asked_key(self.prefix, "r"), self.news, "run|poll|r", "ask")
+        await self.hold(lambda got: got == b"", scripts.ASK_RUN, *args)
+
+    async def take_run(self) -> None:
+        keys = (asked_key(self.prefix, "r"), f"{{{self.prefix}}}:running", self.processes, due_key(self.prefix))
+        noted = (runs_key(self.prefix, "poll"), skips_key(self.prefix, "poll"))
+        args = (*keys, *noted, "poll", "p1", "skip", 30_000, "0", "0")
+        await self.hold(lambda got: got[0] in (b"fire", b"overlap", b"gone"), scripts.TAKE_RUN, *args)
+
+    async def order(self) -> None:
+        args = (tasks_key(self.prefix), paused_key(self.prefix), "hash", "poll", "", self.news, "pause|poll")
+        await self.hold(lambda got: got == 0, scripts.ORDER, *args)
 
     async def claim(self) -> None:
         args = (swept_key(self.prefix, "p9"), "job", "p1", 10_000, "")
         await self.hold(lambda got: got == 1, scripts.CLAIM, *args)
+
+    async def explain(self) -> None:
+        keys = (self.keys.stream, self.keys.delayed, self.keys.settings, self.keys.bucket)
+        await self.hold(lambda got: got[1][0] == b"a", scripts.EXPLAIN, *keys, self.keys.jobs, "a", 10)
+
+    async def explain_name(self) -> None:
+        gate = f"{{{self.prefix}:job}}:gate"
+        await self.hold(lambda got: got[1][0] == 0, scripts.EXPLAIN_NAME, self.keys.settings, gate, 30_000)
+
+    async def explain_service(self) -> None:
+        keys = (self.processes, due_key(self.prefix), about_key(self.prefix), draining_key(self.prefix))
+        args = (*keys, names_key(self.prefix), "job", 30_000, f"{{{self.prefix}}}:gate:", "1", "x")
+        await self.hold(lambda got: got[2:4] == [0, 0], scripts.EXPLAIN_SERVICE, *args)
+
+    async def backlog(self) -> None:
+        args = (self.keys.stream, self.keys.completed, self.keys.jobs, 60_000)
+        await self.hold(lambda got: got[:2] == [1, 2], scripts.BACKLOG, *args)
+
+    async def describe(self) -> None:
+        keys = (self.processes, due_key(self.prefix), leases_key(self.prefix), about_key(self.prefix))
+        await self.hold(lambda got: len(got) == 2, scripts.DESCRIBE, *keys, draining_key(self.prefix), "p9")
 
     async def silence(self) -> None:
         await self.hold(lambda got: got == [-1], scripts.SILENCE, self.processes, "p9")

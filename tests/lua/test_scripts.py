@@ -12,11 +12,16 @@ from asyncjobs.broker import scripts
 from asyncjobs.broker.keys import (
     Channels,
     Keys,
+    about_key,
+    draining_key,
     due_key,
     epoch_key,
     groups_key,
     index_keys,
     leases_key,
+    paused_key,
+    runs_key,
+    skips_key,
     swept_key,
 )
 from tests.helpers import eventually
@@ -406,16 +411,20 @@ async def test_forget_leaves_a_job_that_lives_again(desk):
     assert await desk.run(scripts.FORGET, desk.keys.completed, 10**15, "c", *forget) == b"0"
 
 
-def beat(prefix: str, process: str, joining: bool, draw: str = "e", lease: int = 1000, leases: str = "{}") -> tuple:
+def beat(
+    prefix: str, process: str, joining: bool, draw: str = "e", lease: int = 1000, leases: str = "{}",
+    about: str = "{}", names: str = "", draining: str = "",
+) -> tuple:  # fmt: skip
     return scripts.BEAT(
         f"{{{prefix}}}:processes", epoch_key(prefix), due_key(prefix), leases_key(prefix), swept_key(prefix, process),
-        process, "1" if joining else "0", draw, lease, leases,
+        about_key(prefix), draining_key(prefix),
+        process, "1" if joining else "0", draw, lease, leases, about, names, draining,
     )  # fmt: skip
 
 
 async def test_a_beat_tells_of_the_others_and_of_our_own_death(redis, prefix):
     desk, processes = Desk(redis, prefix), f"{{{prefix}}}:processes"
-    gone = (processes, due_key(prefix), leases_key(prefix))
+    gone = (processes, due_key(prefix), leases_key(prefix), about_key(prefix), draining_key(prefix))
     assert await desk.send(beat(prefix, "one", False, "first")) == [0, b"first"]
     assert await desk.send(beat(prefix, "one", True, "second", leases='{"":1000}')) == [1, b"first"]
     alive, _, other, age, leases = await desk.send(beat(prefix, "two", True))
@@ -559,15 +568,23 @@ async def test_a_clock_that_jumps_leaves_between_no_token_and_all(redis, prefix,
     assert (await take(jumped + 5, "t3"))[0] + taken >= 3
 
 
+MARK, DONE = '{"s":1,"p":"p1"', ',"o":"completed"'
+
+
+def tick_keys(prefix: str) -> tuple[str, ...]:
+    own = (f"{{{prefix}}}:{kind}" for kind in ("ticks", "running", "processes", "due", "paused"))
+    return (*own, runs_key(prefix, "t"), skips_key(prefix, "t"))
+
+
 async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
     desk = Desk(redis, prefix)
-    keys = (f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes", due_key(prefix))
+    keys = tick_keys(prefix)
     now = int((await redis.time())[0]) * 1000
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1") == [b"fire"]
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1") == [b"fire"], "sent again"
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1") == [b"taken"]
-    assert await desk.run(scripts.TICK, *keys, "poll", now - 1000, "p2", "allow", 30_000, "1") == [b"taken"]
-    early, wait = await desk.run(scripts.TICK, *keys, "poll", now + 60_000, "p2", "allow", 30_000, "1")
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1", MARK) == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1", MARK) == [b"fire"], "sent again"
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1", MARK) == [b"taken"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now - 1000, "p2", "allow", 30_000, "1", MARK) == [b"taken"]
+    early, wait = await desk.run(scripts.TICK, *keys, "poll", now + 60_000, "p2", "allow", 30_000, "1", MARK)
     assert early == b"early"
     assert 58_000 < wait <= 60_000
 
@@ -575,33 +592,37 @@ async def test_a_tick_is_claimed_once_and_never_early(redis, prefix):
 async def test_a_claim_in_the_future_keeps_no_tick_out(redis, prefix):
     """The store's clock was a day ahead when it was made, and was set back."""
     desk, ticks = Desk(redis, prefix), f"{{{prefix}}}:ticks"
-    keys = (ticks, f"{{{prefix}}}:running", f"{{{prefix}}}:processes", due_key(prefix))
+    keys = tick_keys(prefix)
     now = int((await redis.time())[0]) * 1000
     await redis.hset(ticks, "poll", f"{now + 86_400_000} p9")
-    verdict, ahead = await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1")
+    verdict, ahead = await desk.run(scripts.TICK, *keys, "poll", now, "p1", "allow", 30_000, "1", MARK)
     assert verdict == b"fire"
     assert 86_000_000 < ahead <= 86_400_000
-    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1") == [b"taken"]
+    assert await desk.run(scripts.TICK, *keys, "poll", now, "p2", "allow", 30_000, "1", MARK) == [b"taken"]
 
 
 async def test_a_tick_does_not_overlap_a_living_run_and_ignores_a_dead_one(redis, prefix):
     desk = Desk(redis, prefix)
-    ticks, running, processes = f"{{{prefix}}}:ticks", f"{{{prefix}}}:running", f"{{{prefix}}}:processes"
+    running = f"{{{prefix}}}:running"
     now = int((await redis.time())[0]) * 1000
     await desk.send(beat(prefix, "p1", True, lease=60_000))
-    keys = (ticks, running, processes, due_key(prefix))
-    assert await desk.run(scripts.TICK, *keys, "t", now - 3000, "p1", "queue", 30_000, "1") == [b"fire"]
-    assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1") == [b"overlap"]
-    assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1") == [b"taken"]
-    assert await desk.run(scripts.TICK, *keys, "t", now - 1000, "p2", "queue", 30_000, "1") == [b"queued"]
-    assert await desk.run(scripts.END_RUN, running, "t", "p2", "1") == b""
-    assert await desk.run(scripts.END_RUN, running, "t", "p1", "1") == str(now - 1000).encode()
-    assert await desk.run(scripts.END_RUN, running, "t", "p1", "1") == b""
+    keys = tick_keys(prefix)
+    end = (running, paused_key(prefix), runs_key(prefix, "t"), skips_key(prefix, "t"), "t")
+    assert await desk.run(scripts.TICK, *keys, "t", now - 3000, "p1", "queue", 30_000, "1", MARK) == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1", MARK) == [b"overlap"]
+    assert await desk.run(scripts.TICK, *keys, "t", now - 2000, "p2", "skip", 30_000, "1", MARK) == [b"taken"]
+    assert await desk.run(scripts.TICK, *keys, "t", now - 1000, "p2", "queue", 30_000, "1", MARK) == [b"queued"]
+    assert await desk.run(scripts.END_RUN, *end, "p2", "1", "", DONE) == b""
+    for _ in range(2):  # sent again
+        handed = await desk.run(scripts.END_RUN, *end, "p1", "1", MARK, DONE)
+        assert handed == str(now - 1000).encode()
+    assert await desk.run(scripts.END_RUN, *end, "p1", "1", f'{{"s":{now - 1000},"p":"p1"', DONE) == b""
+    assert not await redis.hgetall(running)
     await redis.hset(running, "t", "p1")
-    over = (*keys, "t", now - 500, "p1", "skip", 30_000, "0")
+    over = (*keys, "t", now - 500, "p1", "skip", 30_000, "0", MARK)
     assert await desk.run(scripts.TICK, *over) == [b"fire"], "its own process knows that the run is over"
     await redis.hset(running, "t", "dead")
-    assert await desk.run(scripts.TICK, *keys, "t", now, "p2", "skip", 30_000, "1") == [b"fire"]
+    assert await desk.run(scripts.TICK, *keys, "t", now, "p2", "skip", 30_000, "1", MARK) == [b"fire"]
 
 
 async def test_a_foreign_type_fails_the_call_and_writes_nothing(desk, keys_left):
@@ -669,3 +690,58 @@ async def test_what_runs_survives_that_its_stream_was_deleted(desk, op, what):
     await desk.add("c")
     _, _, later = await desk.work(token="t3", me="p2")
     assert list(later) == ["c"]
+
+
+async def test_what_a_process_says_of_itself_goes_with_it(redis, prefix):
+    """Its names are written where they are given; what an earlier release buried others leave goes at the next join."""
+    desk, about, draining = Desk(redis, prefix), about_key(prefix), draining_key(prefix)
+    await desk.send(beat(prefix, "one", True, about='{"n":1}', names='{"jobs":["a"],"tasks":[]}'))
+    await desk.send(beat(prefix, "one", False, about='{"n":2}'))
+    assert await redis.hgetall(about) == {b"one": b'{"n":2}', b"one names": b'{"jobs":["a"],"tasks":[]}'}
+    assert (await desk.send(beat(prefix, "two", True, draining="{}")))[0] == 2
+    assert await redis.hgetall(draining) == {b"two": b"{}"}
+    await redis.zrem(f"{{{prefix}}}:processes", "two")
+    assert (await desk.send(beat(prefix, "one", False)))[0] == 1
+    assert await redis.hexists(about, "two") is False
+    assert await redis.exists(draining) == 0
+    await redis.hset(about, mapping={f"gone{n}": "{}" for n in range(20)})
+    await redis.hset(draining, "gone7", "{}")
+    await desk.send(beat(prefix, "three", True))
+    assert await redis.hkeys(about) == [b"one", b"one names", b"three"]
+    assert await redis.exists(draining) == 0
+
+
+async def test_an_order_is_kept_once_and_refused_where_nobody_is(redis, prefix):
+    desk, draining = Desk(redis, prefix), draining_key(prefix)
+    await desk.send(beat(prefix, "one", True))
+    order = (f"{{{prefix}}}:processes", draining, "zset")
+    assert await desk.run(scripts.ORDER, *order, "two", "{}", "c", "m") == 0
+    for reason in ("first", "again"):
+        assert await desk.run(scripts.ORDER, *order, "one", reason, "c", "m") == 1
+    assert await redis.hgetall(draining) == {b"one": b"first"}
+    assert await desk.run(scripts.ORDER, *order, "one", "", "c", "m") == 1
+    assert await redis.exists(draining) == 0
+
+
+async def test_a_run_is_written_once_and_found_again(redis, prefix):
+    desk, runs, skips = Desk(redis, prefix), runs_key(prefix, "t"), skips_key(prefix, "t")
+    keys = (runs, skips, paused_key(prefix), "t")
+    for _ in range(2):
+        assert await desk.run(scripts.NOTE_RUN, *keys, "begin", MARK, "") == 0
+    (begun,) = await redis.lrange(runs, 0, -1)
+    assert begun.startswith(MARK.encode() + b',"b":')
+    for _ in range(2):
+        await desk.run(scripts.NOTE_RUN, *keys, "end", MARK, DONE)
+    (ended,) = await redis.lrange(runs, 0, -1)
+    assert ended.startswith(begun[:-1] + b',"e":')
+    assert ended.endswith(b',"o":"completed"}')
+    for n in range(60):
+        await desk.run(scripts.NOTE_RUN, *keys, "begin", f'{{"s":{n + 10},"p":"p1"', "")
+    assert await redis.llen(runs) == 50
+    await desk.run(scripts.NOTE_RUN, *keys, "end", MARK, DONE)
+    assert (await redis.lrange(runs, -1, -1))[0].startswith(MARK.encode() + b',"e":'), "it had begun long ago"
+    for process in ("p1", "p2"):
+        await desk.run(scripts.NOTE_RUN, *keys, "skip", "1000", f'"w":"missed","x":"{process}"')
+    assert len(await redis.lrange(skips, 0, -1)) == 1, "the other process saw the same"
+    await redis.hset(paused_key(prefix), "t", "{}")
+    assert await desk.run(scripts.NOTE_RUN, *keys, "begin", MARK, "") == 1

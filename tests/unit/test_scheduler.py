@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from asyncjobs import ConfigError, TaskDefinition
-from asyncjobs.cron.scheduler import Tick
+from asyncjobs.cron.tick import Tick
 from asyncjobs.declare.cron_expression import Ticks, last_tick, next_tick, normalise
 from asyncjobs.declare.definition import TaskSpec
 

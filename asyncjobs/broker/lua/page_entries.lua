@@ -22,6 +22,7 @@ local place, least, most = ARGV[6], ARGV[7], ARGV[8]
 local looks, finds, budget, may_burst = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12] == '1'
 -- @include look
 -- @include handed_out
+-- @include delivered
 local length = redis.pcall('XLEN', stream)
 if type(length) ~= 'number' then
   if is_foreign(length) then return {-1, 0, '', {}} end
@@ -29,12 +30,7 @@ if type(length) ~= 'number' then
 end
 if length == 0 then return {0, 0, '', {}} end
 local active, head, summary = handed_out(stream)
-local last = '0-0'
-for _, group in ipairs(summary and redis.call('XINFO', 'GROUPS', stream) or {}) do
-  local known = {}
-  for i = 1, #group, 2 do known[group[i]] = group[i + 1] end
-  if known['name'] == 'w' then last = known['last-delivered-id'] end
-end
+local last = last_delivered(stream, summary)
 
 local function parts(entry)
   local ms, n = string.match(entry, '^(%d+)-?(%d*)$')

@@ -10,7 +10,7 @@ local denied = {}
 for _, command in ipairs({
   {'DEL', key}, {'EXISTS', key}, {'GET', key}, {'HDEL', key, 'f'}, {'HEXISTS', key, 'f'}, {'HGET', key, 'f'}, {'HGETALL', key}, {'HKEYS', key},
   {'HINCRBY', key, 'f', '1'}, {'HLEN', key}, {'HMGET', key, 'f'}, {'HSET', key, 'f', 'v'}, {'HSETNX', key, 'f', 'v'},
-  {'LINDEX', key, '0'}, {'LLEN', key}, {'LSET', key, '0', 'v'}, {'LTRIM', key, '0', '1'}, {'PERSIST', key}, {'PEXPIRE', key, '1'},
+  {'LINDEX', key, '0'}, {'LLEN', key}, {'LRANGE', key, '0', '1'}, {'LSET', key, '0', 'v'}, {'LTRIM', key, '0', '1'}, {'PERSIST', key}, {'PEXPIRE', key, '1'},
   {'PING'}, {'PTTL', key}, {'PUBLISH', channel, ''}, {'RPUSH', key, 'v'},
   {'SET', key, 'v'}, {'SUBSCRIBE', channel}, {'TIME'}, {'UNLINK', key}, {'WAIT', '1', '1'}, {'XACK', key, 'w', '1'},
   {'XADD', key, '*', 'j', 'v'}, {'XCLAIM', key, 'w', 'p', '0', '1'}, {'XDEL', key, '1'},

@@ -4,10 +4,12 @@
 -- KEYS[1] settings   hash, see `work`; m most waiting
 -- ARGV[1] news       channel
 -- ARGV[2] message    for that channel
--- ARGV[3…] field · value, '' removes the setting
+-- ARGV[3] orders     channel, told as well: a queue whose slots are all in use has no turn in which it would see it
+-- ARGV[4] order      for that channel
+-- ARGV[5…] field · value, '' removes the setting
 --
 -- Returns 1
-for i = 3, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', KEYS[1], ARGV[i])
   else
@@ -15,4 +17,5 @@ for i = 3, #ARGV, 2 do
   end
 end
 redis.call('PUBLISH', ARGV[1], ARGV[2])
+redis.call('PUBLISH', ARGV[3], ARGV[4])
 return 1
