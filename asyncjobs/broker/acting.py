@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -87,10 +88,10 @@ class Acting(RetryingCaller):
 
     # The audit trail --------------------------------------------------------------------------------------
     async def write_audit(self, fields: Mapping[str, str | bytes]) -> str:
-        """Lengthen the trail by one entry, and return its id. An answer that is lost may make it two."""
+        """Lengthen the trail by one entry, and return its id."""
         flat = [word for pair in fields.items() for word in pair]
-        command = ("XADD", audit_key(self.prefix), "MAXLEN", "~", MOST_AUDITED, "*", *flat)
-        return str((await self._ask(command)).decode())
+        once = secrets.token_hex(8)
+        return str((await self._ask(scripts.AUDIT(audit_key(self.prefix), MOST_AUDITED, once, *flat))).decode())
 
     async def read_audit(self, before: str, most: int) -> list[tuple[str, dict[str, str]]]:
         """The `most` entries of the trail that came before the entry `before`, '' for the last ones, newest first."""
