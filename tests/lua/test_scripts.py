@@ -618,8 +618,13 @@ async def test_an_act_on_a_queue_with_a_key_of_a_foreign_type_changes_nothing(de
     """Whichever key it is, and whatever state the jobs are in: none of them is half changed."""
     keys, redis = desk.keys, desk.redis
     zsets = (keys.delayed, keys.completed, keys.failed, keys.cancelled)
-    for foreign in {"retry": (keys.stream, *zsets[0::2], zsets[3]), "promote": (keys.stream, zsets[0]),
-                    "cancel": (keys.stream, keys.delayed, keys.cancelled), "remove": (keys.stream, *zsets)}[verb]:  # fmt: skip
+    touched = {
+        "retry": (keys.stream, keys.delayed, keys.failed, keys.cancelled),
+        "promote": (keys.stream, keys.delayed),
+        "remove": (keys.stream, *zsets),
+        "cancel": (keys.stream, keys.delayed, keys.cancelled),
+    }
+    for foreign in touched[verb]:
         await redis.delete(keys.stream, *zsets)
         await desk.add("waits")
         await redis.hset(keys.job("later"), mapping={"d": "1"})
@@ -636,7 +641,7 @@ async def test_an_act_on_a_queue_with_a_key_of_a_foreign_type_changes_nothing(de
             "retry": (scripts.RETRY, keys.stream, keys.delayed, *zsets[2:], keys.jobs, "news", "", *act, ""),
             "promote": (scripts.PROMOTE, keys.stream, keys.delayed, keys.jobs, "news", "", *act),
             "remove": (scripts.REMOVE, keys.stream, *zsets, keys.jobs, "done"),
-            "cancel": (scripts.CANCEL, keys.stream, keys.delayed, keys.cancelled, keys.jobs, "c", "d", "job", "", "{}", "", ""),
+            "cancel": (scripts.CANCEL, *touched["cancel"], keys.jobs, "c", "d", "job", "", "{}", "", ""),
         }  # fmt: skip
         per_job = {"remove": ("",), "cancel": ("", "")}.get(verb, ())
         ids = [word for one in before for word in (one, *per_job)]
