@@ -35,13 +35,14 @@ class Acting(RetryingCaller):
     async def retry(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str], reset: bool) -> str:
         """Failed and cancelled jobs of one queue wait again."""
         await self._register(name, keys)
-        now, answers = await self._ask(
+        listed = await self._listings(name, keys, job_ids)
+        _, answers = await self._ask(
             scripts.RETRY(
                 keys.stream, keys.delayed, keys.failed, keys.cancelled, keys.jobs, self.channels.news(name), keys.group,
                 act.id, act.entry, "1" if reset else "", *job_ids,
             )
         )  # fmt: skip
-        await self._unlist(name, keys, now, job_ids)
+        await self._unlist(listed)
         return str(answers.decode())
 
     async def promote(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str]) -> str:
@@ -71,8 +72,9 @@ class Acting(RetryingCaller):
     async def _remove(self, name: str, keys: Keys, job_ids: Sequence[str], entries: dict[str, str]) -> str:
         jobs = [word for job_id in job_ids for word in (job_id, entries.get(job_id, ""))]
         sets = (keys.delayed, keys.completed, keys.failed, keys.cancelled)
-        now, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
-        await self._unlist(name, keys, now, job_ids)
+        listed = await self._listings(name, keys, job_ids)
+        _, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
+        await self._unlist(listed)
         return str(answers.decode())
 
     async def locate(self, keys: Keys, job_ids: Sequence[str]) -> dict[str, str]:
@@ -129,12 +131,24 @@ class Acting(RetryingCaller):
         if keys.group:
             await self._ask(scripts.REGISTER(groups_key(self.prefix, name), keys.group))
 
-    async def _unlist(self, name: str, keys: Keys, now: int, job_ids: Sequence[str]) -> None:
-        """Jobs of a group that are finished no more leave the listings of their name. One that finishes anew stays."""
-        if keys.group:
-            members = [index_member(keys.group, job_id) for job_id in job_ids]
-            for index in index_keys(self.prefix, name):
-                await self._ask(scripts.UNLIST(index, now, *members))
+    async def _listings(self, name: str, keys: Keys, job_ids: Sequence[str]) -> dict[str, list[str | bytes]]:
+        """Where jobs of a group are listed under their name: listing → member, score, member, score, …"""
+        if not keys.group:
+            return {}
+        members = [index_member(keys.group, job_id) for job_id in job_ids]
+        indices = index_keys(self.prefix, name)
+        found = await self.loop.gather(self._ask(("ZMSCORE", index, *members)) for index in indices)
+        listed: dict[str, list[str | bytes]] = {}
+        for index, scores in zip(indices, found, strict=True):
+            pairs = zip(members, scores, strict=True)
+            listed[index] = [one for member, score in pairs if score is not None for one in (member, score)]
+        return listed
+
+    async def _unlist(self, listed: dict[str, list[str | bytes]]) -> None:
+        """Jobs of a group that are finished no more leave the listings of their name. One that has finished anew stays."""
+        for index, members in listed.items():
+            if members:
+                await self._ask(scripts.UNLIST(index, *members))
 
 
 def _text(value: bytes) -> str:

@@ -167,7 +167,7 @@ class Case:
         await self.hold(lambda got: got[1][0] == b"waiting", scripts.LOCATE, self.keys.stream, "-", 10, "waiting")
 
     async def unlist(self) -> None:
-        await self.hold(lambda got: got == 0, scripts.UNLIST, index_keys(self.prefix, "job")[0], self.now, "1:gx")
+        await self.hold(lambda got: got == 0, scripts.UNLIST, index_keys(self.prefix, "job")[0], "1:gx", "5")
 
     async def audit(self) -> None:
         for _ in range(2):
