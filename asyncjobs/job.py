@@ -19,7 +19,7 @@ from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
-from asyncjobs.declare.values import Seconds, seconds
+from asyncjobs.declare.values import Seconds, flag, seconds
 from asyncjobs.errors import (
     BrokerError,
     ConfigError,
@@ -282,7 +282,7 @@ class Job:
             StateError: it is in another state, which the text names.
             JobGoneError: its record is gone.
         """
-        await self._act("retry", reason, reset=reset)
+        await self._act("retry", reason, reset=flag(reset, "reset"))
         self.state, self.finished_at = "waiting", None
 
     async def promote(self, reason: str = "") -> None:

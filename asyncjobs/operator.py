@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -42,7 +42,16 @@ CANCEL_ANSWERS: Final[Mapping[str, CancelAnswer]] = {
 UNKNOWN: Final = JobOptions()  # of a name that is not registered here
 
 
-Copy: TypeAlias = Callable[[Any, Mapping[str, Any], "Operator"], Awaitable[Any]]
+class Copies(Protocol):
+    """Adds jobs that are copies of others, with changes."""
+
+    async def copy(self, job: Any, changes: Mapping[str, Any], operator: Operator) -> Any:
+        """Add a copy of `job`; the new job."""
+        ...
+
+    def checked(self, name: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`changes` as an operation keeps them, for jobs called `name`; None: for those of several names."""
+        ...
 
 
 class Spot(NamedTuple):
@@ -88,10 +97,27 @@ async def entry_of(broker: Broker, entry_id: str) -> AuditEntry:
     Raises:
         ConfigError: there is none of that id.
     """
-    fields = await broker.read_audit_entry(entry_id) if ENTRY.fullmatch(entry_id) else None
+    known = isinstance(entry_id, str) and ENTRY.fullmatch(entry_id)
+    fields = await broker.read_audit_entry(entry_id) if known else None
     if fields is None:
         raise ConfigError(f"the audit trail has no entry {shown(entry_id)}; about the last 10,000 are kept")
     return _entry(entry_id, fields)
+
+
+def reason_text(given: Any) -> str:
+    """Why something is done, as it is kept.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(given, str):
+        raise ConfigError(f"reason={shown(given)}: expected text")
+    reason = given[:LONGEST_REASON]
+    try:
+        reason.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"reason={shown(reason)}: a lone surrogate is no text") from None
+    return reason
 
 
 def _entry(entry: str, fields: Mapping[str, str]) -> AuditEntry:
@@ -106,21 +132,21 @@ def _entry(entry: str, fields: Mapping[str, str]) -> AuditEntry:
 
 
 class Operator:
-    """Who acts, and from where. `copy` adds a job that is a copy of another, with changes, and returns the new one."""
+    """Who acts, and from where."""
 
-    __slots__ = ("_bus", "_copy", "by", "source")
+    __slots__ = ("_bus", "_copies", "by", "source")
 
-    def __init__(self, bus: EventBus, copy: Copy, by: str = "", source: str = "python") -> None:
-        self._bus, self._copy = bus, copy
+    def __init__(self, bus: EventBus, copies: Copies, by: str = "", source: str = "python") -> None:
+        self._bus, self._copies = bus, copies
         self.by, self.source = by[:LONGEST_NAME], source[:LONGEST_NAME]
 
     def called(self, by: str, source: str) -> Operator:
         """The same under another name."""
-        return Operator(self._bus, self._copy, by, source)
+        return Operator(self._bus, self._copies, by, source)
 
     def new_act(self, what: str, reason: str = "", act_id: str = "") -> Act:
         """An act that is done once to each job that it reaches. `act_id`: of an operation that goes on."""
-        told = {"what": what, "by": self.by, "source": self.source, "reason": reason[:LONGEST_REASON]}
+        told = {"what": what, "by": self.by, "source": self.source, "reason": reason_text(reason)}
         entry = msgspec.json.encode({key: value for key, value in told.items() if value})
         return Act(act_id or secrets.token_hex(8), entry[1:])
 
@@ -134,11 +160,16 @@ class Operator:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> str:
-        """Lengthen the audit trail by one entry; its id."""
+        """Lengthen the audit trail by one entry; its id.
+
+        Raises:
+            ConfigError: the reason is no text.
+        """
+        reason = reason_text(reason)
         fields: dict[str, str | bytes] = {"what": what, "by": self.by, "source": self.source}
         fields["target"] = msgspec.json.encode(target)
         if reason:
-            fields["reason"] = reason[:LONGEST_REASON]
+            fields["reason"] = reason
         for key, value in (("before", before), ("after", after)):
             if value is not None:
                 fields[key] = msgspec.json.encode(value)
@@ -213,13 +244,9 @@ class Operator:
 
     def _mark(self, reason: str) -> bytes:
         """What the records of jobs that are cancelled tell of that."""
-        if not isinstance(reason, str):
-            raise ConfigError(f"cancel(reason={shown(reason)}): expected text")
-        stored = StoredCancellation(self.by, reason[:LONGEST_REASON], int(clock.wall() * 1000), self.source)
-        try:
-            return msgspec.json.encode(stored)
-        except UnicodeEncodeError:
-            raise ConfigError(f"cancel(reason={reason!a}): a lone surrogate is no text") from None
+        return msgspec.json.encode(
+            StoredCancellation(self.by, reason_text(reason), int(clock.wall() * 1000), self.source)
+        )
 
     async def rerun(self, broker: Broker, job: Any, changes: Mapping[str, Any], reason: str = "") -> Any:
         """Add a copy of `job`, with `changes`; the new job."""
@@ -229,7 +256,11 @@ class Operator:
 
     async def copy(self, job: Any, changes: Mapping[str, Any]) -> Any:
         """The same for an operation, which is in the audit trail already."""
-        return await self._copy(job, changes, self)
+        return await self._copies.copy(job, changes, self)
+
+    def changes_for(self, name: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`changes` of a rerun of many, checked; see `Copies.checked`."""
+        return self._copies.checked(name, changes)
 
 
 def _kept(options: JobOptions, raw: bytes) -> str:

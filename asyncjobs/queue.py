@@ -45,7 +45,7 @@ class Queue(Desk, PastFigures):
         self._home = home
         self._bounds = Bounds()
         copier = Copier(self._running, self._specs, self.spec, self._bounds, max_payload)
-        self.operator = Operator(bus, copier.copy)
+        self.operator = Operator(bus, copier)
 
     # The runtime's side -----------------------------------------------------------------------------------
     def register(self, spec: JobSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -34,13 +35,14 @@ class Acting(RetryingCaller):
     async def retry(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str], reset: bool) -> str:
         """Failed and cancelled jobs of one queue wait again."""
         await self._register(name, keys)
-        now, answers = await self._ask(
+        listed = await self._listings(name, keys, job_ids)
+        _, answers = await self._ask(
             scripts.RETRY(
                 keys.stream, keys.delayed, keys.failed, keys.cancelled, keys.jobs, self.channels.news(name), keys.group,
                 act.id, act.entry, "1" if reset else "", *job_ids,
             )
         )  # fmt: skip
-        await self._unlist(name, keys, now, job_ids)
+        await self._unlist(listed)
         return str(answers.decode())
 
     async def promote(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str]) -> str:
@@ -70,8 +72,9 @@ class Acting(RetryingCaller):
     async def _remove(self, name: str, keys: Keys, job_ids: Sequence[str], entries: dict[str, str]) -> str:
         jobs = [word for job_id in job_ids for word in (job_id, entries.get(job_id, ""))]
         sets = (keys.delayed, keys.completed, keys.failed, keys.cancelled)
-        now, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
-        await self._unlist(name, keys, now, job_ids)
+        listed = await self._listings(name, keys, job_ids)
+        _, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
+        await self._unlist(listed)
         return str(answers.decode())
 
     async def locate(self, keys: Keys, job_ids: Sequence[str]) -> dict[str, str]:
@@ -87,10 +90,10 @@ class Acting(RetryingCaller):
 
     # The audit trail --------------------------------------------------------------------------------------
     async def write_audit(self, fields: Mapping[str, str | bytes]) -> str:
-        """Lengthen the trail by one entry, and return its id. An answer that is lost may make it two."""
+        """Lengthen the trail by one entry, and return its id."""
         flat = [word for pair in fields.items() for word in pair]
-        command = ("XADD", audit_key(self.prefix), "MAXLEN", "~", MOST_AUDITED, "*", *flat)
-        return str((await self._ask(command)).decode())
+        once = secrets.token_hex(8)
+        return str((await self._ask(scripts.AUDIT(audit_key(self.prefix), MOST_AUDITED, once, *flat))).decode())
 
     async def read_audit(self, before: str, most: int) -> list[tuple[str, dict[str, str]]]:
         """The `most` entries of the trail that came before the entry `before`, '' for the last ones, newest first."""
@@ -128,12 +131,24 @@ class Acting(RetryingCaller):
         if keys.group:
             await self._ask(scripts.REGISTER(groups_key(self.prefix, name), keys.group))
 
-    async def _unlist(self, name: str, keys: Keys, now: int, job_ids: Sequence[str]) -> None:
-        """Jobs of a group that are finished no more leave the listings of their name. One that finishes anew stays."""
-        if keys.group:
-            members = [index_member(keys.group, job_id) for job_id in job_ids]
-            for index in index_keys(self.prefix, name):
-                await self._ask(scripts.UNLIST(index, now, *members))
+    async def _listings(self, name: str, keys: Keys, job_ids: Sequence[str]) -> dict[str, list[str | bytes]]:
+        """Where jobs of a group are listed under their name: listing → member, score, member, score, …"""
+        if not keys.group:
+            return {}
+        members = [index_member(keys.group, job_id) for job_id in job_ids]
+        indices = index_keys(self.prefix, name)
+        found = await self.loop.gather(self._ask(("ZMSCORE", index, *members)) for index in indices)
+        listed: dict[str, list[str | bytes]] = {}
+        for index, scores in zip(indices, found, strict=True):
+            pairs = zip(members, scores, strict=True)
+            listed[index] = [one for member, score in pairs if score is not None for one in (member, score)]
+        return listed
+
+    async def _unlist(self, listed: dict[str, list[str | bytes]]) -> None:
+        """Jobs of a group that are finished no more leave the listings of their name. One that finished anew stays."""
+        for index, members in listed.items():
+            if members:
+                await self._ask(scripts.UNLIST(index, *members))
 
 
 def _text(value: bytes) -> str:

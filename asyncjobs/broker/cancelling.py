@@ -138,7 +138,8 @@ class Cancelling(Acting, Keeping):
         """They have finished otherwise, or are gone."""
         if job_ids:
             members = [index_member(target.keys.group, job_id) for job_id in job_ids]
-            await self._ask(scripts.UNLIST(index_keys(self.prefix, target.name)[2], listed_at, *members))
+            flat = [one for member in members for one in (member, str(listed_at))]
+            await self._ask(scripts.UNLIST(index_keys(self.prefix, target.name)[2], *flat))
 
     async def _let_go(self, target: Target, keeps: set[str], grouped: bool) -> None:
         """Apply retention to what was cancelled, as far as the script has not."""

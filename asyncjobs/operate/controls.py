@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.definition import JobSpec, checked_name
 from asyncjobs.declare.options import Limits, limiters
 from asyncjobs.declare.queue_limits import NO_WINDOWS, windows_text
 from asyncjobs.declare.values import UNSET, Seconds, Unset, flag, seconds, whole
@@ -20,7 +20,7 @@ from asyncjobs.operate.preview import Preview, preview
 from asyncjobs.operate.selection import Selection
 from asyncjobs.operate.told import read_told
 from asyncjobs.operate.why import Place, Reason, why
-from asyncjobs.operator import AuditEntry, Operator
+from asyncjobs.operator import AuditEntry, Operator, reason_text
 
 FIELDS: Final = {"limiter": "w", "concurrency": "c", "weight": "g", "max_waiting": "m"}
 HEAVIEST: Final = 1000
@@ -241,8 +241,9 @@ class QueueControls:
         Raises:
             StateError: jobs run, and `force` is not given; nothing was deleted.
         """
+        reason, force = reason_text(reason), flag(force, "force")
         running = await self._active()
-        if running and not flag(force, "force"):
+        if running and not force:
             raise StateError(f"{running} jobs of {self!r} run; cancel_all() them and wait, or say force=True")
         await self._steer("obliterate", {"p": "1"})
         if running:
@@ -283,8 +284,9 @@ async def shape_of(broker: Broker, specs: Mapping[str, JobSpec], name: str) -> S
 
     Raises:
         UnknownJobError: no process has ever registered it.
+        ConfigError: it is no name.
     """
-    if name in specs:
+    if checked_name(name, "job") in specs:
         return Shape.of(specs[name])
     told = await broker.told_names()
     if name not in told:

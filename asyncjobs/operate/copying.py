@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from asyncjobs.broker import AddCall, Broker
 from asyncjobs.declare import payload
-from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, id_text
+from asyncjobs.declare.add_options import ADD_OPTIONS, AT_ONCE, due_of, group_of, group_text, id_text
 from asyncjobs.declare.definition import JobSpec
 from asyncjobs.declare.options import JobOptions
 from asyncjobs.declare.overrides import NO_OVERRIDES, Overrides
-from asyncjobs.declare.values import keywords
+from asyncjobs.declare.values import UNSET, keywords, seconds
 from asyncjobs.errors import JobGoneError, named
 from asyncjobs.job import Job, new_id, read_job
 from asyncjobs.limits.bounds import Bounds
@@ -81,3 +83,38 @@ class Copier:
         copied = read_job(broker, self._specs.get(name), name, keys, group, call.job_id, due, known, operator=operator)
         copied.added = reply.added
         return copied
+
+    def checked(self, name: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`changes` of a rerun of jobs called `name`, of several names for None, checked, and as plain JSON.
+
+        Raises:
+            UnknownJobError, PayloadError, ConfigError: a change that cannot be.
+        """
+        allowed = ("data", "name", *(one for one in ADD_OPTIONS if one != "job_id"))
+        given = {key: one for key, one in keywords(changes, allowed, "a rerun of many").items() if one is not UNSET}
+        checked: dict[str, Any] = {}
+        if "name" in given:
+            name = checked["name"] = self._find(given.pop("name")).name
+        spec = None if name is None else self._specs.get(name)
+        if "data" in given:
+            codec = payload.Codec() if spec is None else spec.codec
+            checked["data"] = msgspec.Raw(codec.encode(given.pop("data"), self._most))
+        group, delay, at = (given.pop(option, None) for option in ("group_id", "delay", "at"))
+        if group is not None:
+            checked["group_id"] = group_text(group) if spec is None else group_of(spec, group)
+        if delay is not None or at is not None:
+            due_of(delay, at)
+            checked |= {"at": at} if delay is None else {"delay": seconds(delay, "delay")}
+        JobOptions(**given)
+        return checked | {option: _plain(value) for option, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    """The value of an option as JSON takes it."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return value

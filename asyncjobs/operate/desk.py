@@ -11,6 +11,7 @@ from asyncjobs.broker import Broker
 from asyncjobs.declare.add_options import group_of, group_text, id_text
 from asyncjobs.declare.definition import JobSpec, checked_name
 from asyncjobs.declare.values import flag
+from asyncjobs.errors import ConfigError
 from asyncjobs.job import Job, in_the_name_of
 from asyncjobs.operate.controls import QueueControls, Shape, shape_of
 from asyncjobs.operate.finding import find
@@ -132,10 +133,13 @@ class Desk:
 
         Raises:
             UnknownJobError: none has.
+            ConfigError: it has no groups, and one is named.
         """
         broker = self._running("controls")
         shape = await shape_of(broker, self._specs, name)
         group = None if group_id is None else group_text(group_id)
+        if group is not None and not shape.grouped:
+            raise ConfigError(f"{name} has no groups, so it takes no group_id")
         return QueueControls(broker, shape, group, self.operator, self.select)
 
     async def revert(self, entry_id: str) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -19,7 +21,9 @@ import msgspec
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
+from asyncjobs.declare import payload
 from asyncjobs.declare.definition import JobSpec
+from asyncjobs.declare.values import shown
 from asyncjobs.errors import AsyncjobsError, BrokerError, ConfigError, UnknownJobError
 from asyncjobs.job_record import Origin
 from asyncjobs.operate.acting import Done, Order, act_on, names_of
@@ -33,6 +37,7 @@ from asyncjobs.record import Record
 STEP: Final = 500  # jobs
 LEASE: Final = 10.0  # seconds after which another process goes on
 LOOK_EVERY: Final = 0.5  # seconds between two looks at an operation that another process drives
+ID: Final = re.compile(r"[0-9a-f]{1,40}", re.ASCII)
 _attempts = itertools.count(1)
 
 
@@ -106,9 +111,12 @@ def read_operation(operation_id: str, fields: Mapping[str, str]) -> Operation:
         text = fields.get(field, "")
         return int(text) if text.isdigit() else 0
 
+    skipped: dict[str, int] = {}
+    with suppress(msgspec.MsgspecError):  # another release, or a hand, may have written it
+        skipped = msgspec.json.decode(fields.get("skipped", ""), type=dict[str, int])
     return Operation(
         operation_id, fields.get("what", ""), fields.get("scope", ""), fields.get("state", "failed"),  # type: ignore[arg-type]
-        number("done"), msgspec.json.decode(fields.get("skipped", "{}"), type=dict[str, int]), number("of"),
+        number("done"), skipped, number("of"),
         clock.from_ms(number("began")), clock.from_ms(number("ended")) if "ended" in fields else None,
         fields.get("by", ""), fields.get("source", ""), fields.get("reason", ""), fields.get("problem", ""),
     )  # fmt: skip
@@ -144,11 +152,12 @@ class Operations:
             BrokerError: the store did not answer; the operation goes on in another process, or when it is driven again.
             ConfigError: there is no such operation.
         """
+        _checked(operation_id)
         driver = f"{self._broker.process_id}.{next(_attempts)}"
         while True:
             found = await self._broker.drive(operation_id, driver, LEASE, {})
             if found is None:
-                raise ConfigError(f"there is no operation {operation_id!r}; the last hundred are kept")
+                raise _unknown(operation_id)
             if isinstance(found, dict):
                 if found["state"] == "running" and not await self._go_on(operation_id, driver, found):
                     continue
@@ -160,16 +169,16 @@ class Operations:
         try:
             order, plan = self._order(operation_id, fields), msgspec.json.decode(fields["plan"], type=StoredPlan).plan()
             cursor = Cursor.read(fields["cursor"]) if fields["cursor"] else None
+            done, skipped = int(fields["done"]), Counter(msgspec.json.decode(fields["skipped"], type=dict[str, int]))
+            jobs = msgspec.json.decode(fields.get("step", "[]"), type=list[Origin])
             walk = Walk(self._broker, self._specs, plan, cursor)
             await walk.begin()
-        except (AsyncjobsError, msgspec.MsgspecError, KeyError) as error:
+        except (AsyncjobsError, msgspec.MsgspecError, KeyError, ValueError) as error:
             if isinstance(error, BrokerError) and not isinstance(error, UnknownJobError):
                 raise
             end = {"state": "failed", "ended": _now(), "problem": f"{type(error).__name__}: {error}"[:1000]}
             await self._broker.drive(operation_id, driver, LEASE, end)
             return True
-        done, skipped = int(fields["done"]), Counter(msgspec.json.decode(fields["skipped"], type=dict[str, int]))
-        jobs = msgspec.json.decode(fields.get("step", "[]"), type=list[Origin])
         while True:
             if jobs:
                 reached, left = await act_on(self._broker, order, jobs)
@@ -192,6 +201,8 @@ class Operations:
         args = msgspec.json.decode(fields["args"], type=dict[str, Any])
         if "at" in args:
             args["at"] = msgspec.convert(args["at"], type=datetime)
+        if "data" in args:  # whose integers may be of any size
+            args["data"] = payload.decode(msgspec.json.decode(fields["args"], type=dict[str, msgspec.Raw])["data"])
         operator = self._operator.called(fields["by"], fields["source"])
         return Order(
             fields["what"], args, operator, fields["reason"],
@@ -204,9 +215,9 @@ class Operations:
         Raises:
             ConfigError: there is none of that id.
         """
-        fields = await self._broker.operation(operation_id)
+        fields = await self._broker.operation(_checked(operation_id))
         if not fields:
-            raise ConfigError(f"there is no operation {operation_id!r}; the last hundred are kept")
+            raise _unknown(operation_id)
         return read_operation(operation_id, fields)
 
     async def all(self) -> list[Operation]:
@@ -219,15 +230,27 @@ class Operations:
         Raises:
             ConfigError: there is none of that id.
         """
-        await self._broker.stop_operation(operation_id)
+        await self._broker.stop_operation(_checked(operation_id))
         return await self.read(operation_id)
 
     async def take_up(self) -> Sequence[str]:
         """Drive those to their end that nobody drives any more; their ids."""
         found = await self._broker.open_operations()
         for operation_id in found:
-            await self.drive(operation_id)
+            with suppress(ConfigError):  # it is kept no more
+                await self.drive(operation_id)
         return found
+
+
+def _checked(operation_id: Any) -> str:
+    """An id as the store may be asked for it."""
+    if not isinstance(operation_id, str) or not ID.fullmatch(operation_id):
+        raise _unknown(operation_id)
+    return operation_id
+
+
+def _unknown(operation_id: Any) -> ConfigError:
+    return ConfigError(f"there is no operation {shown(operation_id)}; the last hundred are kept")
 
 
 def _now() -> str:

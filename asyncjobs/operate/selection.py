@@ -10,9 +10,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from asyncjobs import clock
 from asyncjobs.broker import Broker
-from asyncjobs.declare.add_options import ADD_OPTIONS
 from asyncjobs.declare.definition import JobSpec
-from asyncjobs.declare.values import keywords, whole
+from asyncjobs.declare.values import flag, whole
 from asyncjobs.job import Job, in_the_name_of
 from asyncjobs.operate.acting import GOES_WITH, Done, DryRun, Order, act_on, names_of
 from asyncjobs.operate.counting import Count, count
@@ -20,14 +19,13 @@ from asyncjobs.operate.operations import STEP, Operations
 from asyncjobs.operate.place import Cursor
 from asyncjobs.operate.states import EVERY, states
 from asyncjobs.operate.walk import Plan, Walk
-from asyncjobs.operator import Operator
+from asyncjobs.operator import Operator, reason_text
 
 MOST_A_PAGE: Final = 1000
 A_PAGE: Final = 50
 AT_ONCE: Final = 200  # jobs that an iteration reads at a time
 MOST_TRIPS: Final = 6  # round trips a page
 SAMPLE: Final = 5  # jobs that a dry run shows
-RERUN_OPTIONS: Final = ("data", "name", *(one for one in ADD_OPTIONS if one != "job_id"))
 SHARE: Final = 0.2  # of the time in which a search makes the store work; the rest is left to others
 
 
@@ -175,16 +173,15 @@ class Selection:
 
     async def retry(self, reset: bool = False, *, reason: str = "", dry_run: bool = False) -> Done | DryRun:
         """`Job.retry` for all that match and are failed or cancelled."""
-        return await self._act("retry", {"reset": reset}, reason, dry_run)
+        return await self._act("retry", {"reset": flag(reset, "reset")}, reason, dry_run)
 
     async def rerun(self, *, reason: str = "", dry_run: bool = False, **changes: Any) -> Done | DryRun:
         """`Job.rerun` for all that match; `changes`: what differs, the same for all, but no `job_id`.
 
         Raises:
-            ConfigError: changes that cannot be; nothing was done.
+            UnknownJobError, PayloadError, ConfigError: changes that cannot be; nothing was done.
         """
-        keywords(changes, RERUN_OPTIONS, "a rerun of many")
-        return await self._act("rerun", changes, reason, dry_run)
+        return await self._act("rerun", self._operator.changes_for(self._plan.name, changes), reason, dry_run)
 
     async def promote(self, *, reason: str = "", dry_run: bool = False) -> Done | DryRun:
         """`Job.promote` for all that match and are delayed."""
@@ -200,7 +197,7 @@ class Selection:
         More than `STEP` jobs are an operation that is kept in the store: should this process die, another one goes on.
         What comes to its state after this has begun is left as it is.
         """
-        plan = self._plan
+        reason, dry_run, plan = reason_text(reason), flag(dry_run, "dry_run"), self._plan
         if plan.states == EVERY:
             plan = dataclasses.replace(plan, states=states(GOES_WITH[what]))
         narrowed = Selection(self._running, self._specs, plan, self._operator)

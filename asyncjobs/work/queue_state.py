@@ -187,20 +187,14 @@ class QueueState:
         """How many turns of it may be under way; beside those on the wire some ask shared limits."""
         return 2 * TURNS if self.shared_limits else TURNS
 
-    @property
-    def _in_line(self) -> bool:
-        """Whether it shares something scarce."""
-        if self._shared.pump.line.scarce:
-            return True
-        return bool(self.shared_limits) and any(one.line.scarce for one in self.shared_limits)
-
     def _batch(self) -> int:
         """Most jobs that a turn takes: half of those that may run, so that server and process work at the same time.
 
         Where something else than the queue's concurrency is scarce, all: other queues take what a turn leaves.
         """
         concurrency = self.limits.concurrency
-        most = BATCH if concurrency is None or self._in_line else min(BATCH, (concurrency + 1) // TURNS)
+        scarce = self._shared.pump.line.scarce or any(one.line.scarce for one in self.shared_limits)
+        most = BATCH if concurrency is None or scarce else min(BATCH, (concurrency + 1) // TURNS)
         return min(most, self.appetite) if self.shared_limits else most
 
     def may_fetch_ahead(self, reserved: int) -> int:

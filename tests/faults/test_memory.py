@@ -17,6 +17,7 @@ from asyncjobs.broker.keys import (
     about_key,
     alerts_key,
     asked_key,
+    audit_key,
     cancels_key,
     draining_key,
     due_key,
@@ -26,6 +27,9 @@ from asyncjobs.broker.keys import (
     index_keys,
     leases_key,
     names_key,
+    open_operations_key,
+    operation_key,
+    operations_key,
     paused_key,
     runs_key,
     serves_key,
@@ -39,7 +43,8 @@ from tests.lua.test_tally import Book
 
 MARK = '{"s":1,"p":"p1"'
 
-ADDS_WORK = {"add", "register"}
+ENTRY = '"what":"retry"}'
+ADDS_WORK = {"add", "register", "retry", "promote"}
 
 
 async def full(redis: Any, yes: bool = True) -> None:
@@ -155,6 +160,72 @@ class Case:
 
     async def hear(self) -> None:
         await self.hold(lambda got: len(got) == 1, scripts.HEAR, cancels_key(self.prefix), "0")
+
+    async def retry(self) -> None:
+        keys = self.keys
+        args = (keys.stream, keys.delayed, keys.failed, keys.cancelled, keys.jobs, self.news, "", "act", ENTRY, "")
+        await self.hold(lambda got: got[1] == b"1", scripts.RETRY, *args, "failed")
+
+    async def promote(self) -> None:
+        args = (self.keys.stream, self.keys.delayed, self.keys.jobs, self.news, "", "act", ENTRY, "later")
+        await self.hold(lambda got: got[1] == b"1", scripts.PROMOTE, *args)
+
+    async def remove(self) -> None:
+        keys = self.keys
+        args = (keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled, keys.jobs, "done")
+        jobs = [one for job_id in ("a", "waiting", "later", "done", "never") for one in (job_id, "")]
+        await self.hold(lambda got: got[1] == b"a111-", scripts.REMOVE, *args, *jobs)
+        assert await self.desk.counts() == [0, 2, 0, 0, 0]
+
+    async def locate(self) -> None:
+        await self.hold(lambda got: got[1][0] == b"waiting", scripts.LOCATE, self.keys.stream, "-", 10, "waiting")
+
+    async def unlist(self) -> None:
+        await self.hold(lambda got: got == 0, scripts.UNLIST, index_keys(self.prefix, "job")[0], "1:gx", "5")
+
+    async def audit(self) -> None:
+        for _ in range(2):
+            await self.hold(lambda got: got, scripts.AUDIT, audit_key(self.prefix), 100, "once", "what", "remove")
+        assert await self.desk.redis.xlen(audit_key(self.prefix)) == 1, "what is sent again adds nothing"
+
+    def operation(self) -> tuple[str, str]:
+        return operation_key(self.prefix, "o"), open_operations_key(self.prefix)
+
+    async def plan(self) -> None:
+        kept = (operations_key(self.prefix), "o", operation_key(self.prefix, ""), 100)
+        await self.hold(lambda got: got > 0, scripts.PLAN, *self.operation(), *kept, "what", "remove")
+
+    async def drive(self) -> None:
+        await self.plan()
+        args = (*self.operation(), "o", "p1.1", 10_000)
+        await self.hold(lambda got: got[0] == 1, scripts.DRIVE, *args)
+        await self.hold(lambda got: b"500" in got, scripts.DRIVE, *args, "done", "500")
+
+    async def halt(self) -> None:
+        await self.plan()
+        await self.hold(lambda got: got == 1, scripts.HALT, *self.operation(), "o")
+
+    async def instant(self) -> None:
+        await self.hold(lambda got: got >= self.now, scripts.INSTANT, self.keys.stream)
+
+    async def tally(self) -> None:
+        args = (self.keys.stream, "w", "-inf", "+inf", 0, self.keys.tag)
+        await self.hold(lambda got: got == [1], scripts.TALLY, *args)
+
+    async def seek(self) -> None:
+        await self.hold(lambda got: got == [0], scripts.SEEK, self.keys.job("a"), "a", self.keys.tag)
+
+    async def peek(self) -> None:
+        args = (self.keys.job("done"), "c", "1", "", 1 << 20, "1", self.keys.job("done"))
+        await self.hold(lambda got: got[0] == 1 and got[1][0], scripts.PEEK, *args)
+
+    async def page_entries(self) -> None:
+        args = (self.keys.stream, self.keys.jobs, "w", "1", "", "", "", "-", "+", 10, 10, 1 << 20, "1")
+        await self.hold(lambda got: got[3][0][0] == b"waiting", scripts.PAGE_ENTRIES, *args)
+
+    async def page_sorted(self) -> None:
+        args = (self.keys.delayed, self.keys.jobs, "d", "1", "", "", "", "", "-inf", "+inf", 10, 10, 1 << 20, "1")
+        await self.hold(lambda got: got[4][0][0] == b"later", scripts.PAGE_SORTED, *args)
 
     async def idle(self) -> None:
         await self.hold(lambda got: got[0] == b"", scripts.IDLE, groups_key(self.prefix, "job"), "g")
@@ -361,6 +432,11 @@ async def test_what_is_there_is_run_retried_limited_watched_and_steered(own_serv
             await living.queue.job("stalling").set(concurrency=2)
             assert (await living.queue.job("stalling").info())["paused"]
             await living.queue.job("stalling").clear()
+            left = [job async for job in living.queue.select("tenant", state="completed")]
+            assert (await living.queue.select("tenant", state="completed").remove()).done == len(left) == 9
+            with pytest.raises(BrokerError, match="out of memory and took nothing"):
+                await record.rerun()
+            await living.queue.job("hurt").obliterate()
             await full(redis, False)
             assert await (await living.queue.add("stalling", 101)).wait(10) == 101
 

@@ -634,6 +634,45 @@ async def test_a_foreign_type_fails_the_call_and_writes_nothing(desk, keys_left)
     assert await keys_left() == [desk.keys.stream]
 
 
+@pytest.mark.parametrize("verb", ["retry", "promote", "remove", "cancel"])
+async def test_an_act_on_a_queue_with_a_key_of_a_foreign_type_changes_nothing(desk, verb):
+    """Whichever key it is, and whatever state the jobs are in: none of them is half changed."""
+    keys, redis = desk.keys, desk.redis
+    zsets = (keys.delayed, keys.completed, keys.failed, keys.cancelled)
+    touched = {
+        "retry": (keys.stream, keys.delayed, keys.failed, keys.cancelled),
+        "promote": (keys.stream, keys.delayed),
+        "remove": (keys.stream, *zsets),
+        "cancel": (keys.stream, keys.delayed, keys.cancelled),
+    }
+    for foreign in touched[verb]:
+        await redis.delete(keys.stream, *zsets)
+        await desk.add("waits")
+        await redis.hset(keys.job("later"), mapping={"d": "1"})
+        await redis.zadd(keys.delayed, {"later": 4_000_000_000_000})
+        for state, zset in zip("cfk", zsets[1:], strict=True):
+            await redis.hset(keys.job(state), mapping={"d": "1", "x": state, "F": "5"})
+            await redis.zadd(zset, {state: 5})
+        await redis.delete(foreign)
+        await redis.set(foreign, "of another program")
+        before = {one: await desk.record(one) for one in ("waits", "later", "c", "f", "k")}
+        counts = [await redis.zcard(zset) for zset in zsets if zset != foreign]
+        act = ("act", '"what":"it"}')
+        calls = {
+            "retry": (scripts.RETRY, keys.stream, keys.delayed, *zsets[2:], keys.jobs, "news", "", *act, ""),
+            "promote": (scripts.PROMOTE, keys.stream, keys.delayed, keys.jobs, "news", "", *act),
+            "remove": (scripts.REMOVE, keys.stream, *zsets, keys.jobs, "done"),
+            "cancel": (scripts.CANCEL, *touched["cancel"], keys.jobs, "c", "d", "job", "", "{}", "", ""),
+        }  # fmt: skip
+        per_job = {"remove": ("",), "cancel": ("", "")}.get(verb, ())
+        ids = [word for one in before for word in (one, *per_job)]
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await desk.run(*calls[verb], *ids)
+        assert {one: await desk.record(one) for one in before} == before
+        assert [await redis.zcard(zset) for zset in zsets if zset != foreign] == counts
+        await redis.delete(*map(keys.job, before))
+
+
 async def test_progress_and_log_need_the_fence(desk):
     await desk.add("a")
     _, _, rows = await desk.work()

@@ -82,6 +82,17 @@ async def test_a_failed_job_is_retried_and_its_errors_stay(crew, reset):
     assert [one.what for one in job.history][:3] == ["failed", "failed", "retry"]
 
 
+async def test_a_job_that_fails_again_at_once_stays_listed_under_its_name(crew):
+    """It may fail within the ms of its retry, before the process that asked for that has its answer."""
+    desk, _, group = crew
+    job = await failed(desk, group, attempts=1)
+    for n in range(200):
+        assert (await desk.queue.counts("send"))["failed"] == 1, f"after {n} retries"
+        await job.retry()
+        with pytest.raises(JobFailedError):
+            await job.wait(20)
+
+
 @pytest.mark.parametrize("state", ["waiting", "delayed", "completed"])
 @pytest.mark.parametrize("verb", ["retry", "promote"])
 async def test_an_act_that_does_not_go_with_the_state_is_refused_and_says_so(crew, state, verb):

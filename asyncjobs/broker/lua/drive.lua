@@ -12,7 +12,10 @@
 -- What was kept by a driver that has lost it since is not kept: another one has gone on from where that was.
 -- @include clock
 local known = redis.call('HMGET', KEYS[1], 'driver', 'state')
-if not known[2] then return {-1} end
+if not known[2] then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return {-1}
+end
 local till = tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1])) or 0
 if known[1] ~= ARGV[2] then
   if #ARGV > 3 then return {0, 0} end

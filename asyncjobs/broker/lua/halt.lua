@@ -6,7 +6,8 @@
 -- ARGV[1] id
 --
 -- Returns 1 it is stopped now · 0 it had ended
+-- @include clock
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'stopped')
+redis.call('HSET', KEYS[1], 'state', 'stopped', 'ended', string.format('%.0f', now))
 redis.call('ZREM', KEYS[2], ARGV[1])
 return 1

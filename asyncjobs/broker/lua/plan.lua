@@ -1,5 +1,5 @@
-#!lua
--- plan: an operation begins; the oldest of those that have ended go.
+#!lua flags=allow-oom
+-- plan: an operation begins, also while memory is short: it may make room. The oldest of those that have ended go.
 --
 -- KEYS[1] operation  hash
 -- KEYS[2] open       zset id → ms until which its driver has it

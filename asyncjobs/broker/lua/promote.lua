@@ -16,25 +16,7 @@ local stream, delayed, prefix, act = KEYS[1], KEYS[2], ARGV[1], ARGV[4]
 local stamp = string.format('%.0f', now)
 -- @include foreign
 -- @include standing
--- @include acted
 -- @include requeue
 -- @include news
-local answers = {}
-for i = 6, #ARGV do
-  local id = ARGV[i]
-  local key = prefix .. id
-  local state, job, broken = standing(key, id, delayed)
-  if broken then return broken end
-  if job[3] == act then
-    answers[#answers + 1] = '2'
-  elseif state ~= 'd' then
-    answers[#answers + 1] = state
-  else
-    tell_act(key, act, ARGV[5])
-    requeue(key, id)
-    redis.call('ZREM', delayed, id)
-    answers[#answers + 1] = '1'
-  end
-end
-if requeued > 0 then tell_news(ARGV[2], ARGV[3]) end
-return {now, table.concat(answers)}
+-- @include acted
+return reach(6, {d = delayed}, function() end)

@@ -18,6 +18,8 @@ local stream, delayed, prefix = KEYS[1], KEYS[2], ARGV[1]
 -- @include standing
 -- @include withdraw
 local sets, answers = {d = KEYS[2], c = KEYS[3], f = KEYS[4], k = KEYS[5]}, {}
+redis.call('XLEN', stream)
+for _, zset in pairs(sets) do redis.call('ZCARD', zset) end  -- one of a foreign type fails before anything is written
 for i = 3, #ARGV, 2 do
   local id = ARGV[i]
   local key = prefix .. id

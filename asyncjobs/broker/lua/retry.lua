@@ -20,10 +20,9 @@ local stream, delayed, prefix, act = KEYS[1], KEYS[2], ARGV[1], ARGV[4]
 local stamp = string.format('%.0f', now)
 -- @include foreign
 -- @include standing
--- @include acted
 -- @include requeue
 -- @include news
-local answers = {}
+-- @include acted
 
 -- Errors of attempts that count no more: `E1`, `E2`, … each with the number of its attempt in front; the last eleven.
 local function put_errors_aside(key)
@@ -42,27 +41,11 @@ local function put_errors_aside(key)
   end
 end
 
-for i = 7, #ARGV do
-  local id = ARGV[i]
-  local key = prefix .. id
-  local state, job, broken = standing(key, id, delayed)
-  if broken then return broken end
-  if job[3] == act then
-    answers[#answers + 1] = '2'
-  elseif state ~= 'f' and state ~= 'k' then
-    answers[#answers + 1] = state
-  else
-    redis.call('PERSIST', key)
-    redis.call('HDEL', key, 'x', 'F', 'k', 's', 'z', 'v')
-    if ARGV[6] == '1' then
-      redis.call('HDEL', key, 'a')
-      put_errors_aside(key)
-    end
-    tell_act(key, act, ARGV[5])
-    requeue(key, id)
-    redis.call('ZREM', KEYS[state == 'f' and 3 or 4], id)
-    answers[#answers + 1] = '1'
+return reach(7, {f = KEYS[3], k = KEYS[4]}, function(key)
+  redis.call('PERSIST', key)
+  redis.call('HDEL', key, 'x', 'F', 'k', 's', 'z', 'v')
+  if ARGV[6] == '1' then
+    redis.call('HDEL', key, 'a')
+    put_errors_aside(key)
   end
-end
-if requeued > 0 then tell_news(ARGV[2], ARGV[3]) end
-return {now, table.concat(answers)}
+end)
