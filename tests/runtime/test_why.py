@@ -350,7 +350,8 @@ async def test_at_most_three_round_trips(make_runtime, monkeypatch, group):
         ask = broker._ask
 
         async def counted(command, *args, **options):
-            asked.append(command)
+            if ":m:" not in str(command):  # figures of the past are kept by a loop of their own
+                asked.append(command)
             return await ask(command, *args, **options)
 
         monkeypatch.setattr(broker, "_ask", counted)

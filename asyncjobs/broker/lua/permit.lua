@@ -20,7 +20,7 @@ for _, command in ipairs({
   {'XREVRANGE', key, '+', '-'}, {'XTRIM', key, 'MINID', '=', '1'},
   {'ZADD', key, '1', 'm'},
   {'ZCARD', key}, {'ZCOUNT', key, '0', '1'}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZRANK', key, 'm'}, {'ZREM', key, 'm'},
-  {'ZSCAN', key, '0'}, {'ZSCORE', key, 'm'},
+  {'ZSCAN', key, '0'}, {'ZMSCORE', key, 'm'}, {'ZSCORE', key, 'm'},
 }) do
   if not redis.acl_check_cmd(unpack(command)) then
     local of_a_kind = command[1] == 'XGROUP' or command[1] == 'XINFO'
