@@ -32,6 +32,7 @@ from asyncjobs.broker.preflight import Store, examine
 from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.reading import Finish, Reading
 from asyncjobs.broker.subscriber import Subscriber
+from asyncjobs.broker.telling import Telling
 from asyncjobs.broker.ticking import Ticking
 from asyncjobs.broker.working import OnWork, WorkCall, Working, work_reply
 from asyncjobs.errors import BrokerUnavailableError
@@ -40,7 +41,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting):
+class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting, Telling):
     """All access to the store, as verbs."""
 
     def __init__(

@@ -16,7 +16,7 @@ from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 LOOKED_AT: Final = 100  # open groups that get a turn in each look
 
@@ -150,7 +150,9 @@ class Recovery:
         token = next(self._shared.tokens)
         most = spec.worker_options.max_stalled_count
         back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
-        for job_id in back + [job.job_id for job in doomed if not job.mark]:
+        stalled = back + [job.job_id for job in doomed if not job.mark]
+        self._shared.counters.stalled += len(stalled)
+        for job_id in stalled:
             self._shared.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
         consumer = self._consumer(spec, group_id) if doomed else None
         if consumer is not None:

@@ -28,7 +28,7 @@ from asyncjobs.work.served import Served
 from asyncjobs.work.task_reuse import LoopRounds
 from asyncjobs.work.turn import Turn
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 TURNS_A_TRIP: Final = 128
 SHORTEST_PAUSE: Final = 0.05
