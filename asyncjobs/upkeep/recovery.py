@@ -16,7 +16,7 @@ from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 LOOKED_AT: Final = 100  # open groups that get a turn in each look
 
@@ -153,6 +153,7 @@ class Recovery:
         stalled = back + [job.job_id for job in doomed if not job.mark]
         if self._shared.recorder is not None and stalled:
             self._shared.recorder.tally(spec.name).count("stalled", len(stalled))
+        self._shared.counters.stalled += len(stalled)
         for job_id in stalled:
             self._shared.bus.emit("job.stalled", spec.name, job_id=job_id, group_id=group_id)
         consumer = self._consumer(spec, group_id) if doomed else None
