@@ -38,8 +38,9 @@ class ActiveJob:
 
     __slots__ = (
         "_broker", "_notify", "added_ms", "aio_task", "attempts_made", "began", "began_at", "context", "data",
-        "discarded", "ended", "entered", "entry", "group_id", "id", "keys", "leaving", "mark", "name", "overrides",
-        "raw", "sample", "spec", "stalled_count", "stored_id", "thread", "timer", "token", "unreadable",
+        "discarded", "ended", "ended_at", "entered", "entry", "group_id", "id", "keys", "leaving", "mark", "name",
+        "overrides", "raw", "sample", "spec", "stalled_count", "stored_id", "thread", "timer", "token",
+        "unreadable",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, notify: Any, spec: JobSpec, keys: Keys, taken: TakenJob) -> None:
@@ -81,6 +82,7 @@ class ActiveJob:
         self.leaving: Leaving = ""  # why the runtime has cancelled the try
         self.mark = taken.mark  # who asked for the job's cancel, and why; empty: not asked for
         self.thread: InThread | None = None  # set while a thread runs the handler
+        self.ended_at = 0.0
         self.ended = False  # an outcome was recorded, so the handler's end does not count any more
 
     @property

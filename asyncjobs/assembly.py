@@ -14,7 +14,7 @@ import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
@@ -51,7 +51,7 @@ from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 from asyncjobs.work.task_reuse import LoopRounds
 
-logger = logging.getLogger("asyncjobs")
+logger, of_the_store = logging.getLogger("asyncjobs"), logging.getLogger("asyncjobs.store")
 
 Scope: TypeAlias = Callable[[ActiveJob], AbstractContextManager[Any]]
 TASK_THREADS: Final = 100  # most sync tasks at once
@@ -228,6 +228,9 @@ class Assembly:
         if self.watch is not None:
             self.watch.store = self.store
             supervisor.start("alerts", self.watch.run)
+        with suppress(TimeoutError):  # it works without news, if worse, and `health` says so
+            async with asyncio.timeout(duration(self.config.connect_timeout)):
+                await self.broker.subscriber.opened()
         if self.config.gc_freeze:
             gc.collect()
             gc.freeze()
@@ -241,16 +244,18 @@ class Assembly:
         """
         config, address = self.config, self.broker.address
         store = self.store = await self.broker.check()
-        logger.info("the store %s is %s", address.text, store)
+        of_the_store.info("the store %s is %s", address.text, store)
         if store.evicts and not config.allow_eviction:
             raise ConfigError(
                 f"the store's maxmemory-policy is {store.policy!r}: short of memory it would delete jobs; "
                 "set it to 'noeviction', or say Runtime(allow_eviction=True)"
             )
         if not store.durable:
-            logger.warning("the store keeps nothing over a restart of its own; set appendonly to yes to keep jobs")
+            of_the_store.warning(
+                "the store keeps nothing over a restart of its own; set appendonly to yes to keep jobs"
+            )
         if config.durability == "replicated" and not store.replicas:
-            logger.warning("durability='replicated', and the store has no replica: every add will fail")
+            of_the_store.warning("durability='replicated', and the store has no replica: every add will fail")
 
     async def join(self) -> None:
         """Send the first beat, before jobs are taken. Only the first call does that."""

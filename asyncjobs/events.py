@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from asyncjobs import clock
+from asyncjobs.counters import Counters
 from asyncjobs.declare.values import shown
 from asyncjobs.errors import ConfigError
 from asyncjobs.guests.calls import Deadline, contained, ended, leave_behind
@@ -31,7 +32,7 @@ EVENT_TYPES: Final = (
     "job.progress",
     "job.retried", "job.promoted", "job.removed",
     "group.opened", "group.reaped",
-    "task.fired", "task.skipped", "task.failed", "alert.raised", "alert.cleared",
+    "task.fired", "task.completed", "task.skipped", "task.failed", "alert.raised", "alert.cleared",
 )  # fmt: skip
 
 
@@ -45,10 +46,13 @@ class Event:
         at: the instant of the event in this process, UTC.
         attempts_made: finished tries of the job, including a try that just ended.
         scheduled_at: the instant at which a tick was due.
+        duration: seconds that the try, or the run of the task, took.
+        delay: seconds until the next try of a job that is retried.
         error: the exception of a failed try or task, the reason why a tick was skipped, or the text of an alert.
         data: the payload of a job that failed or was retried, the progress that a job has reported, or an
             `Alert`.
         context: an integration's context of the try.
+        process: the process of an event that `Runtime.follow` brings; None: this one.
     """
 
     type: str
@@ -58,9 +62,12 @@ class Event:
     group_id: str | None = None
     attempts_made: int | None = None
     scheduled_at: datetime | None = None
+    duration: float | None = None
+    delay: float | None = None
     error: BaseException | str | None = None
     data: Any = field(default=None, repr=False)
     context: Any = field(default=None, repr=False)
+    process: str | None = None
 
 
 MOST_RUNNING: Final = 100  # calls of one async subscriber at once
@@ -172,6 +179,7 @@ class EventBus:
         busy: the subscriptions whose async callbacks run.
         failed: how often subscribers raised, or took longer than `TIME_LIMIT`.
         dropped: how many events async subscribers did not get because they were too slow.
+        counters: what has happened, whether it is told or not.
     """
 
     def __init__(self) -> None:
@@ -179,6 +187,7 @@ class EventBus:
         self.busy: set[Subscription] = set()
         self._throttled = ThrottledLog(logger)
         self.failed = self.dropped = 0
+        self.counters = Counters()
 
     def on(self, event_type: str, callback: Subscriber) -> Callable[[], None]:
         """Call `callback` with each `Event` of a type, ``"*"`` for all types.

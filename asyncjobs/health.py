@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from asyncjobs.assembly import Assembly
+from asyncjobs.counters import Counts
 from asyncjobs.events import EventBus
 from asyncjobs.history.alerts import Alert
 from asyncjobs.invariants import at_a_glance
@@ -14,11 +15,11 @@ from asyncjobs.upkeep.watchdog import Lag
 
 
 class Health(TypedDict, total=False):
-    """The result of `Runtime.health`. A stopped runtime has only `status`, `state`, `io` and `events`.
+    """The result of `Runtime.health`. A stopped runtime has only `status`, `state`, `counters`, `io` and `events`.
 
     Attributes:
-        status: ``degraded`` while the store does not answer or a loop is down, and after a loss of data until
-            `acknowledge_data_loss`.
+        status: ``ok`` as soon as `start` has returned; ``degraded`` while the store does not answer or a loop is down,
+            and after a loss of data until `acknowledge_data_loss`.
         store: the store's address, without a password.
         keeps: which acknowledged writes outlive the store.
         data_lost_at: the instant at which this process noticed that the store had lost its data.
@@ -29,6 +30,7 @@ class Health(TypedDict, total=False):
         invariants: the broken invariants of the runtime, a sentence each; empty unless the runtime has a fault.
         groups: job name → open groups.
         tasks: task name → next tick.
+        counters: what has happened to jobs in this process since the runtime was made.
         loop: how late the event loop is and was, and the cause; absent without a watchdog.
         io: accepted, sent, dropped.
         alerts: the alerts of the installation, as this process knew them a minute ago at most.
@@ -50,6 +52,7 @@ class Health(TypedDict, total=False):
     invariants: list[str]
     groups: dict[str, int]
     tasks: dict[str, Any]
+    counters: Counts
     loop: Lag
     alerts: list[Alert]
     io: dict[str, int]
@@ -59,6 +62,7 @@ class Health(TypedDict, total=False):
 def health(parts: Assembly | None, bus: EventBus, io: LiveUpdates) -> Health:
     """The health of a runtime with these `parts`, without its `state`; None: the runtime is stopped."""
     found: Health = {"status": "stopped"} if parts is None else _of_parts(parts)
+    found["counters"] = bus.counters.counts()
     found["io"] = {"accepted": io.accepted, "sent": io.sent, "dropped": io.dropped}
     found["events"] = {"failed": bus.failed, "dropped": bus.dropped}
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ LONGEST_LINE: Final = 1024
 SAID_EVERY: Final = 10.0  # seconds
 MOST_KINDS: Final = 1000  # kinds of messages that are told apart in that time
 OTHERS: Final = ""  # the kind of all messages that come while there is no room for another kind
+NO_PARTS: Final[Mapping[str, Any]] = {}
 CONTROL: Final = {code: "?" for code in range(32) if chr(code) not in "\t\n"}  # six bytes each in JSON
 
 
@@ -125,17 +127,38 @@ def say(logger: logging.Logger, level: int, message: str, *args: Any) -> None:
         logger.log(level, message, *args, stacklevel=2)
 
 
-def log(logger: logging.Logger, level: int, error: Told, source: Any, message: str, *args: Any) -> None:
+def log(
+    logger: logging.Logger,
+    level: int,
+    error: Told | None,
+    source: Any,
+    message: str,
+    *args: Any,
+    parts: Mapping[str, Any] = NO_PARTS,
+) -> None:
     """Log `message` with the stack of `error`. `source` is the exception, for handlers that read more than text.
+
+    `parts`: what the message is made up of, by name, as attributes of the record; what the app's own record factory
+    has set under such a name stays.
 
     A formatter uses a stack that it finds, instead of making its own, which may be twenty megabytes.
     """
     if logger.isEnabledFor(level):
         file, line, function, _ = logger.findCaller(stacklevel=2)
-        info = exc_info(source) if error.whole else None
+        info = exc_info(source) if error is not None and error.whole else None
         record = logger.makeRecord(logger.name, level, file, line, message, args, info, function)
-        record.exc_text = error.stack.rstrip("\n")
+        if error is not None:
+            record.exc_text = error.stack.rstrip("\n")
+        label(record, parts)
         logger.handle(record)
+
+
+def label(record: logging.LogRecord, parts: Mapping[str, Any]) -> None:
+    """Set attributes of a record, but for those that it has already."""
+    known = record.__dict__
+    for name, value in parts.items():
+        if known.get(name) is None:
+            known[name] = value
 
 
 class _Contained:
@@ -173,7 +196,7 @@ def contain(*names: str) -> None:
             one.__class__ = type("Logger", (_Contained, type(one)), {})
 
 
-contain("asyncjobs", "asyncjobs.io", "asyncjobs.declare.cron_expression")
+contain("asyncjobs", "asyncjobs.work", "asyncjobs.cron", "asyncjobs.io", "asyncjobs.store")
 
 
 def from_the_handler(error: BaseException) -> TracebackType | None:

@@ -189,6 +189,7 @@ class Queue(Desk, PastFigures):
         if added:
             job.added_at = added_at
             job.state = "delayed" if job.due_at is not None and job.due_at > added_at else "waiting"
+            self._bus.counters.added += 1
             if self._bus.wants("job.added"):
                 self._bus.emit("job.added", job.name, job_id=job.id, group_id=job.group_id)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,6 +19,7 @@ from asyncjobs.declare.values import Seconds, duration, folder, keywords, second
 from asyncjobs.embedded.location import located
 from asyncjobs.errors import NotRunningError
 from asyncjobs.events import EventBus, Subscriber
+from asyncjobs.following import Broadcast, Followed
 from asyncjobs.guests.calls import Deadline
 from asyncjobs.guests.crossing import Crossing, here
 from asyncjobs.health import Health, health
@@ -38,7 +38,7 @@ State = Literal["stopped", "starting", "running", "stopping"]
 
 
 @strict
-class Runtime(Oversight):
+class Runtime(Oversight, Followed):
     """Durable jobs, per-tenant groups, rate limits and cron tasks on the app's own event loop.
 
     Args:
@@ -172,7 +172,7 @@ class Runtime(Oversight):
         parts = self._assembly if self.config.consume and spec.worker_options.autorun else None
         if parts is not None:
             self._home.check("runtime.add_job with autorun=True")
-            parts.supervisor.once(f"starting {name}", functools.partial(parts.begin, spec))  # in the next loop turn
+            parts.supervisor.once(f"starting {name}", lambda: parts.begin(spec))  # in the next loop turn
         self._registered.keep_job(spec)
         if self._state == "running" and self._assembly is not None and self._home.is_here():
             self._assembly.supervisor.once(f"announcing {name}", self._queue.announce)
@@ -280,8 +280,8 @@ class Runtime(Oversight):
         if self.config.consume:
             parts.resume(lambda: self._queue.operations.take_up())
         if not self._looking:
-            tell = functools.partial(tell_strangers, self._queue.strangers)
-            parts.supervisor.once("looking for jobs without a handler", tell)
+            await Broadcast(parts.broker, self._bus, parts.supervisor.once).begin()
+            parts.supervisor.once("looking for jobs without a handler", lambda: tell_strangers(self._queue.strangers))
 
     async def load(self) -> loader.Loaded:
         """Load and check both folders without a store, as `python -m asyncjobs check` does.

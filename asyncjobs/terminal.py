@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -20,18 +18,6 @@ PIPE_WIDTH = 120
 def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
-
-
-def log_to_console(out: Console, verbose: bool) -> None:
-    """Set logging up. Only the command line does that, and an embedded runtime never."""
-    handler: logging.Handler
-    if out.is_terminal:
-        handler = RichHandler(console=out, show_path=False, rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]], numbers: tuple[str, ...] = ()) -> Table:

@@ -18,7 +18,7 @@ FLOORS = [
     {"cli"},
     {"demo"},
     {"runtime", "terminal"},
-    {"health"},
+    {"health", "following"},
     {"invariants", "registrations", "idle"},
     {"assembly"},
     {"upkeep", "cron"},
@@ -29,13 +29,13 @@ FLOORS = [
     {"history"},
     {"job", "live_updates"},
     {"operator"},
-    {"job_record"},
+    {"job_record", "log_context"},
     {"active_job", "events", "embedded"},
     {"declare", "broker"},
     {"supervisor"},
     {"guests", "home"},
     {"logs", "loop_budget"},
-    {"errors", "clock", "record"},
+    {"errors", "clock", "record", "counters", "words", "redaction"},
 ]
 # Limits wake the queues that they keep waiting, and know of them what is written there alone.
 TYPES_ONLY = {("limits", "work")}

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from asyncjobs.broker.url import EXPECTED, SECRET, parsed, place
 from asyncjobs.errors import ConfigError
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.store")
 
 REPLY_TIMEOUT: Final = 5.0  # a healthy server answers our scripts in milliseconds; a half-open link never does
 SHORTEST_SECRET: Final = 4  # characters; a shorter text would be hidden in many harmless places

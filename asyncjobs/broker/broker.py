@@ -33,6 +33,7 @@ from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.reading import Finish, Reading
 from asyncjobs.broker.subscriber import Subscriber
 from asyncjobs.broker.tallying import Tallying
+from asyncjobs.broker.telling import Telling
 from asyncjobs.broker.ticking import Ticking
 from asyncjobs.broker.working import OnWork, WorkCall, Working, work_reply
 from asyncjobs.errors import BrokerUnavailableError
@@ -41,7 +42,7 @@ from asyncjobs.loop_budget import LoopBudget
 WORK_CONNECTIONS: Final = 2
 
 
-class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting, Tallying):
+class Broker(Reading, Looking, Operating, Explaining, Cancelling, Working, Fleet, Ticking, Limiting, Tallying, Telling):
     """All access to the store, as verbs."""
 
     def __init__(

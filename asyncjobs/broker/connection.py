@@ -23,7 +23,7 @@ from asyncjobs.broker.scripts import BY_SHA, USUAL, Script
 from asyncjobs.broker.wire import Command, Wire
 from asyncjobs.errors import BrokerError, BrokerUnavailableError, NotRunningError
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.store")
 
 TRANSIENT: Final = (
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF",

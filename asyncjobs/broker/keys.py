@@ -327,7 +327,7 @@ class Channels:
     number of the database, except for database 0, as in earlier releases.
     """
 
-    __slots__ = ("_root", "cancels", "database", "done", "orders")
+    __slots__ = ("_root", "cancels", "database", "done", "events", "orders", "watch")
 
     def __init__(self, prefix: str, database: int = 0) -> None:
         self.database = database
@@ -338,6 +338,9 @@ class Channels:
         self.cancels = f"{self._root}:cancels"
         # Told '<what>|<process or task>|<more>' when an operator asks something of processes.
         self.orders = f"{self._root}:orders"
+        # Told for how many seconds somebody follows the events of all processes; and those events, as JSON.
+        self.watch = f"{self._root}:watch"
+        self.events = f"{self._root}:events"
 
     def news(self, name: str) -> str:
         """The channel that carries '<ms until due>|<group id>' when an idle queue of `name` got work."""

@@ -15,7 +15,7 @@ from asyncjobs.broker.reach import Reach
 from asyncjobs.broker.wire import Wire
 from asyncjobs.logs import ThrottledLog, said
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.store")
 
 QUIET: Final = 5.0  # seconds without a message after which the link is probed
 LONGEST_PAUSE: Final = 5.0
@@ -26,13 +26,14 @@ class Subscriber:
     """Listens on channels, through outages, until cancelled.
 
     State: `_handlers`, channel → callbacks; `_confirmed`, the channels that the server has confirmed on the present
-    connection; `_changed`, set when `_confirmed` grows; `_heard`, whether a message came since the last look.
+    connection; `_changed`, set when `_confirmed` grows; `_opened`, set while there is a connection; `_heard`, whether a
+    message came since the last look.
     """
 
     def __init__(self, address: Address, reach: Reach | None = None) -> None:
         self._address = address
         self._reach = reach
-        self._throttled = ThrottledLog(logger)
+        self._opened = asyncio.Event()
         self.on_lost: Callable[[], None] = lambda: None
         self._handlers: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._confirmed: set[str] = set()
@@ -67,6 +68,10 @@ class Subscriber:
             except LOST as error:  # the next connection subscribes to all channels
                 logger.debug("subscribing to %s: %s", channel, error)
 
+    async def opened(self) -> None:
+        """Wait until there is a connection to listen on."""
+        await self._opened.wait()
+
     async def confirmed(self, *channels: str) -> None:
         """Wait until the server has confirmed `channels`. Messages after that are not missed."""
         while not self._confirmed.issuperset(channels):
@@ -83,6 +88,7 @@ class Subscriber:
                 if self._handlers:
                     wire.send(("SUBSCRIBE", *self._handlers))
                 pause = 0.05
+                self._opened.set()
                 await self._watch(wire)
             except (*LOST, TimeoutError) as error:
                 logger.debug("the subscriber lost its connection: %s", self._address.hidden(error))
@@ -90,6 +96,7 @@ class Subscriber:
                     self._reach.failed()
             finally:
                 self._wire = None
+                self._opened.clear()
                 self._confirmed.clear()
                 if wire is not None:
                     await wire.close()

@@ -27,7 +27,7 @@ try:
 except ImportError:  # not on Unix, so the number of bytes that the kernel has not sent is unknown
     fcntl = termios = None  # type: ignore[assignment]
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.store")
 
 PIECE: Final = 1 << 16
 LOOKS: Final = 5  # looks at a pipeline in flight, in the time for which it may stand still

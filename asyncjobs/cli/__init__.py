@@ -6,54 +6,52 @@ traceback.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Any, Final, NoReturn
 
 import click
 
+from asyncjobs import words
+from asyncjobs.cli.command import Commands
 from asyncjobs.errors import AsyncjobsError, ConfigError, PayloadError, UnknownJobError
 
 INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "run": "Run the jobs and tasks of a project (the default).",
     "demo": "Watch an example project run on the embedded store; takes half a minute.",
-    "add": "Add one job: add NAME JSON.",
-    "stats": "Count the jobs of a project by state.",
+    "add": "Add jobs: add NAME JSON.",
+    "stats": "Count the jobs by name and state; --watch for a live view.",
+    "jobs": "List, show, explain, retry, rerun, promote, cancel and remove jobs.",
+    "queues": "List, show, pause, limit, drain, clean and obliterate the queue of a job name.",
+    "groups": "List, show, limit, pause and clear the groups of a job name.",
+    "tasks": "List, show, run, pause and resume tasks, and tell their next ticks.",
+    "processes": "List the processes that work, and ask one to take nothing more.",
+    "limits": "Show what is limited, and who waits for it.",
+    "events": "Show what happens, as it happens.",
+    "audit": "Show who has done what, and undo a setting.",
+    "ops": "Show and stop acts on many jobs that go on in the store.",
+    "export": "Write jobs as lines of JSON.",
+    "import": "Add jobs from such lines, each once.",
+    "doctor": "Look for what is wrong with the project, the store and the processes.",
+    "health": "Answer a probe: 0 while the store answers and processes work, else 1.",
     "check": "Load and validate everything, without a store.",
+    "completion": "Print the completion script of a shell.",
 }
+WHERE: Final = {"export": "transfer:export", "import": "transfer:add_again", "health": "probe"}
 
-
-class Commands(click.Group):
-    """Knows the name and the help of each command, and imports a command when it is called. ``run`` is the default."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"asyncjobs.cli.{name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ("--help", "-h", "--version")):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="asyncjobs-runtime", prog_name="asyncjobs")
-def cli() -> None:
-    """Durable background jobs, per-tenant groups, rate limits and cron tasks on your app's event loop."""
+cli = Commands(
+    "asyncjobs",
+    WHERE,
+    COMMANDS,
+    default="run",
+    help="Durable background jobs, per-tenant groups, rate limits and cron tasks on your app's event loop.",
+    epilog="Options of the project, --json, --yes and --reason may stand before the command or behind it.",
+)
+click.version_option(package_name="asyncjobs-runtime", prog_name="asyncjobs")(cli)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {words.lines(message)}", err=True)
     sys.exit(code)
 
 

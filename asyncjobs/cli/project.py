@@ -5,37 +5,35 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import logging
 import os
+import signal
 import sys
+import threading
 import tomllib
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias
 
 import click
 
+from asyncjobs import words
+from asyncjobs.cli import INTERRUPTED
 from asyncjobs.errors import BrokerError, ConfigError
-from asyncjobs.logs import said
-from asyncjobs.queue import Queue
-from asyncjobs.runtime import Runtime
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from asyncjobs.cli.command import Given
+    from asyncjobs.queue import Queue
+    from asyncjobs.runtime import Runtime
+
+    Work: TypeAlias = Callable[[Queue, Runtime], Coroutine[Any, Any, int]]
+
 PATIENCE: Final = 1.0  # seconds
-SETTINGS: Final = ("jobs", "tasks", "app", "redis")
-
-
-def options(command: Command) -> Command:
-    """Add the options that name the project. The command takes them as keyword arguments of the same names."""
-    for option in (
-        click.option("--redis", metavar="URL", help="The store; else ASYNCJOBS_REDIS_URL, else the embedded one."),
-        click.option("--app", metavar="MODULE:RUNTIME", help="A Runtime of your own instead of the folders."),
-        click.option("--tasks", metavar="FOLDER", help="Where the tasks are; else ./tasks or src/tasks."),
-        click.option("--jobs", metavar="FOLDER", help="Where the jobs are; else ./jobs or src/jobs."),
-    ):
-        command = option(command)
-    return command
+SETTINGS: Final = ("jobs", "tasks", "app", "redis", "prefix")
+Files: TypeAlias = Literal["must", "may", "none"]
+UNDO: Final[list[Callable[[], None]]] = []  # called before an interrupted command ends
 
 
 def settings() -> dict[str, str]:
@@ -54,29 +52,61 @@ def settings() -> dict[str, str]:
     return dict(known)
 
 
-def runtime(jobs: str | None, tasks: str | None, app: str | None, redis: str | None, **more: Any) -> Runtime:
+def runtime(given: Given, *, files: Files = "must", **more: Any) -> Runtime:
     """The runtime of the project. `more` goes to `Runtime(...)`, unless the app has made the runtime.
 
+    Args:
+        files: ``must`` be there and well; ``may``: what is there and well is loaded; ``none`` is loaded.
     Raises:
         ConfigError: no jobs and no tasks were found, or the options contradict each other.
     """
+    from asyncjobs.runtime import Runtime
+
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     known = settings()
-    if app and (jobs or tasks or redis):
+    app, named = given.app, given.jobs or given.tasks or given.redis or given.prefix
+    if app and named:
         raise ConfigError("--app names a Runtime, which knows its own folders and store; leave out the other options")
-    if not (jobs or tasks or redis):
+    if not named:
         app = app or known.get("app")
     if app:
         return imported(app)
-    jobs = jobs or known.get("jobs") or _found("jobs")
-    tasks = tasks or known.get("tasks") or _found("tasks")
-    if jobs is None and tasks is None:
+    jobs = given.jobs or known.get("jobs") or _found("jobs")
+    tasks = given.tasks or known.get("tasks") or _found("tasks")
+    redis = given.redis or known.get("redis")
+    if jobs is None and tasks is None and files == "must":
         raise ConfigError(
             "no jobs and no tasks here: make ./jobs/hello.py with `async def handle(data): …`, or say where they "
             "are with --jobs, --tasks, --app or [tool.asyncjobs] in pyproject.toml"
         )
-    return Runtime(redis or known.get("redis"), jobs=jobs, tasks=tasks, **more)
+    if given.prefix or known.get("prefix"):
+        more["prefix"] = given.prefix or known["prefix"]
+    if files != "must":
+        more["strict_load"] = False
+    if files == "none" or (jobs is None and tasks is None):
+        more["data_dir"] = _data_folder(redis, jobs or tasks)
+        jobs = tasks = None
+    return Runtime(redis, jobs=jobs, tasks=tasks, **more)
+
+
+def _data_folder(redis: str | None, files: str | None) -> str | None:
+    """The folder of the embedded store of a project that is not loaded; None: another store is named.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from asyncjobs.embedded.store import project_of
+
+    if redis or os.environ.get("ASYNCJOBS_REDIS_URL"):
+        return None
+    folder = project_of(None if files is None else Path(files)) / ".asyncjobs"
+    if files is None and not folder.is_dir():
+        raise ConfigError(
+            "no store is named, and there is no project here: say --redis URL, set ASYNCJOBS_REDIS_URL, or go to the "
+            "folder of the project"
+        )
+    return str(folder)
 
 
 def _found(name: str) -> str | None:
@@ -85,6 +115,9 @@ def _found(name: str) -> str | None:
 
 def imported(app: str) -> Runtime:
     """The Runtime called ``module:name``."""
+    from asyncjobs.logs import said
+    from asyncjobs.runtime import Runtime
+
     module, colon, path = app.partition(":")
     if not colon or not module or not path:
         raise ConfigError(f"--app {app!r}: expected module:runtime, such as app.main:runtime")
@@ -127,14 +160,77 @@ def patience(runtime: Runtime) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def looking(runtime: Runtime) -> AsyncIterator[Queue]:
-    """The queue of a runtime that can only add and look."""
+async def looking(runtime: Runtime, announce: bool = True, stand_ins: bool = False) -> AsyncIterator[Queue]:
+    """The queue of a runtime that can only add and look.
+
+    Args:
+        announce: leave the names of its jobs in the store.
+        stand_ins: know also the names that the store alone knows.
+    """
+    from asyncjobs.operate import names
+
     async with AsyncExitStack() as stack:
         with patience(runtime):
             queue = await stack.enter_async_context(runtime.only_adding())
-        with suppress(BrokerError):  # a full store takes no names, but it can be read
-            await queue.announce()
+        if announce:
+            with suppress(BrokerError):  # a full store takes no names, but it can be read
+                await queue.announce()
+        if stand_ins and runtime._assembly is not None:
+            for spec in await names.stand_ins(
+                runtime._assembly.broker, {name: queue.spec(name) for name in queue.names}
+            ):
+                queue.register(spec)
         yield queue
+
+
+def is_here(queue: Queue, name: str) -> bool:
+    """Whether a job name is registered by the project, and not known from the store alone."""
+    from asyncjobs.operate.names import IN_THE_STORE
+
+    return name in queue.names and queue.spec(name).source != IN_THE_STORE
+
+
+def ask(given: Given, work: Work, *, files: Files = "may", announce: bool = False, stand_ins: bool = True) -> int:
+    """Run `work` with the queue of a runtime that can only add and look. Returns the exit code.
+
+    An interruption ends the process at once: what a command has begun in the store is whole or goes on by itself.
+    """
+    made = runtime(given, files=files)
+    hush()
+
+    async def run() -> int:
+        async with looking(made, announce, stand_ins) as queue:
+            return await work(queue, made)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupted)
+    code: int = run_loop(run())
+    return code
+
+
+def hush() -> None:
+    """Print no more than the errors of the log, each on one line; a stack is in the log of the process that works."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
+
+
+class OneLine(logging.Formatter):
+    """A line of the log without its stack."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {words.one_line(record.getMessage())}"
+
+
+def _interrupted(number: int, frame: object) -> NoReturn:
+    for undo in UNDO:
+        with suppress(Exception):
+            undo()
+    with suppress(Exception):
+        sys.stdout.flush()
+    with suppress(Exception):
+        os.write(2, b"\nerror: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def run_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -8,12 +8,13 @@ from collections import deque
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from asyncjobs import clock
 from asyncjobs.broker import Broker, outcome_json, run_mark, skip_json
 from asyncjobs.declare.definition import TaskSpec
 from asyncjobs.errors import AsyncjobsError, BrokerError, NotRunningError
 from asyncjobs.guests.threads import InThread
 
-logger = logging.getLogger("asyncjobs.declare.cron_expression")
+logger = logging.getLogger("asyncjobs.cron")
 
 LONGEST_TEXT: Final = 500  # characters of an error
 MOST_KEPT: Final = 200  # notes that wait for the store
@@ -27,13 +28,14 @@ class Run:
     name it began, and `mark`, by which its entry in the store is found; `outcome` and `error`, once it has ended.
     """
 
-    __slots__ = ("aio_task", "error", "late", "mark", "outcome", "process", "scheduled", "spec", "thread")
+    __slots__ = ("aio_task", "began", "error", "late", "mark", "outcome", "process", "scheduled", "spec", "thread")
 
     def __init__(self, spec: TaskSpec, scheduled: datetime, process: str, asked: bool = False) -> None:
         self.spec, self.scheduled, self.process = spec, scheduled, process
         self.mark = run_mark(_ms(scheduled), process, asked)
         self.outcome: Literal["completed", "failed", "cancelled"] = "completed"
         self.error = ""
+        self.began = clock.monotonic()
         self.aio_task: asyncio.Task[Any] | None = None
         self.thread: InThread | None = None
         self.late = False

@@ -21,7 +21,7 @@ from asyncjobs.guests.calls import leave_behind
 from asyncjobs.guests.threads import InThread, Threads
 from asyncjobs.logs import is_closing, log, told
 
-logger = logging.getLogger("asyncjobs.declare.cron_expression")
+logger = logging.getLogger("asyncjobs.cron")
 
 LAST_NOTES: Final = 1.0  # seconds
 LEASE: Final = 30.0  # seconds of silence after which a process that runs a task counts as dead
@@ -224,8 +224,7 @@ class Scheduler:
 
     async def _release_late(self, run: Run, thread: InThread) -> None:
         """The app had cancelled the aio_task of a run, and now the run's thread has ended."""
-        if thread.error is not None:
-            self._failed(run, thread.error)
+        self._ended(run, thread.error)
         self._over(run)
         if not run.spec.definition.every_instance:
             following = await self._release(run)
@@ -272,17 +271,16 @@ class Scheduler:
         self._runs.add(run)
         try:
             _, raised = await spec.call.run(self._environment, self._threads, run)
-            if raised is not None:
-                self._failed(run, raised)
+            self._ended(run, raised)
         except asyncio.CancelledError as error:
             if self._stopping or run.thread is not None:
                 run.ended(None, "")
                 raise
-            self._failed(run, error)
+            self._ended(run, error)
         except BaseException as error:
             if issubclass(type(error), GeneratorExit) and is_closing(run.aio_task):
                 raise
-            self._failed(run, error)
+            self._ended(run, error)
         finally:
             if run.thread is None:
                 self._over(run)
@@ -294,15 +292,23 @@ class Scheduler:
         self._busy[run.spec.name] -= 1
         self._runs.discard(run)
 
-    def _failed(self, run: Run, error: BaseException) -> None:
-        self._bus.emit("task.failed", run.spec.name, scheduled_at=run.scheduled, error=error)
+    def _ended(self, run: Run, error: BaseException | None) -> None:
+        """Tell what a run has come to."""
+        name, scheduled, duration = run.spec.name, run.scheduled, clock.monotonic() - run.began
+        if error is None:
+            self._bus.emit("task.completed", name, scheduled_at=scheduled, duration=duration)
+            return
+        self._bus.emit("task.failed", name, scheduled_at=scheduled, duration=duration, error=error)
         words = told(error)
         run.ended(error, words.text)
-        log(logger, logging.ERROR, words, error, "task %s failed; it ticks again: %s", run.spec.name, words.text)
+        parts = {"task": name, "outcome": "failed", "duration": duration, "error": words.text}
+        log(logger, logging.ERROR, words, error, "task %s failed; it ticks again: %s", name, words.text, parts=parts)
 
     def _skip(self, spec: TaskSpec, scheduled: datetime, why: str, note: str = "") -> None:
         """A tick has no run. `note`: under what it is written down, unless it has been."""
-        logger.info("task %s skipped its tick of %s: %s", spec.name, scheduled.isoformat(), why)
+        parts = {"task": spec.name, "outcome": "skipped", "error": why}
+        text = "task %s skipped its tick of %s: %s"
+        log(logger, logging.INFO, None, None, text, spec.name, scheduled.isoformat(), why, parts=parts)
         if note:
             self.notes.skipped(spec, scheduled, note, why)
         self._bus.emit("task.skipped", spec.name, scheduled_at=scheduled, error=why)

@@ -17,7 +17,7 @@ import aiocron
 from asyncjobs.declare.cron_expression import Ticks, last_tick
 from asyncjobs.declare.definition import TaskSpec
 
-logger = logging.getLogger("asyncjobs.declare.cron_expression")
+logger = logging.getLogger("asyncjobs.cron")
 
 LONGEST_NAP: Final = 30.0
 MOST_PAST: Final = 1000  # past ticks that are skipped one by one

@@ -9,7 +9,7 @@ from asyncjobs.declare.options import Limiter
 from asyncjobs.declare.values import duration
 from asyncjobs.logs import say
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 LEAST_MARGIN: Final = 0.002
 MOST_MARGIN: Final = 0.05

@@ -25,7 +25,7 @@ from typing import Any, Final
 from asyncjobs import clock
 from asyncjobs.errors import BrokerUnavailableError, ConfigError
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.store")
 
 LONGEST_SOCKET_PATH: Final = 100  # 108 bytes on Linux, 104 on macOS
 READY_TIMEOUT: Final = 30.0  # a large append-only file takes a while to load

@@ -21,7 +21,7 @@ from asyncjobs.limits.absent import Absent
 from asyncjobs.limits.line import Line, Wants
 from asyncjobs.limits.waiting import Waiting
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 LET_IN: Final = 64  # queues that are looked at when there is room again; more follow while there is
 BLIND: Final = 1.0  # seconds until the next look, where the store did not say when

@@ -9,7 +9,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Broker
 from asyncjobs.work.queues import Queues
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 
 class Draining:

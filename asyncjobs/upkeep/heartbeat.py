@@ -19,7 +19,7 @@ from asyncjobs import clock
 from asyncjobs.broker import Beat, Broker, Silent, Word
 from asyncjobs.errors import BrokerError
 
-logger = logging.getLogger("asyncjobs")
+logger, of_the_store = logging.getLogger("asyncjobs"), logging.getLogger("asyncjobs.store")
 
 LONGEST_NAP_WITHOUT: Final = 2.0  # seconds between two tries to reach a store that does not answer
 BEATS_A_LEASE: Final = 4  # the lease's expiry is detected exactly, so a death is found within one lease
@@ -160,7 +160,7 @@ class Heartbeat:
         lost_data = epoch != self._epoch
         if lost_data:
             self._epoch, self.data_lost_at = epoch, clock.now()
-            logger.critical(
+            of_the_store.critical(
                 "the store has lost its data: jobs that were waiting or delayed are gone. It was flushed, or came back "
                 "without what it had; new jobs run. Runtime.health() is degraded until acknowledge_data_loss()"
             )

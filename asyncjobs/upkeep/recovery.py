@@ -16,7 +16,7 @@ from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 LOOKED_AT: Final = 100  # open groups that get a turn in each look
 
@@ -151,6 +151,7 @@ class Recovery:
         most = spec.worker_options.max_stalled_count
         back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
         stalled = back + [job.job_id for job in doomed if not job.mark]
+        self._shared.counters.stalled += len(stalled)
         if self._shared.recorder is not None and stalled:
             self._shared.recorder.tally(spec.name).count("stalled", len(stalled))
         for job_id in stalled:

@@ -13,7 +13,7 @@ from asyncjobs.errors import BrokerError
 from asyncjobs.work.queues import Queues
 from asyncjobs.work.shared import Shared
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 LEAST_TRIM_INTERVAL: Final = 1.0
 FIRST_TRIM: Final = 60.0  # another release may have kept more

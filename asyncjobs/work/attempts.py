@@ -25,7 +25,7 @@ from asyncjobs.work.prefetch import Prefetched
 from asyncjobs.work.shared import Shared
 from asyncjobs.work.task_reuse import Slot
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 STUBBORN: Final = 1.0  # seconds that a cancelled handler has to end before its job is settled without it
 AGAIN: Final = 60.0  # seconds until the next try of a job that could not be started, uncounted
@@ -135,6 +135,8 @@ class Attempts:
         while True:
             job.aio_task = slot.aio_task
             current.set(job)
+            if self._shared.bind is not None:
+                self._shared.bind(job)
             slot.begin()
             outcome = await self._try(job, sent_at, margin, rank)
             if job.thread is not None:
@@ -223,6 +225,7 @@ class Attempts:
         if self._queue.quiet:
             return given_up(job)
         job.entered = True
+        self._shared.counters.started += 1
         if job.sample is not None and self._queue.tally is not None:
             self._queue.tally.started(job.sample, job.group_id)
         limit = job.overrides.timeout(self._queue.spec.job_options)
@@ -351,6 +354,7 @@ class Attempts:
     def _record(self, job: ActiveJob, outcome: Outcome) -> Prefetched | None:
         """Record the outcome. Returns the prefetched job that runs next in this task, if any."""
         job.ended = True
+        job.ended_at = clock.monotonic()
         self.running.pop(job.id, None)
         for shared_limit in self._queue.shared_limits:
             shared_limit.ended()

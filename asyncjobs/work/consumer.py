@@ -24,7 +24,7 @@ from asyncjobs.work.refusals import PAUSE, QUARANTINE, SETTLED_A_TURN, Refusals
 from asyncjobs.work.reports import CANCEL_ASKED, overtaken, settled, to_tell
 from asyncjobs.work.turn import Finished, Turn, renew
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 RELEASED: Final = 1.0  # seconds until jobs are taken again after one of them could not begin
 LONG_AGO: Final = float("-inf")  # stands for the unknown instant at which the tokens of adopted jobs were taken
@@ -286,7 +286,7 @@ class Consumer(QueueState):
         """A slot is free. Returns the next prefetched job, or offers the pump a turn that settles and takes jobs."""
         alone, quick = self.limits.concurrency == 1, True
         if alone:
-            quick = self.ahead.learn(clock.monotonic() - job.began_at)
+            quick = self.ahead.learn(job.ended_at - job.began_at)
             self._shared.pace[self.spec.name] = self.ahead.most
         else:
             self.ahead.count()

@@ -21,7 +21,7 @@ from asyncjobs.logs import Told, log, said, say, told
 from asyncjobs.record import Record
 from asyncjobs.work.executor import Aside, Cancelled, Completed, Failed, Held, Later, Lost, Outcome, Released
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 FALLBACK: Final = Backoff("fixed", 60)
 

@@ -22,7 +22,7 @@ from asyncjobs.work.alarms import Doubts
 from asyncjobs.work.served import Served
 from asyncjobs.work.turn import Turn
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 REST: Final = 1.0  # seconds that a queue rests whose node alone does not answer, while the others go on
 

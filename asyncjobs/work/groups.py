@@ -21,7 +21,7 @@ from asyncjobs.record import Record
 from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.shared import Shared
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 REAPED_AT_ONCE = 200
 REST = 1.0  # seconds until the next try to reap, after the store did not answer

@@ -28,7 +28,7 @@ from asyncjobs.work.served import Served
 from asyncjobs.work.task_reuse import LoopRounds
 from asyncjobs.work.turn import Turn
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 TURNS_A_TRIP: Final = 128
 FEW_TURNS: Final = 64  # that a trip carries even where making them up uses the slice of the loop up

@@ -17,7 +17,7 @@ from asyncjobs.work.consumer import Consumer
 from asyncjobs.work.groups import GroupRegistry
 from asyncjobs.work.shared import Shared
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 SHOWN_GROUPS: Final = 5
 DEFAULT_LEASE: Final = 30.0

@@ -9,13 +9,14 @@ from asyncjobs.active_job import ActiveJob
 from asyncjobs.errors import Discard, named
 from asyncjobs.events import EventBus
 from asyncjobs.job_record import cancellation
+from asyncjobs.log_context import parts_of
 from asyncjobs.logs import Told, log, said, say
 from asyncjobs.work.decide import Decision
 from asyncjobs.work.executor import Completed, Outcome
 from asyncjobs.work.refusals import SMALL
 from asyncjobs.work.turn import Ended, Finished
 
-logger = logging.getLogger("asyncjobs")
+logger = logging.getLogger("asyncjobs.work")
 
 STALE, GONE, CANCEL_ASKED = b"034"
 
@@ -40,8 +41,13 @@ def settled(bus: EventBus, finished: Finished, status: int) -> None:
             logger.warning("%r had been taken over by another process; its outcome does not count", job)
         elif status == GONE and not finished.resent:  # a resent one may have removed the job at its first arrival
             logger.warning("the record of %r was deleted while it ran; its outcome does not count", job)
-        elif decision.event and bus.wants(decision.event):
-            _tell(bus, job, decision)
+        elif decision.event:
+            if decision.event == "job.completed":
+                bus.counters.completed += 1
+            else:
+                bus.counters.ended(decision.event, decision.error is not None)
+            if bus.wants(decision.event):
+                _tell(bus, job, decision)
     except BaseException as error:
         say(logger, logging.ERROR, "the outcome of %r could not be reported: %s", job, said(error))
     if decision.error is not None and decision.told is not None and not isinstance(job, Ended):
@@ -61,6 +67,8 @@ def _tell(bus: EventBus, job: ActiveJob | Ended, decision: Decision) -> None:
         job_id=job.id,
         group_id=job.group_id,
         attempts_made=job.attempts_made + counted,
+        duration=took(job),
+        delay=decision.settlement.number / 1000 if decision.event == "job.retrying" else None,
         error=error,
         data=job.data,
         context=job.context,
@@ -90,19 +98,37 @@ def overtaken(finished: Finished) -> ActiveJob:
     return job
 
 
+def took(job: ActiveJob | Ended) -> float | None:
+    """Seconds that a try took; None: it has not begun here."""
+    if isinstance(job, Ended):
+        return job.took
+    return job.ended_at - job.began_at if job.began and job.ended else None
+
+
 def _log(job: ActiveJob, decision: Decision, error: BaseException, words: Told) -> None:
-    """Log a failed try, with the stack at the first and at the last try."""
+    """Log a failed try, with the stack at the first and at the last try, and with its parts by name."""
     who = named(job.name, job.id, job.group_id)
     number = job.attempts_made + 1
+    parts = {**parts_of(job), "duration": took(job), "error": words.text, "outcome": "failed"}
     if issubclass(type(error), Discard):
-        logger.warning("%s was discarded at try %d: %s", who, number, words.text)
+        parts["outcome"] = "discarded"
+        log(logger, logging.WARNING, None, None, "%s was discarded at try %d: %s", who, number, words.text, parts=parts)
     elif decision.settlement.op == "f":
-        log(logger, logging.ERROR, words, error, "%s failed for good at try %d: %s", who, number, words.text)
+        log(
+            logger,
+            logging.ERROR,
+            words,
+            error,
+            "%s failed for good at try %d: %s",
+            who,
+            number,
+            words.text,
+            parts=parts,
+        )
     else:
         most = "" if job.attempts is None else f" of {job.attempts}"
         again = f"again in {decision.settlement.number / 1000:g} s"
+        parts |= {"outcome": "retrying", "delay": decision.settlement.number / 1000}
         line = ("%s failed at try %d%s, %s: %s", who, number, most, again, words.text)
-        if number == 1:
-            log(logger, logging.WARNING, words, error, *line)
-        else:
-            logger.warning(*line)
+        first = number == 1
+        log(logger, logging.WARNING, words if first else None, error if first else None, *line, parts=parts)

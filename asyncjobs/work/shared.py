@@ -15,6 +15,7 @@ from asyncjobs.events import EventBus
 from asyncjobs.guests.threads import Threads
 from asyncjobs.history.recorder import Recorder
 from asyncjobs.limits.shared_limit import SharedLimit
+from asyncjobs.log_context import structlog_binder
 from asyncjobs.work.served import Ring
 from asyncjobs.work.suspects import Suspects
 from asyncjobs.work.task_reuse import LoopRounds
@@ -24,8 +25,8 @@ class Shared:
     """The objects that all consumers of a process share."""
 
     __slots__ = (
-        "broker", "bus", "context", "emit", "environment", "pace", "pump", "recorder", "rounds", "scope",
-        "shared_limits", "stubborn", "suspects", "threads", "tokens", "unsettled", "zombies",
+        "bind", "broker", "bus", "context", "counters", "emit", "environment", "pace", "pump", "recorder", "rounds",
+        "scope", "shared_limits", "stubborn", "suspects", "threads", "tokens", "unsettled", "zombies",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +44,8 @@ class Shared:
         self.broker, self.bus, self.pump = broker, bus, pump
         self.environment, self.threads = environment, threads
         self.emit = bus.emit  # one bound method for all jobs
+        self.counters = bus.counters
+        self.bind = structlog_binder()
         self.context = copy_context()  # each job begins in a copy of it, independent of its add and of earlier jobs
         self.rounds = rounds
         self.recorder = recorder  # of what happens to each name; None: nothing is counted

@@ -268,7 +268,7 @@ async def test_no_id_forges_a_line(runtime, caplog):
             with pytest.raises(JobTimeoutError) as late:
                 await later.wait(0.01)
             errors.append(str(late.value))
-    said = [record.getMessage() for record in caplog.records if record.name == "asyncjobs"]
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("asyncjobs")]
     assert any("ERROR forged" in line for line in said)
     for line in (*said, *errors, *shown):
         assert line.isprintable(), line
