@@ -23,11 +23,13 @@ class Ended(Record, frozen=True, gc=False):
     attempts_made: int
     raw: bytes
     context: Any
+    took: float | None
 
     @classmethod
     def of(cls, job: ActiveJob) -> Self:
         """Of a job whose handler has returned."""
-        return cls(job.spec, job.id, job.group_id, job.attempts_made, job.raw, job.context)
+        took = job.ended_at - job.began_at
+        return cls(job.spec, job.id, job.group_id, job.attempts_made, job.raw, job.context, took)
 
     @property
     def name(self) -> str:

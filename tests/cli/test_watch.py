@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 
 from asyncjobs import Limiter, clock
-from asyncjobs.cli import figures, watch
+from asyncjobs.cli import figures
+from asyncjobs.cli import view as views
 from asyncjobs.cli.figures import Figures, Pace
-from asyncjobs.cli.watch import View
+from asyncjobs.cli.view import View
 from tests.helpers import BOUND, eventually
 
 INFO = {
@@ -35,7 +36,7 @@ def one(name: str, limit: str = "none", share=None, pace=None, processes: int = 
 def screen(view: View, width: int, height: int = 20) -> list[str]:
     """The lines of the screen, without colours."""
     console = Console(width=width, height=height, file=open(os.devnull, "w"), record=True, force_terminal=True)  # noqa: SIM115
-    console.print(watch.draw(view, width, height))
+    console.print(views.draw(view, width, height))
     console.file.close()
     return [line.rstrip() for line in console.export_text().splitlines()]
 
@@ -116,10 +117,10 @@ def test_keys_choose_filter_pause_and_quit(view):
 
 
 def test_a_line_of_bars_and_rates():
-    assert watch.sparks([]) == ""
-    assert watch.sparks([0, 0]) == "▁▁"
-    assert watch.sparks([0, 4, 8]) == "▁▄█"
-    assert [watch.rate(one) for one in (0, 0.25, 5, 17.94, 12400)] == ["0", "0.25", "5.0", "17.9", "12,400"]
+    assert views.sparks([]) == ""
+    assert views.sparks([0, 0]) == "▁▁"
+    assert views.sparks([0, 4, 8]) == "▁▄█"
+    assert [views.rate(one) for one in (0, 0.25, 5, 17.94, 12400)] == ["0", "0.25", "5.0", "17.9", "12,400"]
 
 
 async def test_figures_come_from_what_is_kept(make_runtime):
