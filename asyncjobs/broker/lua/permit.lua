@@ -19,7 +19,7 @@ for _, command in ipairs({
   {'XRANGE', key, '-', '+'}, {'XREVRANGE', key, '+', '-'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'},
   {'XREVRANGE', key, '+', '-'}, {'XTRIM', key, 'MINID', '=', '1'},
   {'ZADD', key, '1', 'm'},
-  {'ZCARD', key}, {'ZCOUNT', key, '0', '1'}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZRANK', key, 'm'}, {'ZREM', key, 'm'},
+  {'ZCARD', key}, {'ZCOUNT', key, '0', '1'}, {'ZMSCORE', key, 'm'}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZRANK', key, 'm'}, {'ZREM', key, 'm'},
   {'ZSCAN', key, '0'}, {'ZSCORE', key, 'm'},
 }) do
   if not redis.acl_check_cmd(unpack(command)) then
