@@ -87,8 +87,8 @@ async def _reach(broker: Broker, order: Order, queue: tuple[str, str | None], jo
     spot = Spot(name, group_id, broker.queue_keys(name, group_id))
     if order.what == "cancel":
         spec = order.specs.get(name)
-        answers = await order.operator.cancel(broker, spot, spec, job_ids, order.reason, audited=True)
-        return ["done" if answer in ("cancelled", "requested") else answer for answer in answers]
+        told = await order.operator.cancel(broker, spot, spec, job_ids, order.reason, audited=True)
+        return ["done" if answer in ("cancelled", "requested") else answer for answer in told]
     reset = bool(order.args.get("reset"))
     answers = await order.operator.act(
         broker, order.what, spot, job_ids, reason=order.reason, reset=reset, act=order.act
