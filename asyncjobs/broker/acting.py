@@ -12,6 +12,7 @@ from asyncjobs.broker.keys import Keys, audit_key, groups_key, index_keys, index
 
 MOST_WINDOWS: Final = 10  # of one limit
 MOST_AUDITED: Final = 10_000  # entries of the trail, give or take the last node
+AT_ONCE: Final = 500  # jobs that one script deletes
 ENTRIES_A_LOOK: Final = 5000  # of a stream, where a job's record does not say where the job waits
 DONE: Final = "1"
 DONE_BEFORE: Final = "2"  # by the same act, whose reply was lost, or whose process was
@@ -110,21 +111,41 @@ class Acting(RetryingCaller):
         return {_text(rows[0][1][i]): _text(rows[0][1][i + 1]) for i in range(0, len(rows[0][1]), 2)} if rows else None
 
     # All of a queue ---------------------------------------------------------------------------------------
-    async def erase(self, keys: Keys, job_id: str) -> None:
-        """Delete the record of a job, whatever its state."""
-        await self._ask(("UNLINK", keys.job(job_id)))
+    async def raze(self, keys: Keys, force: bool) -> int:
+        """Delete the jobs of one queue, of those that run only if `force`, and its settings. What is added meanwhile
+        stays, or goes as a whole.
 
-    async def raze(self, keys: Keys) -> None:
-        """Delete what is kept of one queue but for the records of its jobs."""
-        buckets = [keys.bucket, *(f"{keys.bucket}{n}" for n in range(1, MOST_WINDOWS))]
-        sets = (keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled)
-        await self._ask(("UNLINK", *sets, *buckets, keys.senders, keys.settings))
+        Returns:
+            How many jobs ran and stay.
+        """
+        sets = (keys.delayed, keys.completed, keys.failed, keys.cancelled)
+        place: tuple[bytes, ...] = (b"", b"", b"")
+        more, ran = 1, 0
+        while more:
+            *where, more, some = await self._ask(
+                scripts.RAZE(keys.stream, *sets, keys.jobs, self.channels.done, "1" if force else "", AT_ONCE, *place)
+            )
+            place, ran = tuple(where), ran + some
+        if not ran:
+            buckets = [keys.bucket, *(f"{keys.bucket}{n}" for n in range(1, MOST_WINDOWS))]
+            await self._ask(("UNLINK", *buckets, keys.senders, keys.settings))
+        return ran
+
+    async def raze_group(self, name: str, keys: Keys, force: bool) -> int:
+        """The same for a group, which is then no more registered, unless it has got work again."""
+        groups = groups_key(self.prefix, name)
+        score, _ = await self._ask(scripts.IDLE(groups, keys.group))
+        ran = await self.raze(keys, force)
+        if not ran and await self._ask(scripts.UNREGISTER(groups, keys.group, score)):
+            added = await self.loop.gather(self._ask(("EXISTS", key)) for key in (keys.stream, keys.delayed))
+            if any(added):
+                await self._register(name, keys)
+        return ran
 
     async def raze_name(self, name: str) -> None:
-        """Delete what is kept of all groups of a name together, and of the name itself."""
+        """Delete the shared limit over all groups of a name."""
         gate = total_gate(self.prefix, name)
-        gates = [gate, *(f"{gate}:{n}" for n in range(1, MOST_WINDOWS))]
-        await self._ask(("UNLINK", groups_key(self.prefix, name), *index_keys(self.prefix, name), *gates))
+        await self._ask(("UNLINK", gate, *(f"{gate}:{n}" for n in range(1, MOST_WINDOWS))))
 
     async def _register(self, name: str, keys: Keys) -> None:
         """A group is registered before it gets work: the other way round, a crash would hide the work."""
@@ -145,7 +166,7 @@ class Acting(RetryingCaller):
         return listed
 
     async def _unlist(self, listed: dict[str, list[str | bytes]]) -> None:
-        """Jobs of a group that are finished no more leave the listings of their name. One that finished anew stays."""
+        """Jobs of a group that are finished no more leave the listings of their name. What was listed anew stays."""
         for index, members in listed.items():
             if members:
                 await self._ask(scripts.UNLIST(index, *members))

@@ -28,7 +28,8 @@ class Done(NamedTuple):
     """What an act on a selection has come to.
 
     Attributes:
-        done: how many jobs it has reached. Of a cancel: those that are cancelled, and those that run and are told.
+        done: how many jobs it has reached. Of a cancel: those that are cancelled, and those that run and are told. Of a
+            remove: those that are gone.
         skipped: why others were left as they are → how many: the state that they were in, or ``gone``.
         operation: the id of the operation that it was, where there were many jobs.
     """
@@ -86,10 +87,15 @@ async def _reach(broker: Broker, order: Order, queue: tuple[str, str | None], jo
     spot = Spot(name, group_id, broker.queue_keys(name, group_id))
     if order.what == "cancel":
         spec = order.specs.get(name)
-        answers = await order.operator.cancel(broker, spot, spec, job_ids, order.reason, audited=True)
-        return ["done" if answer in ("cancelled", "requested") else answer for answer in answers]
+        told = await order.operator.cancel(broker, spot, spec, job_ids, order.reason, audited=True)
+        return ["done" if answer in ("cancelled", "requested") else answer for answer in told]
     reset = bool(order.args.get("reset"))
-    return await order.operator.act(broker, order.what, spot, job_ids, reason=order.reason, reset=reset, act=order.act)
+    answers = await order.operator.act(
+        broker, order.what, spot, job_ids, reason=order.reason, reset=reset, act=order.act
+    )
+    if order.what == "remove":  # where its reply, or its process, was lost, a removed job is gone at the next try
+        answers = ["done" if answer == "gone" else answer for answer in answers]
+    return answers
 
 
 async def _copied(broker: Broker, order: Order, jobs: Sequence[Origin]) -> list[str]:

@@ -234,37 +234,58 @@ class QueueControls:
     async def obliterate(self, force: bool = False, reason: str = "") -> None:
         """Delete every job and all else that the store keeps of this queue; of a grouped name, of all its groups.
 
-        It is paused first. Should this be interrupted, it stays paused, and a repeat goes on.
+        It is paused first. Should this be interrupted, it stays paused, and a repeat goes on. A job that is added
+        meanwhile stays, or goes as a whole.
 
         Args:
             force: cancel what runs, and delete it although it may not have ended.
         Raises:
-            StateError: jobs run, and `force` is not given; nothing was deleted.
+            StateError: jobs run, and `force` is not given; nothing was deleted. Or some began while it was paused:
+                these are left, and it stays paused.
         """
         reason, force = reason_text(reason), flag(force, "force")
-        running = await self._active()
-        if running and not force:
-            raise StateError(f"{running} jobs of {self!r} run; cancel_all() them and wait, or say force=True")
-        await self._steer("obliterate", {"p": "1"})
-        if running:
+        await self._refuse_running(force)
+        paused = {"paused": (await self._broker.settings(self._keys)).get("p", "")}
+        target = {"name": self.name, "group_id": self.group_id}
+        await self._operator.write(
+            self._broker, "obliterate", target, reason=reason, before=paused, after={"paused": "1"}
+        )
+        await self._broker.steer(self.name, self._keys, {"p": "1"}, self._whole_name)
+        if force and await self._active():
             await self.cancel_all(reason)
             deadline = clock.monotonic() + WAIT_FOR_CANCELLED
             while await self._active() and clock.monotonic() < deadline:  # noqa: ASYNC110 - they run in any process
                 await asyncio.sleep(0.05)
-        await _done(self.select(GOES_WITH["remove"]).remove(reason=reason))
-        async for page in self.select("active").pages(data=False):
-            await self._broker.loop.gather(
-                self._broker.erase(self._broker.queue_keys(job.name, job.group_id), job.id) for job in page.jobs
-            )
+        await self._raze(reason, force)
+        # Its processes hear that it is over.
+        await self._broker.steer(self.name, self._keys, {"p": ""}, self._whole_name)
+
+    async def _raze(self, reason: str, force: bool) -> None:
+        """Delete jobs and settings, of the groups first. What has finished in groups leaves the listing as well."""
+        ran = 0
         if self._whole_name:
             async for group_ids in self._broker.groups(self.name):
                 queues = [self._broker.queue_keys(self.name, group_id) for group_id in group_ids]
-                await self._broker.loop.gather(self._broker.raze(keys) for keys in queues)
+                ran += sum(
+                    await self._broker.loop.gather(self._broker.raze_group(self.name, keys, force) for keys in queues)
+                )
+        if self._shape.grouped:
+            await _done(self.select(("completed", "failed", "cancelled")).remove(reason=reason))
+        if self.group_id is not None:
+            ran = await self._broker.raze_group(self.name, self._keys, force)
+        elif not ran:
+            ran = await self._broker.raze(self._keys, force)
+        if ran:
+            raise StateError(
+                f"{ran} jobs of {self!r} began meanwhile, and are left: wait for them, and call this again"
+            )
+        if self._whole_name:
             await self._broker.raze_name(self.name)
-        await self._broker.raze(self._keys)
-        await self._broker.steer(
-            self.name, self._keys, {"p": ""}, self._whole_name
-        )  # its processes hear that it is over
+
+    async def _refuse_running(self, force: bool) -> None:
+        running = 0 if force else await self._active()
+        if running:
+            raise StateError(f"{running} jobs of {self!r} run; cancel_all() them and wait, or say force=True")
 
     async def _active(self) -> int:
         if self._whole_name:

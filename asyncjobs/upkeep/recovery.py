@@ -151,7 +151,6 @@ class Recovery:
         most = spec.worker_options.max_stalled_count
         back, doomed = await self._broker.sweep(spec.name, keys, dead, self._process(), token, most)
         stalled = back + [job.job_id for job in doomed if not job.mark]
-        self._shared.counters.stalled += len(stalled)
         if self._shared.recorder is not None and stalled:
             self._shared.recorder.tally(spec.name).count("stalled", len(stalled))
         self._shared.counters.stalled += len(stalled)

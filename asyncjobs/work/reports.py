@@ -99,9 +99,9 @@ def overtaken(finished: Finished) -> ActiveJob:
 
 
 def took(job: ActiveJob | Ended) -> float | None:
-    """Seconds that a try took; None: it has not begun here, or nobody wanted to know when it ended."""
+    """Seconds that a try took; None: it has not begun here."""
     if isinstance(job, Ended):
-        return None
+        return job.took
     return job.ended_at - job.began_at if job.began and job.ended else None
 
 

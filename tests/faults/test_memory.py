@@ -177,6 +177,14 @@ class Case:
         await self.hold(lambda got: got[1] == b"a111-", scripts.REMOVE, *args, *jobs)
         assert await self.desk.counts() == [0, 2, 0, 0, 0]
 
+    async def raze(self) -> None:
+        keys = self.keys
+        args = (keys.stream, keys.delayed, keys.completed, keys.failed, keys.cancelled, keys.jobs, "done")
+        await self.hold(lambda got: got[3:] == [0, 2], scripts.RAZE, *args, "", 10, "", "", "")
+        assert await self.desk.counts() == [0, 2, 0, 0, 0]
+        await self.hold(lambda got: got[3:] == [0, 0], scripts.RAZE, *args, "1", 10, "", "", "")
+        assert await self.desk.counts() == [0, 0, 0, 0, 0]
+
     async def locate(self) -> None:
         await self.hold(lambda got: got[1][0] == b"waiting", scripts.LOCATE, self.keys.stream, "-", 10, "waiting")
 

@@ -16,11 +16,12 @@ for _, command in ipairs({
   {'XADD', key, '*', 'j', 'v'}, {'XCLAIM', key, 'w', 'p', '0', '1'}, {'XDEL', key, '1'},
   {'XGROUP', 'CREATE', key, 'w', '0'}, {'XGROUP', 'DELCONSUMER', key, 'w', 'p'},
   {'XINFO', 'CONSUMERS', key, 'w'}, {'XINFO', 'GROUPS', key}, {'XLEN', key}, {'XPENDING', key, 'w'},
-  {'XRANGE', key, '-', '+'}, {'XREVRANGE', key, '+', '-'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'},
+  {'XRANGE', key, '-', '+'}, {'XREADGROUP', 'GROUP', 'w', 'p', 'STREAMS', key, '>'},
   {'XREVRANGE', key, '+', '-'}, {'XTRIM', key, 'MINID', '=', '1'},
   {'ZADD', key, '1', 'm'},
-  {'ZCARD', key}, {'ZCOUNT', key, '0', '1'}, {'ZRANGE', key, '0', '0'}, {'ZRANGEBYSCORE', key, '0', '1'}, {'ZRANK', key, 'm'}, {'ZREM', key, 'm'},
-  {'ZSCAN', key, '0'}, {'ZMSCORE', key, 'm'}, {'ZSCORE', key, 'm'},
+  {'ZCARD', key}, {'ZCOUNT', key, '0', '1'}, {'ZMSCORE', key, 'm'}, {'ZRANGE', key, '0', '0'},
+  {'ZRANGEBYSCORE', key, '0', '1'}, {'ZRANK', key, 'm'}, {'ZREM', key, 'm'},
+  {'ZSCAN', key, '0'}, {'ZSCORE', key, 'm'},
 }) do
   if not redis.acl_check_cmd(unpack(command)) then
     local of_a_kind = command[1] == 'XGROUP' or command[1] == 'XINFO'
