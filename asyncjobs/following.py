@@ -155,8 +155,9 @@ class Broadcast:
                 self._off.pop(one, _nothing)()
             self._counted = self._count()
             return
-        error = event.error
-        text = None if error is None else (error if isinstance(error, str) else said(error))[:LONGEST_ERROR]
+        error: Any = event.error
+        words = error if error is None or issubclass(type(error), str) else said(error)  # an app's may lie of its class
+        text = None if words is None else words[:LONGEST_ERROR]
         self._out.append(
             Told(
                 event.type, event.name, _ms(event.at), event.job_id, event.group_id, event.attempts_made,

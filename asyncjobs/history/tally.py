@@ -161,7 +161,7 @@ class Tally:
                 if place is not None:
                     counts[place] += 1
                 error = finished.decision.error
-                counts[FAILED_TRIES] += error is not None and not isinstance(error, JobStalledError)
+                counts[FAILED_TRIES] += error is not None and not issubclass(type(error), JobStalledError)
 
     def _measure(self, jobs: Sequence[TakenJob], figures: Sequence[Any], sent_at: float, ordered: bool) -> None:
         """Choose those of `jobs`, which were taken together, that are measured."""
