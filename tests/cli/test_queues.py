@@ -82,3 +82,18 @@ async def test_a_name_that_only_the_store_knows_can_be_added_to(shop, cli):
     assert (await shop.queue.counts("charge"))["waiting"] == 5
     said = await cli("add", "sync", "1", "--group", "new", "--json")
     assert said.json["group"] == "new"
+
+
+async def test_queues_are_drained_cleaned_and_obliterated_and_settings_reverted(shop, cli):
+    assert "nobody can be asked" in (await cli("queues", "drain", "charge", code=2)).err
+    assert (await cli("queues", "drain", "charge", "--dry-run")).out.startswith("would do: drain charge")
+    assert (await cli("queues", "drain", "charge", "--yes", "--reason", "a test")).out == "charge\tdrained\tremoved 4\n"
+    assert (await shop.queue.counts("charge"))["waiting"] == 0
+    await cli("queues", "clean", "sync", "waiting", "--group", "acme", "--yes")
+    assert (await shop.queue.counts("sync"))["waiting"] == 1
+    await cli("queues", "set", "charge", "--concurrency", "9")
+    (entry,) = (await cli("audit", "--what", "set", "--json")).json
+    await cli("audit", "revert", entry["id"])
+    assert (await shop.queue.job("charge").info())["concurrency"] is None
+    await cli("queues", "obliterate", "sync", "--yes")
+    assert (await shop.queue.counts("sync"))["waiting"] == 0
