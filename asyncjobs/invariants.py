@@ -151,14 +151,19 @@ async def of_store(runtime: Runtime, settled: bool = False) -> list[str]:
         return []
     broken: list[str] = []
     for name in runtime.queue.names:
-        queues = [parts.broker.queue_keys(name, None)]
-        async for groups in parts.broker.groups(name):
-            queues += [parts.broker.queue_keys(name, group_id) for group_id in groups]
-        for keys in queues:
+        for keys in await _registered(parts, name):
             found, living = await parts.broker.inspect(keys), await parts.broker.living()
             where = name if not keys.group else f"{name} of {visible(keys.group)!r}"
             broken += [f"{where}: {sentence}" for sentence in _of_queue(found, living, settled)]
     return broken
+
+
+async def _registered(parts: Assembly, name: str) -> list[Keys]:
+    """The queue of a job name, and those of its groups that are not reaped."""
+    queues = [parts.broker.queue_keys(name, None)]
+    async for groups in parts.broker.groups(name):
+        queues += [parts.broker.queue_keys(name, group_id) for group_id in groups]
+    return queues
 
 
 def _of_queue(found: Inspection, living: set[str], settled: bool) -> list[str]:
@@ -213,9 +218,7 @@ async def of_keys(runtime: Runtime, keys: Iterable[str], expires: Callable[[str]
                 records.add(known.rest)
     registered: set[str] = set()
     for name in {name for name, _, _ in queues.values()}:
-        registered.add(parts.broker.queue_keys(name, None).tag)
-        async for groups in parts.broker.groups(name):
-            registered.update(parts.broker.queue_keys(name, group_id).tag for group_id in groups)
+        registered.update(keys.tag for keys in await _registered(parts, name))
     for tag, (_, kinds, records) in queues.items():
         if kinds & {"s", "d"} and tag not in registered:
             broken.append(f"{visible(tag)} holds work, and is registered nowhere")

@@ -31,6 +31,7 @@ LONGEST_REASON: Final = 500  # characters that are kept
 LONGEST_NAME: Final = 100
 ENTRY: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}", re.ASCII)
 TRAIL_PIECE: Final = 200  # entries of the audit trail that are read at once
+AT_ONCE: Final = 100  # jobs in one script, so that the store is not kept from others for long
 TOLD: Final = {"retry": "job.retried", "promote": "job.promoted", "remove": "job.removed"}
 STATES_BY_LETTER: Final = {
     "w": "waiting", "d": "delayed", "a": "active", "c": "completed", "f": "failed", "k": "cancelled", GONE: "gone",
@@ -197,12 +198,15 @@ class Operator:
             target = {"name": spot.name, "group_id": spot.group_id, "ids": job_ids[:10], "number": len(job_ids)}
             await self.write(broker, what, target, reason=reason)
             act = self.new_act(what, reason)
-        if what == "retry":
-            answers = await broker.retry(spot.name, spot.keys, act, job_ids, reset)
-        elif what == "promote":
-            answers = await broker.promote(spot.name, spot.keys, act, job_ids)
-        else:
-            answers = await broker.remove(spot.name, spot.keys, job_ids)
+        answers = ""
+        for start in range(0, len(job_ids), AT_ONCE):
+            some = job_ids[start : start + AT_ONCE]
+            if what == "retry":
+                answers += await broker.retry(spot.name, spot.keys, act, some, reset)
+            elif what == "promote":
+                answers += await broker.promote(spot.name, spot.keys, act, some)
+            else:
+                answers += await broker.remove(spot.name, spot.keys, some)
         if self._bus.wants(TOLD[what]):
             for job_id, answer in zip(job_ids, answers, strict=True):
                 if answer == DONE:

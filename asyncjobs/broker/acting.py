@@ -12,7 +12,7 @@ from asyncjobs.broker.keys import Keys, audit_key, groups_key, index_keys, index
 
 MOST_WINDOWS: Final = 10  # of one limit
 MOST_AUDITED: Final = 10_000  # entries of the trail, give or take the last node
-AT_ONCE: Final = 500  # jobs that one script deletes
+AT_ONCE: Final = 200  # jobs that one script deletes
 ENTRIES_A_LOOK: Final = 5000  # of a stream, where a job's record does not say where the job waits
 DONE: Final = "1"
 DONE_BEFORE: Final = "2"  # by the same act, whose reply was lost, or whose process was

@@ -14,7 +14,7 @@ from asyncjobs.broker.keys import Keys, cancels_key, groups_key, index_keys, ind
 from asyncjobs.broker.working import Bounds, rule
 from asyncjobs.errors import BrokerError
 
-AT_ONCE: Final = 500  # jobs in one script
+AT_ONCE: Final = 100  # jobs in one script, so that the store is not kept from others for long
 REMEMBERED: Final = 3_600_000  # ms in which a process may hear of a cancel whose message it has missed
 MOST_REMEMBERED: Final = 10_000
 NO_BOUND: Final = ("", "")
