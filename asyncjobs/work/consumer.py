@@ -84,7 +84,7 @@ class Consumer(QueueState):
 
     def prepare(self, process_slots: int) -> Turn[Consumer] | None:
         """Make up a turn with at most `process_slots` new jobs; None: the queue has nothing to do now."""
-        if len(self.turns) >= self._most_turns or (self.turns and self.lost_reply):
+        if len(self.turns) >= self.most_turns or (self.turns and self.lost_reply):
             return None  # this turn must not adopt the jobs that another turn is about to bring
         if self.resting_until:
             rest = self.resting_until - clock.monotonic()

@@ -118,18 +118,19 @@ class Errands:
         """Ask for those that wait until none is left; what may be sent is."""
         try:
             while waiting:
-                asking = waiting[:]
-                left = await self._admit(shared_limits, asking)
-                del waiting[: len(asking)]
-                self._cleared += left
+                self._cleared += await self._admit(shared_limits, waiting)
                 self._wake.set()
         finally:
             del self._questions[shared_limits]
 
-    async def _admit(self, shared_limits: tuple[SharedLimit, ...], turns: list[Turn[Served]]) -> list[Turn[Served]]:
-        """Ask how many of the jobs that `turns` want may start. Returns the turns left."""
-        wants = [(turn.consumer, turn.reserved) for turn in turns]
-        want = sum(turn.reserved for turn in turns)
+    async def _admit(self, shared_limits: tuple[SharedLimit, ...], waiting: list[Turn[Served]]) -> list[Turn[Served]]:
+        """Ask how many of the jobs that the turns in `waiting` want may start. Returns the turns that can be sent.
+
+        What is granted is for all that wait by then: a turn that came later, of a queue that is further behind, would
+        else wait for those before it. A turn that got nothing, though nothing was refused, asks again.
+        """
+        wants = [(turn.consumer, turn.reserved) for turn in waiting]
+        want = sum(turn.reserved for turn in waiting)
         sent_at = clock.monotonic()
         narrow = next((shared_limit for shared_limit in shared_limits if shared_limit.full), None)
         if narrow is not None:
@@ -146,7 +147,12 @@ class Errands:
                 grant.shared_limit.pending -= grant.count
             raise
         left: list[Turn[Served]] = []
+        turns, waiting[:] = waiting[:], []
+        wants = [(turn.consumer, turn.reserved) for turn in turns]
         for turn, given in zip(turns, (narrow or shared_limits[0]).line.allot(wants, want), strict=True):
+            if not given and narrow is None:
+                waiting.append(turn)
+                continue
             consumer, missing = turn.consumer, turn.reserved - given
             self._reserved -= missing
             if consumer.withdraw(turn, given):

@@ -44,8 +44,8 @@ class QueueState:
         tally: the counts of the queue's name in this process; None: nothing is counted.
         took: this process has taken jobs here, so its name may be in the queue's stream.
         queued, starving: the queue is in the pump's ring; it waits for a slot of the process.
-        turns: the turns on the wire, two at most: while the server works on one, this process runs the other's jobs.
-            Those that ask shared limits, as many again, are among them.
+        turns, most_turns: the turns on the wire, and their number at most: while the server works on one, this process
+            runs the jobs of the other. Of a queue with shared limits there may be as many again, that ask these.
         lost_reply: the store may hold jobs for this process that the process does not know.
         margin: seconds that a start may lag behind its token.
         base, set, limits: the limits of all queues of the name; this queue's own settings; `set` laid over `base`.
@@ -53,7 +53,8 @@ class QueueState:
 
     __slots__ = (
         "_shared", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "group_id", "hungry",
-        "indexed", "keys", "limits", "lost_reply", "margin", "on_rest", "outbox", "parked", "queued", "quiet",
+        "indexed", "keys", "limits", "lost_reply", "margin", "most_turns", "on_rest", "outbox", "parked", "queued",
+        "quiet",
         "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "starving", "tally", "took",
         "turns",
     )  # fmt: skip
@@ -84,6 +85,7 @@ class QueueState:
         self.starving = False
         self.lost_reply = False
         self.shared_limits = shared.shared_limits.get(spec.name, ())
+        self.most_turns = 2 * TURNS if self.shared_limits else TURNS
         self.parked: SharedLimit | None = None
         self.appetite = 1
         self.took = False
@@ -173,7 +175,7 @@ class QueueState:
         """How many jobs its next turn would start, were there slots enough."""
         if (
             not self.hungry
-            or len(self.turns) >= self._most_turns
+            or len(self.turns) >= self.most_turns
             or self.refusals is not None
             or (self.turns and self.lost_reply)
         ):
@@ -181,11 +183,6 @@ class QueueState:
         if self.resting_until and self.resting_until > clock.monotonic():
             return 0
         return min(self.free(), self._batch())
-
-    @property
-    def _most_turns(self) -> int:
-        """How many turns of it may be under way; beside those on the wire some ask shared limits."""
-        return 2 * TURNS if self.shared_limits else TURNS
 
     def _batch(self) -> int:
         """Most jobs that a turn takes: half of those that may run, so that server and process work at the same time.
