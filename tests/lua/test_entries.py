@@ -19,7 +19,7 @@ async def stands(desk: Desk, job_id: str) -> bool:
     entry = (await desk.record(job_id))[b"i"]
     found = await desk.redis.xrange(desk.keys.stream, entry, entry)
     every = [one for one in await desk.redis.xrange(desk.keys.stream) if one[1][b"j"] == job_id.encode()]
-    return found == every and found == [(entry, {b"j": job_id.encode()})]
+    return found == every and [(at, fields[b"j"]) for at, fields in found] == [(entry, job_id.encode())]
 
 
 @pytest.mark.parametrize("named", ["1", ""])

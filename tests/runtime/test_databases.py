@@ -103,7 +103,7 @@ async def test_no_channel_is_common_to_two_databases(tcp, how):
         if isinstance(target, Redis):
             await target.aclose()
         assert spoken[database] <= heard[database]
-        assert len(spoken[database]) == 3, "the news of two names, and what has finished"
+        assert len(spoken[database]) == 4, "the news of two names, what has finished, and what is set"
         assert all(one.startswith(b"same:") for one in heard[database]), "as the README's rule allows"
     assert not heard[0] & heard[1]
     assert not heard[0] & heard[2]

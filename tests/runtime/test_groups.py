@@ -80,7 +80,7 @@ async def test_concurrency_holds_over_all_processes(make_runtime):
 
 
 async def test_an_idle_group_is_reaped_leaving_only_finished_jobs_and_reopened_by_the_next_add(make_runtime, keys_left):
-    runtimes = [make_runtime(), make_runtime()]
+    runtimes = [make_runtime(history=False), make_runtime(history=False)]
     watchers = [Watcher(runtime) for runtime in runtimes]
     for runtime in runtimes:
         runtime.job("sync", group=True, limiter=Limiter(10, 0.2), group_idle=0.4, remove_on_complete=False)(_nothing)
@@ -91,7 +91,10 @@ async def test_an_idle_group_is_reaped_leaving_only_finished_jobs_and_reopened_b
             await watcher("group.reaped", group_id="acme")
         record = runtimes[0].queue._broker.queue_keys("sync", "acme")
         index = f"{{{runtimes[0].config.prefix}:sync}}:c"
-        own = [f"{{{runtimes[0].config.prefix}}}:{key}" for key in ("processes", "epoch", "due", "leases", "names")]
+        own = [
+            f"{{{runtimes[0].config.prefix}}}:{key}"
+            for key in ("processes", "about", "epoch", "due", "leases", "names")
+        ]
         assert await keys_left() == sorted([index, *own, record.completed, record.job(job.id), record.senders])
         assert await runtimes[0].queue.groups("sync") == []
         assert [runtime.health()["groups"] for runtime in runtimes] == [{"sync": 0}] * 2
