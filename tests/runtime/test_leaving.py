@@ -276,11 +276,13 @@ async def the_next_one_runs(runtime: Any, group: str | None) -> None:
 @pytest.mark.parametrize("place", PLACES)
 async def test_whatever_is_raised_is_a_failure_and_the_next_job_runs(make_runtime, place, group, limiter, caplog):
     caplog.set_level(logging.CRITICAL)
-    runtime = make_runtime()
-    place(runtime, attempts=1, limiter=limiter, group=group is not None, concurrency=1)
+    desk, runtime = make_runtime(consume=False), make_runtime()
+    for one in (desk, runtime):
+        place(one, attempts=1, limiter=limiter, group=group is not None, concurrency=1)
+    async with desk:
+        jobs = await add_one_of_each(desk, group)
+    Record.strict = True
     async with runtime:
-        jobs = await add_one_of_each(runtime, group)
-        Record.strict = True
         found = await all_in_state(runtime, jobs, "failed", group)
         for kind, job in zip(FAILURES, found, strict=True):
             assert job.attempts_made == 1, kind
