@@ -223,6 +223,7 @@ class Pump(Errands):
         unused: dict[Grant, int] = {}
         for turn, reply in zip(turns, replies, strict=True):
             if self.rounds.spent():
+                self._free(unused)
                 await self.rounds.room(first=True)
             self._reserved -= turn.reserved
             if turn.grants and not isinstance(reply, BrokerError):
@@ -236,9 +237,13 @@ class Pump(Errands):
                 self._unserved(turn, reply)
             else:
                 self._absorb(turn, reply, sent_at)
+        self._free(unused)
+
+    def _free(self, unused: dict[Grant, int]) -> None:
+        """Let others have the slots and the parts of grants that found no job, before anything is waited for."""
         self._feed()
-        for grant, jobs in unused.items():
-            self._give_back(grant, jobs)
+        while unused:
+            self._give_back(*unused.popitem())
 
     def _absorb(self, turn: Turn[Served], reply: WorkReply, sent_at: float) -> None:
         """Hand a reply over. Should that fail half way, what the reply brought is found by adoption."""

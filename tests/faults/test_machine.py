@@ -207,3 +207,29 @@ def test_whatever_is_done_what_must_hold_holds(tcp_server):
         if Machine.found:
             pytest.fail(Machine.found, pytrace=False)
         raise
+
+
+@pytest.mark.parametrize("name", ["strict", "fleeting"])
+async def test_the_end_of_a_job_that_was_taken_over_is_told_once_where_its_record_is_kept(
+    tcp_server, name, monkeypatch
+):
+    """The process that lost it sends its own outcome twice: the first time into a link that is cut."""
+    world = World(tcp_server.port, tcp_server.url, f"m{os.getpid()}-{next(_numbers)}")
+    let_go = world.let_go
+
+    async def let_go_and_cut():
+        await let_go()
+        await world.until(lambda: False, 0.05)  # the outcome is on its way
+        world.members[0].proxy.cut_all()
+
+    monkeypatch.setattr(world, "let_go", let_go_and_cut)
+    await world.begin()
+    try:
+        await world.start(3, again=False)
+        await world.take_over((name, "a"), 3)
+        await world.end()
+        (one,) = world.jobs.values()
+        assert one.returned == 2, "it ran in both"
+        assert len(one.terminals) in ((1,) if KINDS[name].keeps else (1, 2))
+    finally:
+        await world.close()

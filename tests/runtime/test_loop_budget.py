@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from asyncjobs import ConfigError, Runtime
+from asyncjobs import ConfigError, Limiter, Runtime
 from asyncjobs.broker import Broker
+from asyncjobs.invariants import of_runtime
+from asyncjobs.loop_budget import LoopBudget
 from asyncjobs.work.prefetch import Prefetch, Prefetched
 from asyncjobs.work.pump import FEW_TURNS
 from asyncjobs.work.queues import Queues
@@ -170,6 +172,37 @@ async def test_a_trip_carries_as_many_turns_as_the_slice_has_time_for(make_runti
         await runtime.wait_idle()
     assert len(ran) == 600
     assert 1 < max(carried) <= FEW_TURNS + 1, "a slice is 50 µs here, in which no trip can be made up"
+
+
+@pytest.mark.parametrize("limit", ["tokens", "places", "slots of the process"])
+async def test_what_a_turn_leaves_is_free_while_the_next_turns_wait_for_room(make_runtime, monkeypatch, limit):
+    """The turns of a trip are read in slices. Between two slices each slot and each start is counted where it is."""
+    options = {"tokens": {"total_limiter": Limiter(4, 0.1)}, "places": {"total_concurrency": 4}}.get(limit)
+    runtime, broken, ran = make_runtime(concurrency=100 if options else 6), [], Counter()
+
+    async def count(data):
+        ran[data] += 1
+
+    runtime.job("grouped", group=True, limiter=None, **options or {})(count)
+    for i in range(12):
+        runtime.job(f"wide-{i}", limiter=None, concurrency=3)(count)
+
+    async def look():
+        while True:
+            broken.extend(of_runtime(runtime))
+            await asyncio.sleep(0)
+
+    async with runtime:
+        monkeypatch.setattr(LoopBudget, "spent", lambda self: self.now() >= 0)
+        looking = asyncio.create_task(look())
+        for _ in range(3):
+            await runtime.queue.add_bulk([("grouped", i, {"group_id": f"g{i}"}) for i in range(12)])
+            await runtime.queue.add_bulk([(f"wide-{i}", f"wide-{i}") for i in range(12)])
+        await runtime.wait_idle()
+        looking.cancel()
+    assert len(ran) == 24
+    assert set(ran.values()) == {3}
+    assert list(dict.fromkeys(broken)) == []
 
 
 async def test_health_looks_at_no_queue(make_runtime, monkeypatch):
