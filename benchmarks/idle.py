@@ -13,7 +13,7 @@ from benchmarks import machine
 from benchmarks.load import Load
 from benchmarks.report import Report, script
 
-SETTLE = 9.0  # seconds after which the heartbeat too has made its connection, and loaded its scripts
+SETTLE = 9.0  # seconds: the first beat has made its connection, and has sent the scripts along it
 
 
 async def measure(options: argparse.Namespace) -> Report:
