@@ -47,7 +47,7 @@ class Figures:
         added, completed, failed, stalled, cancelled: jobs; `failed` for good.
         failed_tries: tries that failed, the last ones of jobs too.
         retried: how often a job was put back for another try.
-        refused: turns in which a limit let fewer start than wanted to.
+        refused: turns in which a limit let fewer start than wanted to, while there were jobs.
         busy: seconds that tries ran, all added.
         wait: from when a job was due to its start. run: from its start to its end, of tries that returned.
         oldest_waiting: seconds that the job had waited that waited for longest; backlog, running: jobs that waited and

@@ -152,6 +152,8 @@ class Consumer(QueueState):
         if turn.grants:
             margins = [grant.margin for grant in turn.grants if grant.shared_limit.window]
             margin = min(margins if not self.limits.window else [*margins, margin], default=0.0)
+            if self.held_back and turn.reserved:
+                self._tell_held_back(bool(reply.jobs or reply.marked))
         self._start_all(reply.jobs, turn.sent_at or sent_at, margin)
         for taken in reply.marked:
             self.end_marked(taken)
@@ -173,6 +175,15 @@ class Consumer(QueueState):
             self.attempts.running, self.outbox, self.turns = {}, [], []
             self.rested_at = clock.monotonic()
             self.on_rest(self)
+
+    def _tell_held_back(self, found: bool) -> None:
+        """Count the turns that a shared limit has held back, if there was a job that they could have `found`.
+
+        Else a process without work would send figures of nothing to the store.
+        """
+        if found and self.tally is not None:
+            self.tally.count("refused", self.held_back)
+        self.held_back = 0
 
     def _leave_lines(self) -> None:
         """Leave the lines for slots and shared limits, because the queue has no job to take."""

@@ -161,8 +161,7 @@ class Errands:
             for shared_limit in shared_limits:
                 shared_limit.let_in(consumer, given)
             if missing and narrow is not None:
-                if narrow.window and consumer.tally is not None:
-                    consumer.tally.count("refused")
+                consumer.held_back += bool(narrow.window)
                 narrow.park(consumer)
         for grant in grants:
             self._give_back(grant, grant.count - want)

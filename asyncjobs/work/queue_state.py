@@ -42,6 +42,8 @@ class QueueState:
             queue with little work does not reserve starts that others could use.
         indexed: the list of finished jobs holds those of groups as well, so no turn of the queue may trim that list.
         tally: the counts of the queue's name in this process; None: nothing is counted.
+        held_back: turns that a shared limit has let start fewer than they wanted. They count as refused once a turn
+            finds a job, since a shared limit is asked before the queue is looked at: there may have been none.
         took: this process has taken jobs here, so its name may be in the queue's stream.
         queued, starving: the queue is in the pump's ring; it waits for a slot of the process.
         turns, most_turns: the turns on the wire, and their number at most: while the server works on one, this process
@@ -52,11 +54,10 @@ class QueueState:
     """
 
     __slots__ = (
-        "_shared", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "group_id", "hungry",
-        "indexed", "keys", "limits", "lost_reply", "margin", "most_turns", "on_rest", "outbox", "parked", "queued",
-        "quiet",
-        "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "starving", "tally", "took",
-        "turns",
+        "_shared", "ahead", "alarm_at", "appetite", "attempts", "base", "calls", "flowing", "group_id", "held_back",
+        "hungry", "indexed", "keys", "limits", "lost_reply", "margin", "most_turns", "on_rest", "outbox", "parked",
+        "queued", "quiet", "refusals", "rested_at", "resting_until", "set", "shared_limits", "spec", "starving",
+        "tally", "took", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +91,7 @@ class QueueState:
         self.appetite = 1
         self.took = False
         self.tally = None if shared.recorder is None else shared.recorder.tally(spec.name)
+        self.held_back = 0
         self.indexed = False
         self.ahead = Prefetch(shared.pace.get(spec.name, 0))
         self.quiet = False

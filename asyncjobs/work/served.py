@@ -32,6 +32,7 @@ class Served(Waiting, Source, Protocol):
     flowing: bool
     alarm_at: float | None
     tally: Tally | None
+    held_back: int
 
     @property
     def wanted(self) -> int:

@@ -169,6 +169,27 @@ async def test_turns_that_a_limit_refuses_are_counted(make_runtime):
             assert 1 <= (await counted(runtime, name))["refused"] <= 40
 
 
+async def test_a_turn_that_a_limit_refuses_does_not_count_where_there_is_no_job(make_runtime):
+    """A shared limit is asked before the queue is looked at, and else a process without work would send figures."""
+    runtime, api, waited = make_runtime(), Limiter(1, 1, name="api"), []
+    runtime.job("idle", limiter=api)(lambda data: data)
+
+    @runtime.job("work", limiter=api)
+    async def work(data):
+        idle.look_again()
+        await eventually(lambda: idle.parked is not None)
+        waited.append(idle.held_back)
+
+    async with runtime:
+        idle = runtime._assembly.queues.consumers["idle"]
+        await eventually(lambda: not idle.hungry)
+        await runtime.queue.add("work")
+        await eventually(lambda: waited and idle.parked is None and not idle.hungry)
+        assert waited[0] >= 1
+        assert idle.held_back == 0
+        assert runtime._assembly.recorder.tally("idle").frame.empty
+
+
 async def test_many_jobs_are_sampled_and_all_are_counted(make_runtime):
     jobs = 100 * SAMPLES
     runtime = make_runtime(loop_budget=None)
