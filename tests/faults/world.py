@@ -704,8 +704,8 @@ class World:
     async def _judge(self) -> None:
         for job_id, one in self.jobs.items():
             name, group = one.place
-            # Where a job is removed at its end, the store keeps nothing to tell its ends apart. A process that has lost the
-            # job and sends its outcome again cannot know whose end has removed it, and tells of its own.
+            # Where a job is removed at its end, the store keeps nothing to tell its ends apart. A process that has
+            # lost the job and sends its outcome again cannot know whose end has removed it, and tells of its own.
             told_by_both = job_id in self.stalled and not KINDS[name].keeps
             if len(one.terminals) > (max(1, one.returned + one.failures) if told_by_both else 1):
                 self.broken.append(f"{one!r} ended twice")
