@@ -176,15 +176,6 @@ class Consumer(QueueState):
             self.rested_at = clock.monotonic()
             self.on_rest(self)
 
-    def _tell_held_back(self, found: bool) -> None:
-        """Count the turns that a shared limit has held back, if there was a job that they could have `found`.
-
-        Else a process without work would send figures of nothing to the store.
-        """
-        if found and self.tally is not None:
-            self.tally.count("refused", self.held_back)
-        self.held_back = 0
-
     def _leave_lines(self) -> None:
         """Leave the lines for slots and shared limits, because the queue has no job to take."""
         self._shared.pump.leave(self)

@@ -117,6 +117,15 @@ class QueueState:
     def look_again(self) -> None:
         """Take a turn soon, since the queue may have jobs to take."""
 
+    def _tell_held_back(self, found: bool) -> None:
+        """Count the turns that a shared limit has held back, if there was a job that they could have `found`.
+
+        Else a process without work would send figures of nothing to the store.
+        """
+        if found and self.tally is not None:
+            self.tally.count("refused", self.held_back)
+        self.held_back = 0
+
     # What the queue holds, and what may run -----------------------------------------------------------------
     @property
     def idle(self) -> bool:
