@@ -18,9 +18,9 @@ SETTLED = 40  # starts after which all weights are known, and what was free at f
 # A queue that is late for a token, because the machine is busy, leaves it to the others; windows are long beside that.
 # Of each what the runtime and the job have, and how many jobs run at once; None: tokens are what is scarce.
 SCARCE: dict[str, tuple[dict[str, Any], dict[str, Any], int | None]] = {
-    "total limit": ({}, {"total_limiter": Limiter(12, 0.3)}, None),
+    "total limit": ({}, {"total_limiter": Limiter(12, 0.6)}, None),
     "wide total limit": ({}, {"total_limiter": Limiter(27, 0.6)}, None),
-    "named limit": ({}, {"limiter": Limiter(12, 0.3, name="shared")}, None),
+    "named limit": ({}, {"limiter": Limiter(12, 0.6, name="shared")}, None),
     "total concurrency": ({}, {"total_concurrency": 1}, 1),
     "total concurrency 4": ({}, {"total_concurrency": 4}, 4),
     "both": ({}, {"total_concurrency": 1, "total_limiter": Limiter(20, 0.1)}, 1),
