@@ -44,7 +44,7 @@ class Acting(RetryingCaller):
             )
         )  # fmt: skip
         await self._unlist(listed)
-        return str(answers.decode())
+        return await self._reached(name, keys, answers.decode())
 
     async def promote(self, name: str, keys: Keys, act: Act, job_ids: Sequence[str]) -> str:
         """Delayed jobs of one queue wait from now on."""
@@ -54,7 +54,7 @@ class Acting(RetryingCaller):
                 keys.stream, keys.delayed, keys.jobs, self.channels.news(name), keys.group, act.id, act.entry, *job_ids
             )
         )
-        return str(answers.decode())
+        return await self._reached(name, keys, answers.decode())
 
     async def remove(self, name: str, keys: Keys, job_ids: Sequence[str]) -> str:
         """Jobs of one queue go, unless they run."""
@@ -76,6 +76,8 @@ class Acting(RetryingCaller):
         listed = await self._listings(name, keys, job_ids)
         _, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
         await self._unlist(listed)
+        if DONE.encode() in answers:
+            await self._looked_at(name, keys)
         return str(answers.decode())
 
     async def locate(self, keys: Keys, job_ids: Sequence[str]) -> dict[str, str]:
@@ -146,6 +148,17 @@ class Acting(RetryingCaller):
         """Delete the shared limit over all groups of a name."""
         gate = total_gate(self.prefix, name)
         await self._ask(("UNLINK", gate, *(f"{gate}:{n}" for n in range(1, MOST_WINDOWS))))
+
+    async def _reached(self, name: str, keys: Keys, answers: str) -> str:
+        """The same answers. A group that was registered and got no work is looked at, so that it is reaped."""
+        if DONE not in answers and DONE_BEFORE not in answers:
+            await self._looked_at(name, keys)
+        return answers
+
+    async def _looked_at(self, name: str, keys: Keys) -> None:
+        """A group that may have lost its last job has its turn, so that it is reaped."""
+        if keys.group:
+            await self._ask(("PUBLISH", self.channels.news(name), f"0|{keys.group}"))
 
     async def _register(self, name: str, keys: Keys) -> None:
         """A group is registered before it gets work: the other way round, a crash would hide the work."""

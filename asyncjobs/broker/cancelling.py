@@ -105,6 +105,8 @@ class Cancelling(Acting, Keeping):
             await self._ask(scripts.REMIND(cancels_key(self.prefix), REMEMBERED, MOST_REMEMBERED, *told))
         await self._strike(target, listed_at, [job_id for job_id in listed if answers[job_id] in "fg"])
         ended = [job_id for job_id, answer in answers.items() if answer == "k"]
+        if ended:
+            await self._looked_at(target.name, keys)
         if ended and self._count_cancelled is not None:
             self._count_cancelled(target.name, len(ended))
         await self._let_go(target, {keeps[job_id] for job_id in ended}, bool(grouped))

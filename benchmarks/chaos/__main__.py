@@ -170,6 +170,8 @@ class Chaos:
         delay = rng.uniform(0, 1) if rng.random() < 0.1 else 0.0
         job_id = f"job-{number}"
         act = ("cancelled", "removed", "retried")[rng.randrange(3)] if rng.uniform(0, 100) < self.args.acts else ""
+        if act == "removed" and kind.groups:
+            act = "cancelled"  # a group stays registered until what it was last told to wait for is due
         if act == "removed":
             delay = 3600.0
         elif act == "retried":

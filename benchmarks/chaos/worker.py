@@ -148,7 +148,9 @@ def leave_out(protection: str) -> None:
             "work", {"if job[1] ~= ARGV[i + 3] then": "if false then", "elseif job[2] ~= 'a' then": "elseif false then"}
         )
     elif protection == "act":
-        _weaken("retry", {"elseif state ~= 'f' and state ~= 'k' then": "elseif state == '-' then"})
+        unlisted = "redis.call('ZREM', zsets[state], id)"
+        _weaken("retry", {"elseif zsets[state] then": "elseif state ~= '-' then"})
+        _weaken("retry", {unlisted: f"if zsets[state] then {unlisted} end"})
     elif protection == "adoption":
         from asyncjobs.work.pump import Pump
         from asyncjobs.work.turn import Turn
