@@ -76,7 +76,7 @@ class Acting(RetryingCaller):
         listed = await self._listings(name, keys, job_ids)
         _, answers = await self._ask(scripts.REMOVE(keys.stream, *sets, keys.jobs, self.channels.done, *jobs))
         await self._unlist(listed)
-        if DONE.encode() in answers:
+        if DONE.encode() in answers or GONE.encode() in answers:  # gone by this act, if its first reply was lost
             await self._looked_at(name, keys)
         return str(answers.decode())
 

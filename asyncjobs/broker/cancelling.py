@@ -105,7 +105,7 @@ class Cancelling(Acting, Keeping):
             await self._ask(scripts.REMIND(cancels_key(self.prefix), REMEMBERED, MOST_REMEMBERED, *told))
         await self._strike(target, listed_at, [job_id for job_id in listed if answers[job_id] in "fg"])
         ended = [job_id for job_id, answer in answers.items() if answer == "k"]
-        if ended:
+        if ended or "x" in answers.values():  # cancelled by this act, if its first reply was lost
             await self._looked_at(target.name, keys)
         if ended and self._count_cancelled is not None:
             self._count_cancelled(target.name, len(ended))
